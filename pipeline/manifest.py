@@ -1,0 +1,107 @@
+"""The manifest: what a data set holds. Written last by the write stage, and all that the load stage knows of it.
+
+A folder without `manifest.json` is not a data set. Reading one checks its form: the paths that it names lie inside
+its own folder, and its counts agree with each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.token_store import write_json
+
+if TYPE_CHECKING:
+    import os
+
+FORMAT_VERSION = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One Parquet file."""
+
+    path: str  # relative to the data set's folder
+    num_windows: int
+    bytes: int
+    sha256: str
+    row_groups: list[int]  # windows in each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitEntry:
+    """One split: `train` or `validation`."""
+
+    num_documents: int
+    num_tokens: int
+    num_windows: int
+    max_length: int
+    stride: int
+    shards: list[ShardEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A data set."""
+
+    fingerprint: str
+    tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
+    corpus: dict[str, Any]  # documents, characters, bytes, bad (by reason), special_text_found
+    splits: dict[str, SplitEntry]
+    config: dict[str, Any]  # resolved
+    format_version: int = field(default=FORMAT_VERSION)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` under a temporary name and rename it: from then on the folder is a data set."""
+    write_json(folder / FILE, dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a data set's folder.
+
+    Raises:
+        ValueError: no manifest is there (the folder is no data set, or its writing did not finish), or it is malformed;
+            the message names the file and the field.
+
+    """
+    path = Path(folder) / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        found = "holds no manifest.json" if Path(folder).is_dir() else "does not exist"
+        raise ValueError(
+            f"{folder} {found}: it is not a data set, or its writing did not finish; run the write stage"
+        ) from None
+    try:
+        fields = json.loads(text)
+        _check_version(fields["format_version"])
+        fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
+        return Manifest(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: malformed: {type(error).__name__}: {error}") from error
+
+
+def _check_version(version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
+
+
+def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
+    shards = [ShardEntry(**shard) for shard in entry.pop("shards")]
+    split = SplitEntry(shards=shards, **entry)
+    for shard in shards:
+        if not re.fullmatch(rf"data/{re.escape(name)}-\d{{5,}}-of-\d{{5,}}\.parquet", shard.path):
+            raise ValueError(f"splits.{name}.shards: {shard.path!r} is no shard's name")
+        if sum(shard.row_groups) != shard.num_windows or min(shard.row_groups, default=0) < 0:
+            raise ValueError(
+                f"{shard.path}: row_groups {shard.row_groups} do not add up to num_windows {shard.num_windows}"
+            )
+    if sum(shard.num_windows for shard in shards) != split.num_windows:
+        raise ValueError(f"splits.{name}: the shards' num_windows do not add up to {split.num_windows}")
+    return split

@@ -1,0 +1,245 @@
+"""The token store: every token ID once, where each document starts, and where it came from.
+
+A store is a JSON file that names chunks in their order; a chunk is a folder made from one input split:
+
+    <cache>/stores/<id>.json
+    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, one end-of-text token behind each
+    document <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
+    <cache>/chunks/<id>/chunk.json                  counts and sources
+
+Chunks are built under a temporary name and renamed, so a chunk that is there is whole, and two runs that build the
+same one do not harm each other. A reader maps the IDs into memory: a store of any size costs no memory of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+SPLITS = ("train", "validation")
+DOCUMENT = np.dtype(
+    [
+        ("split", "u1"),  # index into SPLITS
+        ("source", "<i4"),  # index into the chunk's sources
+        ("row", "<i8"),  # the document's row or line in its source, from 0
+        ("first", "<i8"),  # its first token in its split's part of the chunk
+        ("count", "<i8"),  # its tokens, the end-of-text token left out
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What one chunk holds, as its `chunk.json` says."""
+
+    id: str
+    tokens: dict[str, int]  # by split, end-of-text tokens included
+    num_documents: dict[str, int]  # by split; a document that goes on from the chunk before is not counted again
+    characters: int
+    bytes: int
+    special_text_found: int
+    bad: dict[str, int]  # reason -> documents
+    sources: list[str]
+    continued: bool  # its first document goes on from the chunk before
+
+
+class TokenStream:
+    """The token IDs of one split, end to end: `read(start, stop)` copies any range of them out of the mapped files."""
+
+    def __init__(self, files: list[Path], sizes: list[int], *, begin: int = 0, end: int | None = None) -> None:
+        self._files = files
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self._begin = begin
+        self._end = (int(self._ends[-1]) if files else 0) if end is None else end
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Token IDs [start, stop) of the stream, 1-D, in the store's own integer type."""
+        assert 0 <= start <= stop <= len(self), f"tokens {start} to {stop} of a stream of {len(self)}"
+        start, stop = start + self._begin, stop + self._begin
+        parts = []
+        at = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            before = int(self._ends[at - 1]) if at else 0
+            upto = min(stop, int(self._ends[at]))
+            parts.append(_map(self._files[at])[start - before : upto - before])
+            start, at = upto, at + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStore:
+    """Chunks in their order, and how they make up the splits."""
+
+    cache: Path
+    chunks: list[Chunk]
+    tokenizer: dict[str, Any]  # as in the manifest: name, hash, vocab_size, special_tokens
+    validation: float
+
+    @property
+    def id(self) -> str:
+        """The store's identity."""
+        return store_id([chunk.id for chunk in self.chunks], validation=self.validation)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in all splits."""
+        return sum(sum(chunk.num_documents.values()) for chunk in self.chunks)
+
+    def splits(self) -> list[str]:
+        """The splits that this store was asked to have."""
+        return list(SPLITS if self.validation > 0 else SPLITS[:1])
+
+    def stream(self, split: str) -> TokenStream:
+        """One split's token IDs: D documents with D - 1 end-of-text tokens between them.
+
+        A corpus of one document has no other to hold out: its last part is the validation split.
+        """
+        if self.num_documents == 1 and self.validation > 0:
+            cut = self._cut()
+            begin, end = (0, cut) if split == "train" else (cut, self._total(SPLITS) - 1)
+            return TokenStream(*self._files(SPLITS), begin=begin, end=end)
+        return TokenStream(*self._files((split,)), end=max(0, self._total((split,)) - 1))
+
+    def documents(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Each document's first token in the split's stream and its number of tokens, both int64 [documents]."""
+        if self.num_documents == 1 and self.validation > 0:
+            return np.zeros(1, np.int64), np.array([len(self.stream(split))], np.int64)
+        firsts: list[np.ndarray] = []
+        counts: list[np.ndarray] = []
+        base = 0
+        for chunk in self.chunks:
+            table = np.load(self.cache / "chunks" / chunk.id / "documents.npy", mmap_mode="r")
+            table = table[table["split"] == SPLITS.index(split)]
+            first, count = table["first"] + base, table["count"].copy()
+            if chunk.continued and len(count) and counts:
+                counts[-1][-1] += count[0]
+                first, count = first[1:], count[1:]
+            if len(count):
+                firsts.append(first)
+                counts.append(count)
+            base += chunk.tokens[split]
+        empty = np.empty(0, np.int64)
+        return np.concatenate([empty, *firsts]), np.concatenate([empty, *counts])
+
+    def _cut(self) -> int:
+        total = self._total(SPLITS) - 1
+        return total - round(total * self.validation)
+
+    def _total(self, splits: tuple[str, ...]) -> int:
+        return sum(chunk.tokens[split] for chunk in self.chunks for split in splits)
+
+    def _files(self, splits: tuple[str, ...]) -> tuple[list[Path], list[int]]:
+        parts = [
+            (self.cache / "chunks" / chunk.id / f"{split}.npy", chunk.tokens[split])
+            for chunk in self.chunks
+            for split in splits
+            if chunk.tokens[split]
+        ]
+        return [path for path, _ in parts], [size for _, size in parts]
+
+
+def store_id(chunk_ids: list[str], *, validation: float) -> str:
+    """A store's identity: a sha256 over its chunks in their order. A chunk's ID covers its text and its tokenizer."""
+    return hashlib.sha256(json.dumps([FORMAT, validation, chunk_ids]).encode()).hexdigest()
+
+
+def save_store(store: TokenStore) -> Path:
+    """Write the file that names the store's chunks, and return its path: `<cache>/stores/<id>.json`."""
+    path = store.cache / "stores" / f"{store.id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = {"format": FORMAT, "tokenizer": store.tokenizer, "validation": store.validation}
+    write_json(path, {**fields, "chunks": [chunk.id for chunk in store.chunks]})
+    return path
+
+
+def open_store(path: str | os.PathLike[str]) -> TokenStore:
+    """The token store that a file written by `save_store` names.
+
+    Raises:
+        ValueError: the file is not a token store, or a chunk that it names is not there.
+
+    """
+    path = Path(path)
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a token store of format {FORMAT}")
+    cache = path.parent.parent
+    chunks = []
+    for chunk_id in fields["chunks"]:
+        chunk = find_chunk(cache, chunk_id)
+        if chunk is None:
+            raise ValueError(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again")
+        chunks.append(chunk)
+    return TokenStore(cache=cache, chunks=chunks, tokenizer=fields["tokenizer"], validation=fields["validation"])
+
+
+def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
+    """The finished chunk of that ID, or None."""
+    if not re.fullmatch(r"[0-9a-f]{64}", chunk_id):
+        raise ValueError(f"a chunk's ID is a sha256 in hex, not {chunk_id!r}")
+    try:
+        fields = json.loads((cache / "chunks" / chunk_id / "chunk.json").read_text())
+    except FileNotFoundError:
+        return None
+    return Chunk(**fields)
+
+
+def write_chunk(
+    cache: Path, chunk: Chunk, *, ids: dict[str, np.ndarray], documents: np.ndarray, quarantine: list[dict[str, Any]]
+) -> Chunk:
+    """Write a chunk as one folder: whole under its name, or not there. Returns the chunk that is there afterwards."""
+    folder = cache / "chunks" / chunk.id
+    temporary = cache / "chunks" / f".{chunk.id}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir(parents=True)
+    try:
+        for split in SPLITS:
+            _save(temporary / f"{split}.npy", ids[split])
+        _save(temporary / "documents.npy", documents)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in quarantine)
+        (temporary / "quarantine.jsonl").write_text(lines, encoding="utf-8")
+        write_json(temporary / "chunk.json", dataclasses.asdict(chunk))
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if find_chunk(cache, chunk.id) is None:  # else another run was first, and its chunk is the same
+            raise
+    return chunk
+
+
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write JSON under a temporary name, flush it to the disk, and rename it into place."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(fields, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@lru_cache(maxsize=4096)
+def _map(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

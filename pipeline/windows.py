@@ -1,0 +1,97 @@
+"""Sliding windows as arithmetic: how many there are, where each starts, and its tokens.
+
+Window k of a segment of N tokens starts at `k * stride`. Its inputs are `ids[s : s + L]` and its targets the same one
+token later, `ids[s + 1 : s + L + 1]`, so it needs L + 1 tokens and a segment has `max(0, ceil((N - L) / stride))`
+windows: those of `range(0, N - L, stride)`. A token stream is one segment (windows cross documents), or each document
+is a segment of its own (they do not). Nothing is stored for a window: any of them is found in O(log segments).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.token_store import TokenStream
+
+IGNORED = -100  # a target that counts in no loss: torch's cross_entropy skips it by default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """The windows of a token stream.
+
+    Args:
+        firsts: int64 [segments], each segment's first token in the stream.
+        sizes: int64 [segments], each segment's number of tokens.
+        max_length: tokens per window, L.
+        stride: tokens between the starts of two windows.
+        tail: `drop` leaves out the rest of a segment that fills no window; `pad` makes one shorter window of it.
+
+    """
+
+    firsts: np.ndarray
+    sizes: np.ndarray
+    max_length: int
+    stride: int
+    tail: str = "drop"
+    ends: np.ndarray = field(init=False)  # int64 [segments], windows up to and with each segment
+
+    def __post_init__(self) -> None:
+        counts = count_windows(self.sizes, max_length=self.max_length, stride=self.stride, tail=self.tail)
+        object.__setattr__(self, "ends", np.cumsum(counts, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where windows lie: their first tokens in the stream, int64 [B], and their real tokens, int32 [B].
+
+        A window has `max_length` real tokens unless it is the padded tail of its segment.
+        """
+        segments = np.searchsorted(self.ends, windows, side="right")
+        before = np.where(segments > 0, self.ends[segments - 1], 0)
+        starts = self.firsts[segments] + (windows - before) * self.stride
+        left = self.firsts[segments] + self.sizes[segments] - 1 - starts  # inputs that still have a target
+        return starts, np.minimum(left, self.max_length).astype(np.int32)
+
+
+def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str = "drop") -> np.ndarray:
+    """How many windows segments of so many tokens have, int64 [segments].
+
+    `tail=pad` adds one where some token is a target of no full window: `ids[N - 1]` must be one.
+    """
+    full: np.ndarray = np.maximum(0, -((max_length - sizes) // stride))
+    if tail == "drop":
+        return full
+    reach = np.where(full > 0, (full - 1) * stride + max_length, 0)  # the last target of the full windows
+    padded: np.ndarray = full + ((reach < sizes - 1) & (full * stride < sizes - 1))
+    return padded
+
+
+def read_windows(
+    stream: TokenStream, windows: Windows, first: int, last: int, *, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens of windows [first, last) in one sequential read of the stream.
+
+    Returns:
+        `ids_BT1`, int32 [B, L + 1], inputs and the one target beyond them, `pad_id` behind the real tokens; `starts`,
+        int64 [B]; `lengths`, int32 [B], the real tokens of each window.
+
+    """
+    starts, lengths = windows.locate(np.arange(first, last, dtype=np.int64))
+    width = windows.max_length + 1
+    offsets = starts - starts[0]
+    span = int(offsets[-1]) + width
+    tokens = np.full(span, pad_id, dtype=np.int32)
+    stop = min(int(starts[0]) + span, len(stream))
+    tokens[: stop - int(starts[0])] = stream.read(int(starts[0]), stop)
+    views = np.lib.stride_tricks.sliding_window_view(tokens, width)
+    regular = len(windows.firsts) == 1
+    ids_BT1 = views[:: windows.stride].copy() if regular else views[offsets]
+    short = np.flatnonzero(lengths < windows.max_length)
+    for row in short:  # at most one for each segment
+        ids_BT1[row, lengths[row] + 1 :] = pad_id
+    return ids_BT1, starts, lengths
