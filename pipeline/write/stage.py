@@ -1,0 +1,255 @@
+"""The write stage: a corpus becomes a data set. Tokens first, windows second, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.manifest import FILE, FORMAT_VERSION, Manifest, SplitEntry, read_manifest, write_manifest
+from pipeline.token_store import store_id
+from pipeline.windows import Windows
+from pipeline.write.corpus import CorpusOptions, find_splits
+from pipeline.write.shards import Layout, choose_layout, write_split
+from pipeline.write.tokenizer import load_tokenizer
+from pipeline.write.tokens import chunk_id, describe_tokenizer, tokenize
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from pipeline.token_store import TokenStore, TokenStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteReport:
+    """What the write stage did."""
+
+    path: Path
+    manifest: Manifest
+    finished_before: bool  # the data set was there already: nothing was written
+    chunks: int
+    chunks_made: int  # the rest was found in the cache
+    engine: str
+    start_seconds: float  # to load the tokenizer, and to find and hash the input
+    tokenize_seconds: float
+    write_seconds: float
+
+
+def write_shards(
+    path: str | os.PathLike[str],
+    *,
+    corpus: str = "python_docs",
+    corpus_path: str | Sequence[str] | None = None,
+    corpus_url: str | None = None,
+    corpus_sha256: str | None = None,
+    on_bad: str = "quarantine",
+    max_bad_fraction: float = 0.01,
+    max_document_bytes: int = 1 << 30,
+    tokenizer: str = "gpt2",
+    tokenizer_path: str | None = None,
+    tokenizer_pattern: str | None = None,
+    engine: str = "auto",
+    special_text: str = "literal",
+    max_length: int = 256,
+    stride: int | None = None,
+    tail: str = "drop",
+    documents: str = "join",
+    validation: float = 0.0,
+    split_seed: int = 0,
+    windows_per_shard: int | None = None,
+    windows_per_group: int | None = None,
+    compression: str = "zstd",
+    overwrite: bool = False,
+    cache_path: str | os.PathLike[str] = "outputs/cache",
+    workers: int = 1,
+    config: dict[str, Any] | None = None,
+) -> WriteReport:
+    """Write a corpus as a data set of token windows in Parquet shards.
+
+    The arguments are the config's keys of the same names; `stride` left out is `max_length`. `config` is recorded in
+    the manifest and has no other effect. A data set that is there already and has the same fingerprint is left as it
+    is.
+
+    Raises:
+        ValueError: the corpus is empty, unreadable or too short for one window, or the folder holds something else.
+
+    """
+    folder, cache = Path(path), Path(cache_path)
+    stride = max_length if stride is None else stride
+    started = time.perf_counter()
+    layout = choose_layout(
+        max_length=max_length,
+        windows_per_group=windows_per_group,
+        windows_per_shard=windows_per_shard,
+        compression=compression,
+    )
+    encoder = load_tokenizer(
+        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
+    )
+    paths = (corpus_path,) if isinstance(corpus_path, str) else tuple(corpus_path or ())
+    inputs = find_splits(corpus, CorpusOptions(paths=paths, url=corpus_url, sha256=corpus_sha256, cache=cache))
+    policy = {"validation": validation, "seed": split_seed, "on_bad": on_bad, "max_document_bytes": max_document_bytes}
+    ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
+    window: dict[str, Any] = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents}
+    identity = fingerprint(store_id(ids, validation=validation), window, layout)
+    finished = claim_folder(folder, identity, overwrite=overwrite)
+    ready = time.perf_counter()
+    if finished:
+        return WriteReport(
+            path=folder,
+            manifest=finished,
+            finished_before=True,
+            chunks=len(ids),
+            chunks_made=0,
+            engine=encoder.engine,
+            start_seconds=ready - started,
+            tokenize_seconds=0.0,
+            write_seconds=0.0,
+        )
+    with _bar("tokenize", sum(part.bytes for part in inputs), "B") as bar:
+        store, made = tokenize(
+            inputs,
+            cache=cache,
+            tokenizer=encoder,
+            validation=validation,
+            seed=split_seed,
+            on_bad=on_bad,
+            max_bad_fraction=max_bad_fraction,
+            max_document_bytes=max_document_bytes,
+            workers=workers,
+            advance=lambda chunk: bar.update(chunk.bytes),
+        )
+    tokenized = time.perf_counter()
+    plans = {name: plan_split(store, name, **window) for name in store.splits()}
+    with _bar("write", sum(len(windows) for _, windows in plans.values()), "windows") as bar:
+        splits = {}
+        for name, (stream, windows) in plans.items():
+            entries = write_split(
+                folder,
+                name,
+                stream=stream,
+                windows=windows,
+                layout=layout,
+                pad_id=encoder.end_of_text,
+                workers=workers,
+                advance=bar.update,
+            )
+            splits[name] = SplitEntry(
+                num_documents=len(store.documents(name)[0]),
+                num_tokens=len(stream),
+                num_windows=len(windows),
+                max_length=max_length,
+                stride=stride,
+                shards=entries,
+            )
+    manifest = Manifest(
+        fingerprint=identity,
+        tokenizer=describe_tokenizer(encoder),
+        corpus=count_corpus(store),
+        splits=splits,
+        config=config or {},
+    )
+    shutil.rmtree(folder / ".tmp", ignore_errors=True)
+    write_manifest(folder, manifest)
+    return WriteReport(
+        path=folder,
+        manifest=manifest,
+        finished_before=False,
+        chunks=len(store.chunks),
+        chunks_made=made,
+        engine=encoder.engine,
+        start_seconds=ready - started,
+        tokenize_seconds=tokenized - ready,
+        write_seconds=time.perf_counter() - tokenized,
+    )
+
+
+def fingerprint(store: str, window: dict[str, Any], layout: Layout) -> str:
+    """A data set's identity: sha256 over the token store's identity, the windows' parameters and the layout."""
+    parts = [FORMAT_VERSION, store, window, layout.windows_per_group, layout.windows_per_shard, layout.compression]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def plan_split(
+    store: TokenStore, split: str, *, max_length: int, stride: int, tail: str, documents: str
+) -> tuple[TokenStream, Windows]:
+    """A split's token stream and its windows.
+
+    Raises:
+        ValueError: the split has no token, or is too short for a single window.
+
+    """
+    stream = store.stream(split)
+    if documents == "separate":
+        firsts, sizes = store.documents(split)
+    else:
+        firsts, sizes = np.zeros(1, np.int64), np.array([len(stream)], np.int64)
+    windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride, tail=tail)
+    if len(windows) == 0:
+        remedy = "lower window.max_length or set window.tail=pad" if len(stream) > 1 else "look at the corpus"
+        if store.validation:
+            remedy += ", or change split.validation or split.seed"
+        raise ValueError(
+            f"the {split} split has {len(stream)} tokens in {len(firsts) if len(stream) else 0} segments, but a window "
+            f"of window.max_length={max_length} needs {max_length + 1} tokens of one; {remedy}"
+        )
+    return stream, windows
+
+
+def claim_folder(folder: Path, identity: str, *, overwrite: bool) -> Manifest | None:
+    """Make the folder ready for the data set `identity`, or return the manifest of the finished one that it holds.
+
+    Raises:
+        ValueError: the folder holds another data set, or files that no data set has.
+
+    """
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    if (folder / FILE).exists():
+        manifest = read_manifest(folder)
+        if manifest.fingerprint == identity:
+            gone = [shard.path for split in manifest.splits.values() for shard in split.shards]
+            gone = [name for name in gone if not (folder / name).is_file()]
+            if not gone:
+                return manifest
+        elif not overwrite:
+            raise ValueError(
+                f"{folder} holds another data set: its fingerprint is {manifest.fingerprint[:12]}, this config's is "
+                f"{identity[:12]}. Choose another shards.path, or replace it with shards.overwrite=true"
+            )
+        (folder / FILE).unlink()  # first: from here on the folder is no data set until it is whole again
+    ours = {"data", "README.md", ".tmp"}
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
+    if others:
+        raise ValueError(f"{folder} holds {others[0]!r}, which is no part of a data set; choose another shards.path")
+    for stale in (*folder.glob("data/*.parquet"), *folder.glob(".tmp/*")):
+        stale.unlink()
+    return None
+
+
+def count_corpus(store: TokenStore) -> dict[str, Any]:
+    """What the corpus held, for the manifest and the summary."""
+    bad: Counter[str] = Counter()
+    for chunk in store.chunks:
+        bad.update(chunk.bad)
+    return {
+        "documents": store.num_documents,
+        "characters": sum(chunk.characters for chunk in store.chunks),
+        "bytes": sum(chunk.bytes for chunk in store.chunks),
+        "special_text_found": sum(chunk.special_text_found for chunk in store.chunks),
+        "bad": dict(sorted(bad.items())),
+    }
+
+
+def _bar(name: str, total: int, unit: str) -> tqdm[Any]:
+    return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr)

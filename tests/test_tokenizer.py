@@ -1,0 +1,634 @@
+"""Laws of the tokenizers: all engines give tiktoken's IDs, no text is lost, identity is content, errors help."""
+
+import base64
+import doctest
+import hashlib
+import importlib.util
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import regex
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
+from tiktoken_ext import openai_public
+
+from pipeline.write import engines, tokenizer
+from pipeline.write.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED
+from pipeline.write.tokenizer import load_tokenizer
+
+# The hash of GPT-2's tokenizer, held by every data set that was written with it: it must never change.
+GPT2_HASH = "1ec7ffffbd66e7826a9949c2a369a186ecd7c7d9dddb478ace0454bed79662e7"
+
+HAS_GIGATOKEN = importlib.util.find_spec("gigatoken") is not None
+needs_gigatoken = pytest.mark.skipif(not HAS_GIGATOKEN, reason="the extra `fast` is not installed")
+ENGINES_HERE = ["tiktoken", *(["gigatoken"] if HAS_GIGATOKEN else [])]
+SPECIAL_NAMES = sorted({name for known in PUBLISHED.values() for name in known.special_tokens})
+
+# Pieces that pretokenizers treat differently, so that short examples reach every branch of the patterns.
+PIECES = [
+    *SPECIAL_NAMES, "<|", "|>", "<|endof", "text|>", "<", "|", "/", "'", "'s", "'S", "'\u017f", "'ll", "'LL", "'re",
+    "\u2019t", " ", "  ", "   ", "\t", "\n", "\r\n", "\r", "\x00", "\x0b", "\x1c", "\x85", "\xa0", "\u2003", "\u3000",
+    "\u200b", "\ufeff", "a", "Z", "word", "Word", "WORD", "iPhone", "\u01c5", "\u02b0", "\xe9", "e\u0301", "\u0301",
+    "\xdf", "\u0130", "\u6f22\u5b57", "\u0e01", "\u0915\u094d", "1", "12345", "\u0660", "\xbd", "\u2167", "+", "...",
+    "\U0001f642", "\U0001f468\u200d\U0001f469", "\U0010ffff", "\ue000",
+]  # fmt: skip
+runs = st.builds(lambda piece, count: piece * count, st.sampled_from(PIECES), st.integers(1, 40))
+texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8), runs), max_size=12).map("".join)
+batches = st.lists(texts, max_size=5)
+
+
+def gpt2_ranks(pattern: str = "gpt2", special_tokens: dict[str, int] | None = None) -> tiktoken.Encoding:
+    """A tiktoken encoding made with tiktoken's own reader, for comparison."""
+    ranks = load_tiktoken_bpe(str(PACKAGED_RANKS))
+    return tiktoken.Encoding(
+        "test", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special_tokens or {END_OF_TEXT: 50256}
+    )
+
+
+REFERENCE = gpt2_ranks()
+PATTERN_REFERENCES = {pattern: gpt2_ranks(pattern) for pattern in PATTERNS}
+PATTERN_ENCODERS = {
+    pattern: engines.gigatoken_encoder(rank_file=PACKAGED_RANKS.read_bytes(), pattern=pattern, special_tokens={})
+    for pattern in (PATTERNS if HAS_GIGATOKEN else ())
+}
+SEVERAL = {name: 50256 + index for index, name in enumerate(SPECIAL_NAMES)}
+SEVERAL_REFERENCE = gpt2_ranks("cl100k", SEVERAL)
+SEVERAL_ENCODER = HAS_GIGATOKEN and engines.gigatoken_encoder(
+    rank_file=PACKAGED_RANKS.read_bytes(), pattern="cl100k", special_tokens=SEVERAL
+)
+
+
+@pytest.fixture
+def fresh_cache():
+    """No tokenizer is kept from before, nor for later."""
+    tokenizer.load_cached.cache_clear()
+    yield
+    tokenizer.load_cached.cache_clear()
+
+
+def as_lists(ids, counts):
+    assert int(counts.sum()) == len(ids)
+    return [part.tolist() for part in np.split(ids, np.cumsum(counts)[:-1])] if len(counts) else []
+
+
+def write_ranks(path: Path, ranks: dict[bytes, int]) -> Path:
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    return path
+
+
+BYTE_RANKS = {bytes([byte]): byte for byte in range(256)}
+SMALL_RANKS = BYTE_RANKS | {b"ab": 256, b"abc": 257}
+
+
+# ---- The IDs
+
+
+def test_a_small_case_by_eye():
+    gpt2 = load_tokenizer(name="gpt2")
+    ids, counts = gpt2.encode_batch(["hello world", "", "hello"])
+    assert (ids.tolist(), counts.tolist()) == ([31373, 995, 31373], [2, 0, 1])
+    assert (ids.dtype, counts.dtype) == (np.uint16, np.int64)
+    assert gpt2.decode(ids) == "hello worldhello"
+    assert gpt2.decode_pieces(ids) == ["hello", " world", "hello"]
+    assert (gpt2.vocab_size, gpt2.end_of_text, gpt2.special_tokens) == (50257, 50256, {END_OF_TEXT: 50256})
+    assert gpt2.cut_safe
+    assert gpt2.engine == ("gigatoken" if HAS_GIGATOKEN else "tiktoken")
+
+
+def test_the_docstring_tells_the_truth():
+    results = doctest.testmod(tokenizer)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES_HERE)
+@settings(max_examples=300, deadline=None)
+@given(documents=batches)
+@example(documents=[])
+@example(documents=["", "", ""])
+@example(documents=["\x00" * 5000, " " * 5000, "a" * 5000, "\n" * 5000, "\U0001f642" * 2000])
+def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, documents):
+    loaded = load_tokenizer(name="gpt2", engine=engine)
+    assert loaded.engine == engine
+    expected = [REFERENCE.encode_ordinary(text) for text in documents]
+    ids, counts = loaded.encode_batch(documents)
+    assert as_lists(ids, counts) == expected
+    assert loaded.decode(ids) == "".join(documents)
+    for kind in (pa.string(), pa.large_string()):
+        # A slice, so that neither the offsets nor the bytes begin at the start of their buffers.
+        sliced = pa.array(["before", *documents, "after"], kind).slice(1, len(documents))
+        assert as_lists(*loaded.encode_batch(sliced)) == expected
+
+
+@pytest.mark.parametrize("engine", ENGINES_HERE)
+@settings(max_examples=300, deadline=None)
+@given(documents=batches)
+def test_control_gives_the_ids_of_encode_with_all_special_tokens_allowed(engine, documents):
+    loaded = load_tokenizer(name="gpt2", engine=engine, special_text="control")
+    expected = [REFERENCE.encode(text, allowed_special="all") for text in documents]
+    assert as_lists(*loaded.encode_batch(documents)) == expected
+
+
+@needs_gigatoken
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=300, deadline=None)
+@given(documents=st.lists(texts, min_size=1, max_size=5))
+def test_gigatoken_follows_each_pattern_as_tiktoken_does(pattern, documents):
+    ids, counts = PATTERN_ENCODERS[pattern](pa.array(documents, pa.large_string()))
+    assert as_lists(ids, counts) == [PATTERN_REFERENCES[pattern].encode_ordinary(text) for text in documents]
+
+
+@needs_gigatoken
+@settings(max_examples=100, deadline=None)
+@given(documents=st.lists(texts, min_size=1, max_size=3))
+def test_gigatoken_takes_several_special_tokens_as_tiktoken_does(documents):
+    expected = [SEVERAL_REFERENCE.encode(text, allowed_special="all") for text in documents]
+    assert as_lists(*SEVERAL_ENCODER(pa.array(documents, pa.large_string()))) == expected
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+@example(text="a\x1c b")
+@example(text="it's 's 12 345/ \n x")
+def test_a_text_may_be_cut_before_an_ascii_space_after_a_character_that_is_no_white_space(pattern, text):
+    encode = PATTERN_REFERENCES[pattern].encode_ordinary
+    whole = encode(text)
+    for place in range(1, len(text)):
+        if text[place] == " " and not regex.match(r"\p{White_Space}", text[place - 1]):
+            assert encode(text[:place]) + encode(text[place:]) == whole
+
+
+def test_bytes_are_ids(fresh_cache):
+    loaded = load_tokenizer(name="bytes")
+    ids, counts = loaded.encode_batch(["Az", "", "\xe9"])
+    assert (ids.tolist(), counts.tolist(), ids.dtype) == ([65, 122, 195, 169], [2, 0, 2], np.uint16)
+    assert (loaded.vocab_size, loaded.end_of_text, loaded.engine, loaded.cut_safe) == (257, 256, "bytes", True)
+    assert loaded.decode([*ids, 256]) == f"Az\xe9{END_OF_TEXT}"
+    assert loaded.decode_pieces(ids) == ["A", "z", "\\xc3", "\\xa9"]
+
+
+@given(documents=batches)
+def test_bytes_give_the_text_back(documents):
+    for special_text in ("literal", "control"):
+        loaded = load_tokenizer(name="bytes", special_text=special_text)
+        ids, counts = loaded.encode_batch(pa.array(["before", *documents]).slice(1))
+        assert [loaded.decode(part) for part in as_lists(ids, counts)] == documents
+        found = int(loaded.count_special(documents).sum())
+        assert int((ids == 256).sum()) == (found if special_text == "control" else 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES_HERE)
+def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engine, monkeypatch):
+    monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", 0.0)  # a fresh encoder for every batch
+    loaded = load_tokenizer(name="gpt2", engine=engine)
+    words = ["alpha ", "beta\n", "\u6f22", " 12", "  ", END_OF_TEXT]
+    jobs = [["".join(words[(i * j) % len(words)] for j in range(k)) for k in range(30)] for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(loaded.encode_batch, jobs))
+    for documents, (ids, counts) in zip(jobs, together, strict=True):
+        assert as_lists(ids, counts) == [REFERENCE.encode_ordinary(text) for text in documents]
+
+
+def test_a_vocabulary_of_more_than_65536_ids_is_stored_as_uint32(tmp_path):
+    pairs = (bytes(pair) for pair in itertools.product(range(256), repeat=2))
+    many = BYTE_RANKS | {pair: 256 + rank for rank, pair in enumerate(pairs)}
+    loaded = load_tokenizer(name="tiktoken_file", path=str(write_ranks(tmp_path / "x", many)), pattern="gpt2")
+    assert (loaded.vocab_size, loaded.dtype, loaded.end_of_text) == (256 + 65536 + 1, np.uint32, 65792)
+    assert loaded.encode_batch([""])[0].dtype == np.uint32
+    ids, _ = loaded.encode_batch(["\U0010ffff"])
+    assert loaded.decode(ids) == "\U0010ffff"
+
+
+# ---- Special tokens in text
+
+
+def test_literal_is_text_control_is_the_token_and_error_refuses():
+    documents = ["plain", f"one {END_OF_TEXT} two {END_OF_TEXT}", "<|endoftext"]
+    literal = load_tokenizer(name="gpt2")
+    control = load_tokenizer(name="gpt2", special_text="control")
+    assert int((literal.encode_batch(documents)[0] == 50256).sum()) == 0
+    assert int((control.encode_batch(documents)[0] == 50256).sum()) == 2
+    for special_text in tokenizer.SPECIAL_TEXTS:
+        loaded = load_tokenizer(name="gpt2", special_text=special_text)
+        assert loaded.count_special(documents).tolist() == [0, 2, 0]
+        assert loaded.count_special([]).tolist() == []
+    with pytest.raises(
+        ValueError, match=r"document 1 of this batch.*<\|endoftext\|> at character 4.*special_text=error"
+    ):
+        load_tokenizer(name="gpt2", special_text="error").encode_batch(documents)
+    assert load_tokenizer(name="gpt2", special_text="error").encode_batch(["plain"])[0].tolist() == [25638]
+
+
+@given(documents=batches)
+def test_special_tokens_are_counted_by_name(documents):
+    loaded = load_tokenizer(name="gpt2")
+    assert loaded.count_special(documents).tolist() == [text.count(END_OF_TEXT) for text in documents]
+    assert loaded.count_special(pa.array(["<|endoftext|>", *documents]).slice(1)).tolist() == [
+        text.count(END_OF_TEXT) for text in documents
+    ]
+
+
+# ---- The audit
+
+
+@needs_gigatoken
+@settings(max_examples=50, deadline=None)
+@given(documents=st.lists(texts, min_size=1, max_size=5), data=st.data())
+def test_the_audit_passes_what_is_right_and_finds_each_planted_difference(documents, data):
+    loaded = load_tokenizer(name="gpt2", engine="gigatoken")
+    ids, counts = loaded.encode_batch(documents)
+    everything = range(len(documents))
+    assert loaded.audited
+    assert loaded.audit(documents, ids, counts, everything) == len(documents)
+    assert loaded.audit(pa.array(documents), ids, counts, []) == 0
+    if len(ids):
+        place = data.draw(st.integers(0, len(ids) - 1))
+        document = int(np.searchsorted(np.cumsum(counts), place, "right"))
+        token = place - int(counts[:document].sum())
+        planted = ids.copy()
+        planted[place] = 7 if ids[place] != 7 else 8
+        with pytest.raises(ValueError, match=r"tokenizer.engine=tiktoken") as caught:
+            loaded.audit(documents, planted, counts, everything)
+        message = f"document {document} of this batch: token {token} is {planted[place]}, and {ids[place]} by tiktoken"
+        assert message in str(caught.value)
+        assert loaded.audit(documents, planted, counts, [d for d in everything if d != document]) == len(documents) - 1
+
+
+@needs_gigatoken
+def test_the_audit_finds_a_missing_last_token():
+    loaded = load_tokenizer(name="gpt2", engine="gigatoken")
+    ids, counts = loaded.encode_batch(["hello world"])
+    with pytest.raises(ValueError, match="token 1 is missing, and 995 by tiktoken"):
+        loaded.audit(["hello world"], ids[:1], counts - 1, [0])
+
+
+@pytest.mark.parametrize(("name", "engine"), [("gpt2", "tiktoken"), ("bytes", "auto")])
+def test_an_engine_that_is_its_own_reference_says_that_nothing_was_compared(name, engine):
+    loaded = load_tokenizer(name=name, engine=engine)
+    ids, counts = loaded.encode_batch(["hello"])
+    assert not loaded.audited
+    assert loaded.audit(["hello"], ids, counts, [0]) == 0
+
+
+# ---- Identity
+
+
+def test_the_hash_is_the_content_and_not_the_name(tmp_path):
+    copy = shutil.copy(PACKAGED_RANKS, tmp_path / "any name")
+    same = [
+        load_tokenizer(name="gpt2"),
+        load_tokenizer(name="r50k_base", engine="tiktoken"),
+        load_tokenizer(name="gpt2", special_text="control"),
+        load_tokenizer(name="tiktoken_file", path=str(copy)),
+        load_tokenizer(name="tiktoken_file", path=str(copy), pattern="gpt2"),
+    ]
+    assert {loaded.hash for loaded in same} == {GPT2_HASH}
+    assert [loaded.name for loaded in same] == ["gpt2", "r50k_base", "gpt2", "r50k_base", "r50k_base"]
+    assert {loaded.engine for loaded in (same[0], same[3], same[4])} == {ENGINES_HERE[-1]}
+
+
+def test_ranks_pattern_and_size_each_change_the_hash(tmp_path):
+    small = str(write_ranks(tmp_path / "small", SMALL_RANKS))
+    swapped = str(write_ranks(tmp_path / "swapped", SMALL_RANKS | {b"ab": 257, b"abc": 256}))
+    gap = str(write_ranks(tmp_path / "gap", SMALL_RANKS | {b"abc": 258}))
+    backwards = str(write_ranks(tmp_path / "backwards", dict(reversed(SMALL_RANKS.items()))))
+    hashes = [
+        load_tokenizer(name=name, path=path, pattern=pattern).hash
+        for name, path, pattern in [
+            ("gpt2", None, None),
+            ("bytes", None, None),
+            ("tiktoken_file", str(PACKAGED_RANKS), "cl100k"),
+            ("tiktoken_file", small, "gpt2"),
+            ("tiktoken_file", small, "o200k"),
+            ("tiktoken_file", small, r"\s+|\S+"),
+            ("tiktoken_file", swapped, "gpt2"),
+            ("tiktoken_file", gap, "gpt2"),
+        ]
+    ]
+    assert len(set(hashes)) == len(hashes)
+    # The order of a file's lines means nothing.
+    assert load_tokenizer(name="tiktoken_file", path=backwards, pattern="gpt2").hash == hashes[3]
+
+
+def test_the_same_arguments_give_the_same_object_until_the_file_changes(tmp_path):
+    path = write_ranks(tmp_path / "ranks", SMALL_RANKS)
+    first = load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+    assert load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2") is first
+    write_ranks(path, SMALL_RANKS | {b"abcd": 258})
+    assert load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2").vocab_size == first.vocab_size + 1
+
+
+def test_a_published_rank_file_comes_out_of_its_ranks_as_it_was():
+    assert engines.canonical_rank_file(engines.packaged_ranks()) == PACKAGED_RANKS.read_bytes()
+
+
+@pytest.mark.parametrize("encoding", PUBLISHED)
+def test_the_table_of_published_encodings_is_that_of_the_installed_tiktoken(encoding, monkeypatch):
+    asked = []
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: asked.append((args, kwargs)) or {})
+    theirs = openai_public.ENCODING_CONSTRUCTORS[encoding]()
+    ours = PUBLISHED[encoding]
+    assert asked == [((engines.RANKS_URL.format(encoding),), {"expected_hash": ours.sha256})]
+    assert (theirs["pat_str"], theirs["special_tokens"]) == (PATTERNS[ours.pattern], ours.special_tokens)
+
+
+# ---- Rank files
+
+
+def test_a_rank_file_of_ones_own(tmp_path):
+    path = write_ranks(tmp_path / "mine.tiktoken", SMALL_RANKS)
+    loaded = load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+    assert (loaded.name, loaded.engine, loaded.cut_safe) == ("tiktoken_file:mine.tiktoken", "tiktoken", True)
+    assert (loaded.special_tokens, loaded.vocab_size) == ({END_OF_TEXT: 258}, 259)
+    assert loaded.encode_batch(["abcab"])[0].tolist() == [257, 256]
+    assert loaded.decode([257, 258]) == f"abc{END_OF_TEXT}"
+    mine = load_tokenizer(name="tiktoken_file", path=str(path), pattern=r"b|[^b]+")
+    assert not mine.cut_safe
+    assert mine.encode_batch(["abcab"])[0].tolist() == [97, 98, 99, 97, 98]
+
+
+BAD_LINES = {
+    "a token that is not base64": (
+        b"?? 300",
+        "line 257: expected a token in base64, a space and its rank, found b'?? 300'",
+    ),
+    "no rank": (b"YWI=", "line 257: expected a token"),
+    "a rank that is no number": (b"YWI= x", "line 257: expected a token"),
+    "three fields": (b"YWI= 1 2", "line 257: expected a token"),
+    "a rank below zero": (b"YWI= -1", "line 257: a rank must lie between 0 and"),
+    "a rank beyond int32": (b"YWI= 2147483647", "line 257: a rank must lie between 0 and"),
+    "a token twice": (b"YQ== 300", "line 257: the token b'a' has a rank already, 97"),
+    "a rank twice": (b"YWI= 97", "line 257: the rank 97 is taken by b'a'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_of_a_rank_file_is_named(case, tmp_path):
+    line, message = BAD_LINES[case]
+    path = write_ranks(tmp_path / "ranks", BYTE_RANKS)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ValueError, match="ranks, line 257") as caught:
+        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+    assert message in str(caught.value)
+
+
+def test_a_rank_file_without_all_bytes_is_refused(tmp_path):
+    path = write_ranks(tmp_path / "ranks", {token: rank for token, rank in BYTE_RANKS.items() if rank < 200})
+    with pytest.raises(ValueError, match=r"every single byte must be a token.*56 are missing, the first is b'\\xc8'"):
+        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+
+
+def test_a_rank_file_that_holds_the_end_of_text_name_is_refused(tmp_path):
+    path = write_ranks(tmp_path / "ranks", BYTE_RANKS | {END_OF_TEXT.encode(): 256})
+    with pytest.raises(ValueError, match="must be a special token"):
+        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+
+
+def test_a_truncated_published_rank_file_needs_a_pattern_and_says_what_it_may_be(tmp_path):
+    path = tmp_path / "cut.tiktoken"
+    path.write_bytes(b"".join(PACKAGED_RANKS.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        ValueError, match=r"not a published encoding.*tokenizer.pattern: gpt2, cl100k, o200k.*truncated"
+    ):
+        load_tokenizer(name="tiktoken_file", path=str(path))
+
+
+def test_a_changed_packaged_rank_file_is_refused(tmp_path, monkeypatch, fresh_cache):
+    data = bytearray(PACKAGED_RANKS.read_bytes())
+    data[-2] ^= 1
+    (tmp_path / "gpt2.tiktoken").write_bytes(data)
+    monkeypatch.setattr(engines, "PACKAGED_RANKS", tmp_path / "gpt2.tiktoken")
+    found = hashlib.sha256(data).hexdigest()
+    with pytest.raises(
+        ValueError, match=f"gpt2.tiktoken.*truncated or changed.*{found}.*{PUBLISHED['r50k_base'].sha256}"
+    ):
+        load_tokenizer(name="gpt2")
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+def test_a_failed_download_says_what_was_tried_and_both_ways_out(name, tmp_path, monkeypatch, fresh_cache):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(engines, "RANKS_URL", "http://127.0.0.1:9/{}.tiktoken")  # nobody listens there
+    with pytest.raises(
+        ValueError, match=f"tokenizer={name}.*TIKTOKEN_CACHE_DIR is {tmp_path}.*http://127.0.0.1:9/"
+    ) as e:
+        load_tokenizer(name=name)
+    assert "tokenizer=tiktoken_file tokenizer.path=<file>" in str(e.value)
+
+
+def test_the_name_that_a_failed_download_gives_for_the_cache_is_where_tiktoken_looks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    url = "http://127.0.0.1:9/{}.tiktoken"
+    monkeypatch.setattr(engines, "RANKS_URL", url)
+    with pytest.raises(ValueError, match=r"name it ([0-9a-f]{40})") as caught:
+        engines.downloaded_ranks("r50k_base")
+    name = regex.search("name it ([0-9a-f]{40})", str(caught.value))[1]
+    shutil.copy(PACKAGED_RANKS, tmp_path / name)
+    assert engines.downloaded_ranks("r50k_base") == engines.packaged_ranks()
+
+
+# ---- Patterns of one's own
+
+
+@pytest.mark.parametrize("pattern", [r"\p{L}+", r"\S+", "a*", r"[\s\S]*", r"\w+|\s+", r".+"])
+def test_a_pattern_that_would_lose_text_is_refused_at_the_start(pattern, tmp_path):
+    path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
+    with pytest.raises(ValueError, match="must match every character and never the empty text"):
+        load_tokenizer(name="tiktoken_file", path=path, pattern=pattern)
+
+
+def test_a_pattern_that_loses_text_later_is_caught_then(tmp_path):
+    path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
+    loaded = load_tokenizer(name="tiktoken_file", path=path, pattern=r"[^#]+|##+")
+    assert loaded.encode_batch(["abc", "", "##"])[1].tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match="leaves out 1 bytes of document 1 of this batch"):
+        loaded.encode_batch(["abc", "a#b", "abc"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "is not a regular expression"),
+        ("gtp2", "Did you mean gpt2"),
+        ("", "must be one of gpt2, cl100k, o200k, or"),
+    ],
+)
+def test_a_pattern_that_is_none_is_refused(pattern, message, tmp_path):
+    path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(name="tiktoken_file", path=path, pattern=pattern)
+
+
+# ---- Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "gtp2"}, r"tokenizer must be one of gpt2, .*bytes, not 'gtp2'. Did you mean gpt2\?"),
+        ({"name": "gpt2", "engine": "tiktokn"}, r"tokenizer.engine must be one of .* Did you mean tiktoken\?"),
+        (
+            {"name": "gpt2", "special_text": "contrl"},
+            r"tokenizer.special_text must be one of .* Did you mean control\?",
+        ),
+        ({"name": "gpt2", "path": "x"}, "takes no tokenizer.path"),
+        ({"name": "tiktoken_file"}, "tokenizer=tiktoken_file needs tokenizer.path=<file>"),
+        ({"name": "huggingface"}, "tokenizer=huggingface needs tokenizer.path=<file>"),
+        ({"name": "gpt2", "pattern": "gpt2"}, "has its own pattern"),
+        ({"name": "bytes", "engine": "gigatoken"}, "is its own engine"),
+        ({"name": "tiktoken_file", "path": "no/such/file"}, "no/such/file cannot be read: No such file"),
+        ({"name": "tiktoken_file", "path": "."}, "cannot be read: Is a directory"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(**arguments)
+
+
+def test_gigatoken_is_refused_for_an_encoding_that_it_does_not_know(tmp_path):
+    path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
+    with pytest.raises(ValueError, match=r"engine=gigatoken encodes r50k_base .*, not tiktoken_file:ranks"):
+        load_tokenizer(name="tiktoken_file", path=path, pattern="gpt2", engine="gigatoken")
+
+
+def test_without_gigatoken_auto_takes_tiktoken_and_gigatoken_names_the_extra(monkeypatch, fresh_cache):
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    assert load_tokenizer(name="gpt2").engine == "tiktoken"
+    with pytest.raises(ValueError, match=r"pip install 'stridemill\[fast\]'"):
+        load_tokenizer(name="gpt2", engine="gigatoken")
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_place():
+    with pytest.raises(ValueError, match=r"document 1 of this batch holds half a surrogate pair at character 2"):
+        load_tokenizer(name="gpt2").encode_batch(["fine", "no\ud800"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_an_id_outside_the_vocabulary_is_refused(name):
+    loaded = load_tokenizer(name=name)
+    with pytest.raises(ValueError, match=f"ID {loaded.vocab_size} is not in the vocabulary of the tokenizer {name}"):
+        loaded.decode([65, loaded.vocab_size])
+
+
+def test_half_a_character_is_shown_and_never_an_error():
+    loaded = load_tokenizer(name="gpt2")
+    ids, _ = loaded.encode_batch(["\U0001f642"])
+    assert loaded.decode(ids[:1]) == "\ufffd"
+    assert "".join(loaded.decode_pieces(ids)) == "\\xf0\\x9f\\x99\\x82"
+
+
+def test_importing_the_module_loads_no_tokenizer_library():
+    heavy = ["tiktoken", "gigatoken", "tokenizers", "awkward", "torch", "regex", "huggingface_hub"]
+    code = f"import sys, pipeline.write.tokenizer; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+# ---- Hugging Face
+
+
+@pytest.fixture(scope="module")
+def huggingface_json(tmp_path_factory):
+    """A byte-level BPE tokenizer of 300 tokens with two special ones, trained here."""
+    tokenizers = pytest.importorskip("tokenizers")
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["</s>", "<pad>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(["the cat sat on the mat and the rat ran " * 5], trainer)
+    # Both would change the IDs in silence, and adding a token of its own would as well.
+    core.enable_truncation(3)
+    core.enable_padding(length=50, pad_id=1)
+    core.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    path = tmp_path_factory.mktemp("huggingface") / "tokenizer.json"
+    core.save(str(path))
+    return path
+
+
+def edited(path: Path, folder: Path, **changes) -> Path:
+    document = json.loads(path.read_text("utf-8")) | changes
+    (folder / "tokenizer.json").write_text(json.dumps(document, indent=4, sort_keys=True), "utf-8")
+    return folder
+
+
+@settings(max_examples=50, deadline=None)
+@given(documents=batches)
+def test_huggingface_encodes_whole_documents_and_gives_them_back(huggingface_json, documents):
+    loaded = load_tokenizer(name="huggingface", path=str(huggingface_json))
+    documents = [*documents, "the </s> cat"]
+    ids, counts = loaded.encode_batch(documents)
+    assert [loaded.decode(part) for part in as_lists(ids, counts)] == documents
+    assert 0 not in ids
+    assert loaded.count_special(["the </s></s> cat", "<pad>", ""]).tolist() == [2, 1, 0]
+
+
+def test_huggingface_has_its_end_of_text_and_control_tokens(huggingface_json):
+    loaded = load_tokenizer(name="huggingface", path=str(huggingface_json), special_text="control")
+    assert (loaded.special_tokens, loaded.end_of_text) == ({"</s>": 0, "<pad>": 1}, 0)
+    assert (loaded.engine, loaded.cut_safe, loaded.audited, loaded.dtype) == ("huggingface", False, False, np.uint16)
+    ids, _ = loaded.encode_batch(["the</s>cat"])
+    assert int((ids == 0).sum()) == 1
+    assert loaded.decode(ids) == "the</s>cat"
+    assert "".join(loaded.decode_pieces(ids)) == "the</s>cat"
+    with pytest.raises(ValueError, match="ID 9999 is not in the vocabulary"):
+        loaded.decode([9999])
+    with pytest.raises(ValueError, match="holds the special token </s> at character 3"):
+        load_tokenizer(name="huggingface", path=str(huggingface_json), special_text="error").encode_batch(["the</s>"])
+
+
+def test_huggingface_hashes_the_content(huggingface_json, tmp_path):
+    original = load_tokenizer(name="huggingface", path=str(huggingface_json))
+    assert load_tokenizer(name="huggingface", path=str(huggingface_json.parent)).hash == original.hash
+    same = edited(huggingface_json, tmp_path, truncation=None)
+    assert load_tokenizer(name="huggingface", path=str(same)).hash == original.hash
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<pad>"}}')
+    other = load_tokenizer(name="huggingface", path=str(tmp_path))
+    assert (other.end_of_text, other.hash == original.hash) == (1, False)
+    (tmp_path / "tokenizer_config.json").unlink()
+    edited(huggingface_json, tmp_path, normalizer={"type": "Lowercase"})
+    assert load_tokenizer(name="huggingface", path=str(tmp_path)).hash != original.hash
+
+
+def test_huggingface_without_a_clear_end_of_text_says_what_to_do(huggingface_json, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    edited(huggingface_json, tmp_path)
+    with pytest.raises(ValueError, match=r"eos_token='<eos>'.*special tokens are </s>, <pad>.*tokenizer_config.json"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+    (tmp_path / "tokenizer_config.json").unlink()
+    edited(huggingface_json, tmp_path, added_tokens=[])
+    with pytest.raises(ValueError, match="special tokens are none at all"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+
+
+def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"tokenizer.json does not exist"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ValueError, match=r"cannot be loaded as a tokenizer.json"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+    edited(huggingface_json, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is not a JSON object"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"nobody/nothing is no local file or folder.*Hugging Face hub failed"):
+        load_tokenizer(name="huggingface", path="nobody/nothing")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
+        load_tokenizer(name="huggingface", path=str(tmp_path))

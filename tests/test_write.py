@@ -1,0 +1,328 @@
+"""From text to a data set: the shards, read back with pyarrow alone, hold the slow twin's windows."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiktoken
+from tiktoken.load import load_tiktoken_bpe
+
+from pipeline import read_manifest, write_shards
+from pipeline.token_store import open_store
+from pipeline.write.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """GPT-2's encoding, made by tiktoken from the packaged ranks, apart from the project's own loader."""
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
+        mergeable_ranks=load_tiktoken_bpe(str(ROOT / "pipeline" / "data" / "gpt2.tiktoken")),
+        special_tokens={"<|endoftext|>": 50256},
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a data set into a fresh folder, tokens cached beside it."""
+
+    def run(name="shards", **options):
+        return write_shards(tmp_path / name, cache_path=tmp_path / "cache", **options)
+
+    return run
+
+
+def rows_of(folder, split="train"):
+    """All rows of a split, by pyarrow alone."""
+    files = sorted(Path(folder, "data").glob(f"{split}-*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def joined_ids(encoding, texts):
+    ids = []
+    for number, text in enumerate(texts):
+        ids += [50256] * (number > 0) + encoding.encode_ordinary(text)
+    return ids
+
+
+def slow_rows(ids, max_length, stride):
+    starts = range(0, len(ids) - max_length, stride)
+    return [
+        {
+            "input_ids": ids[i : i + max_length],
+            "target_ids": ids[i + 1 : i + max_length + 1],
+            "start": i,
+            "next_id": ids[i + max_length],
+        }
+        for i in starts
+    ]
+
+
+def texts_of(folder):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(4, 4), (16, 5), (32, 1), (50, 50)])
+def test_shards_hold_the_windows_of_the_slow_twin(write, books, gpt2, max_length, stride):
+    report = write(corpus="text", corpus_path=str(books), max_length=max_length, stride=stride)
+    ids = joined_ids(gpt2, texts_of(books))
+    assert rows_of(report.path) == slow_rows(ids, max_length, stride)
+    split = report.manifest.splits["train"]
+    assert (split.num_documents, split.num_tokens) == (3, len(ids))
+    assert split.num_windows == len(range(0, len(ids) - max_length, stride))
+
+
+def test_many_small_shards_hold_the_same_rows_as_one(write, books):
+    one = write("one", corpus="text", corpus_path=str(books), max_length=8, stride=3)
+    many = write(
+        "many",
+        corpus="text",
+        corpus_path=str(books),
+        max_length=8,
+        stride=3,
+        windows_per_group=7,
+        windows_per_shard=21,
+        workers=3,
+    )
+    assert len(many.manifest.splits["train"].shards) > 3
+    assert rows_of(many.path) == rows_of(one.path)
+
+
+def test_the_schema_is_the_contracts(write, books):
+    report = write(corpus="text", corpus_path=str(books), max_length=8)
+    file = next(Path(report.path, "data").iterdir())
+    assert str(pq.read_schema(file)) == (
+        "input_ids: fixed_size_list<element: int32 not null>[8] not null\n"
+        "  child 0, element: int32 not null\n"
+        "target_ids: fixed_size_list<element: int32 not null>[8] not null\n"
+        "  child 0, element: int32 not null\n"
+        "start: int64 not null\n"
+        "next_id: int32 not null"
+    )
+
+
+def test_the_manifest_tells_each_file_as_it_is(write, books):
+    report = write(corpus="text", corpus_path=str(books), max_length=8, windows_per_group=5, windows_per_shard=10)
+    fields = json.loads((report.path / "manifest.json").read_text())
+    assert {"format_version", "fingerprint", "config", "tokenizer", "splits"} <= set(fields)
+    assert set(fields["tokenizer"]) == {"name", "hash", "vocab_size", "special_tokens"}
+    shards = fields["splits"]["train"]["shards"]
+    assert {file.name for file in (report.path / "data").iterdir()} == {Path(shard["path"]).name for shard in shards}
+    for shard in shards:
+        content = (report.path / shard["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
+        metadata = pq.read_metadata(report.path / shard["path"])
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        assert (metadata.num_rows, groups) == (shard["num_windows"], shard["row_groups"])
+
+
+def test_a_padded_tail_holds_end_of_text_inputs_and_ignored_targets(write, tmp_path, gpt2):
+    (tmp_path / "one.txt").write_text("a b c d e f")
+    ids = gpt2.encode_ordinary("a b c d e f")
+    report = write(corpus="text", corpus_path=str(tmp_path / "one.txt"), max_length=4, tail="pad")
+    first, last = rows_of(report.path)
+    assert (first["input_ids"], first["target_ids"], first["length"]) == (ids[:4], ids[1:5], 4)
+    assert last["input_ids"] == [ids[4], ids[5], 50256, 50256]
+    assert (last["target_ids"], last["length"], last["next_id"]) == ([ids[5], -100, -100, -100], 1, -100)
+
+
+def test_separate_documents_never_share_a_window(write, books, gpt2):
+    report = write(corpus="text", corpus_path=str(books), max_length=16, documents="separate")
+    expected = []
+    for text in texts_of(books):
+        expected += [row["input_ids"] for row in slow_rows(gpt2.encode_ordinary(text), 16, 16)]
+    assert [row["input_ids"] for row in rows_of(report.path)] == expected
+
+
+def test_a_second_run_finds_the_finished_data_set(write, books):
+    first = write(corpus="text", corpus_path=str(books), max_length=8)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in first.path.rglob("*")}
+    second = write(corpus="text", corpus_path=str(books), max_length=8)
+    assert second.finished_before
+    assert second.manifest == first.manifest
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in first.path.rglob("*")} == before
+
+
+def test_tokens_are_made_once_for_all_windows(write, books):
+    assert write("a", corpus="text", corpus_path=str(books), max_length=8).chunks_made == 1
+    assert write("b", corpus="text", corpus_path=str(books), max_length=8, stride=2).chunks_made == 0
+    assert write("c", corpus="text", corpus_path=str(books), max_length=9).chunks_made == 0
+
+
+def test_another_data_set_in_the_folder_is_refused_with_both_fingerprints_and_the_ways_out(write, books):
+    first = write(corpus="text", corpus_path=str(books), max_length=8)
+    with pytest.raises(ValueError, match="holds another data set") as refusal:
+        write(corpus="text", corpus_path=str(books), max_length=9)
+    message = str(refusal.value)
+    assert first.manifest.fingerprint[:12] in message
+    assert "Choose another shards.path" in message
+    assert "shards.overwrite=true" in message
+    assert read_manifest(first.path) == first.manifest
+    other = write(corpus="text", corpus_path=str(books), max_length=9, overwrite=True)
+    assert other.manifest.fingerprint[:12] in message
+    assert len(rows_of(other.path)[0]["input_ids"]) == 9
+
+
+def test_a_folder_with_files_of_somebody_else_is_left_alone(write, books, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'thesis.tex', which is no part of a data set"):
+        write("home", corpus="text", corpus_path=str(books), max_length=8, overwrite=True)
+    assert [file.name for file in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
+def test_the_same_text_in_another_folder_gives_the_same_bytes(write, books, tmp_path):
+    shutil.copytree(books, tmp_path / "copy" / "elsewhere")
+    here = write("here", corpus="text", corpus_path=str(books), max_length=8)
+    there = write_shards(
+        tmp_path / "there",
+        cache_path=tmp_path / "other-cache",
+        corpus="text",
+        corpus_path=str(tmp_path / "copy" / "elsewhere"),
+        max_length=8,
+        workers=4,
+    )
+    assert here.manifest.fingerprint == there.manifest.fingerprint
+    assert here.manifest.splits == there.manifest.splits
+
+
+def test_held_out_documents_are_apart_before_windows_are_cut(write, tmp_path, gpt2):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.txt").write_text(f"Document {number} says so. " * 8)
+    report = write(corpus="text", corpus_path=str(folder), max_length=4, stride=1, validation=0.25)
+    parts = {}
+    for name, split in report.manifest.splits.items():
+        ids = [row["input_ids"][0] for row in rows_of(report.path, name)]
+        parts[name] = gpt2.decode([*ids, *rows_of(report.path, name)[-1]["target_ids"]])
+        assert split.num_documents == parts[name].count("<|endoftext|>") + 1
+    numbers = {name: {word for word in text.split() if word.isdigit()} for name, text in parts.items()}
+    assert not numbers["train"] & numbers["validation"]
+    assert len(numbers["train"] | numbers["validation"]) == 40
+    assert 2 <= report.manifest.splits["validation"].num_documents <= 20
+
+
+def test_of_a_single_document_the_last_part_is_held_out(write, tmp_path, gpt2):
+    text = " ".join(str(number) for number in range(300))
+    (tmp_path / "one.txt").write_text(text)
+    report = write(corpus="text", corpus_path=str(tmp_path / "one.txt"), max_length=4, validation=0.2)
+    splits = report.manifest.splits
+    ids = gpt2.encode_ordinary(text)
+    assert splits["train"].num_tokens + splits["validation"].num_tokens == len(ids)
+    assert splits["validation"].num_tokens == round(len(ids) * 0.2)
+    assert rows_of(report.path, "validation")[0]["input_ids"] == ids[splits["train"].num_tokens :][:4]
+
+
+def test_the_token_store_knows_each_documents_place(write, books, tmp_path, gpt2):
+    write(corpus="text", corpus_path=str(books), max_length=8)
+    (file,) = (tmp_path / "cache" / "stores").iterdir()
+    store = open_store(file)
+    stream = store.stream("train")
+    firsts, counts = store.documents("train")
+    texts = [
+        gpt2.decode(stream.read(first, first + count).tolist()) for first, count in zip(firsts, counts, strict=True)
+    ]
+    assert texts == texts_of(books)
+    assert stream.read(0, len(stream)).tolist() == joined_ids(gpt2, texts)
+
+
+def test_with_bytes_as_tokens_ids_are_the_texts_bytes(write, tmp_path):
+    (tmp_path / "one.txt").write_text("héllo")
+    report = write(corpus="text", corpus_path=str(tmp_path / "one.txt"), tokenizer="bytes", max_length=5)
+    assert rows_of(report.path)[0]["input_ids"] == list("héllo".encode())[:5]
+
+
+def test_bad_documents_are_left_out_and_counted_or_stop_the_run(write, books):
+    (books / "bad.txt").write_bytes(b"fine until \xff here")
+    (books / "empty.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"bad\.txt.*byte 11 \(0xff\) is not UTF-8.*corpus\.on_bad=quarantine"):
+        write("a", corpus="text", corpus_path=str(books), max_length=8, on_bad="raise")
+    with pytest.raises(ValueError, match=r"2 of 5 documents are bad \(1 empty, 1 not_utf8\).*max_bad_fraction=0.01"):
+        write("b", corpus="text", corpus_path=str(books), max_length=8)
+    report = write("c", corpus="text", corpus_path=str(books), max_length=8, max_bad_fraction=0.5)
+    assert report.manifest.corpus["bad"] == {"empty": 1, "not_utf8": 1}
+    assert report.manifest.corpus["documents"] == 3
+
+
+BAD_INPUT = {
+    "a missing file": (lambda folder: folder / "none.txt", "no such file or folder"),
+    "a folder without text": (lambda folder: make(folder / "empty_folder"), "holds no .txt, .md, .rst file"),
+    "an empty corpus": (lambda folder: make(folder / "e.txt", b""), "1 of 1 documents are bad (1 empty)"),
+    "a short text": (lambda folder: make(folder / "s.txt", b"too short"), "has 2 tokens in 1 segments, but a window"),
+    "a binary file": (lambda folder: make(folder / "b.txt", b"\x7fELF\x02\x80\x81"), "byte 5 (0x80) is not UTF-8"),
+}
+
+
+def make(path, content=None):
+    path.mkdir() if content is None else path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_has_its_own_error_and_leaves_no_data_set(write, tmp_path, case):
+    prepare, message = BAD_INPUT[case]
+    path = prepare(tmp_path)
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the message is the table's
+        write(corpus="text", corpus_path=str(path), max_length=8)
+    assert message in str(refusal.value)
+    assert not list(tmp_path.glob("shards/manifest.json"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become a user without permission")
+def test_a_folder_without_permission_is_an_error_of_one_line(books, tmp_path):
+    for folder in [tmp_path, *tmp_path.parents]:
+        if "pytest" in str(folder):  # pytest's own folders are private to the user who runs it
+            folder.chmod(0o755)
+    (books / "more").chmod(0o700)
+    code = (
+        "import os\n"
+        "from pipeline.write.corpus import find_files\n"
+        "os.setuid(65534)\n"
+        f"try: find_files([{str(books)!r}], ('.txt',))\n"
+        "except (OSError, ValueError) as error: print('refused:', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("refused: corpus.path: the folder"), done.stderr
+    assert f"{books / 'more'} cannot be read: Permission denied" in done.stdout
+
+
+def test_the_notebooks_numbers(write, verdict, gpt2):
+    options = {
+        "corpus": "the_verdict",
+        "corpus_path": str(verdict),
+        "corpus_sha256": hashlib.sha256(verdict.read_bytes()).hexdigest(),
+        "max_length": 4,
+    }
+    ids = gpt2.encode_ordinary(verdict.read_text(encoding="utf-8"))
+    for stride, windows in [(4, 1286), (1, 5141)]:
+        report = write(f"S{stride}", stride=stride, **options)
+        split = report.manifest.splits["train"]
+        assert (split.num_tokens, split.num_windows) == (5145, windows)
+        assert rows_of(report.path) == slow_rows(ids, 4, stride)
+
+
+def test_another_text_is_not_the_verdict(write, books):
+    with pytest.raises(ValueError, match=r"a\.txt: sha256 is .* but corpus=the_verdict is the text with b41e"):
+        write(corpus="the_verdict", corpus_path=str(books / "a.txt"), corpus_sha256="b41e", max_length=4)
+
+
+def test_ids_of_the_embedded_corpus_decode_to_its_text(write):
+    from pydoc_data.topics import topics
+
+    report = write(max_length=64)
+    ids = [row["input_ids"] for row in rows_of(report.path)]
+    text = "<|endoftext|>".join(topics[name] for name in sorted(topics))
+    assert text.startswith(load_tokenizer(name="gpt2").decode(np.concatenate(ids[:50])))
+    assert report.manifest.corpus["documents"] == len(topics)
