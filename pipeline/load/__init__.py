@@ -1,0 +1,1 @@
+"""The load wing: Parquet shards to batches, batches to vectors."""

@@ -1,0 +1,104 @@
+"""The embedding is a one-hot product, and its gradient reaches the rows that were looked up."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.load.batch import Batch
+from pipeline.load.embedding import TokenEmbedding, embed_batches, sinusoids
+
+id_grids = st.integers(1, 6).flatmap(
+    lambda width: st.lists(st.lists(st.integers(0, 10), min_size=width, max_size=width), min_size=1, max_size=4)
+)
+
+
+def batch_of(ids):
+    ids_BT = torch.tensor(ids)
+    return Batch(input_ids=ids_BT, target_ids=ids_BT, window_ids=torch.arange(len(ids)))
+
+
+@given(id_grids)
+def test_a_lookup_equals_a_one_hot_matrix_times_the_weight(ids):
+    embedding = TokenEmbedding(11, 5, 6, positions="none")
+    one_hot_BTV = torch.nn.functional.one_hot(torch.tensor(ids), 11).float()
+    assert torch.equal(embedding(torch.tensor(ids)), one_hot_BTV @ embedding.weight)
+
+
+@given(id_grids, st.sampled_from(["learned", "sinusoidal", "none"]))
+def test_the_gradient_of_a_batch_reaches_exactly_the_rows_of_its_ids(ids, positions):
+    embedding = TokenEmbedding(11, 4, 6, positions=positions)
+    (embedded,) = embed_batches([batch_of(ids)], embedding)
+    embedded.embeddings.square().sum().backward()
+    reached = set(torch.nonzero(embedding.weight.grad.abs().sum(dim=1)).flatten().tolist())
+    assert reached == {token for row in ids for token in row}
+
+
+def test_shapes_are_batch_by_time_by_dimension():
+    (embedded,) = embed_batches([batch_of([[1, 2, 3], [4, 5, 6]])], TokenEmbedding(7, 16, 3))
+    assert embedded.input_ids.shape == (2, 3)
+    assert embedded.target_ids.shape == (2, 3)
+    assert embedded.embeddings.shape == (2, 3, 16)
+
+
+def test_learned_positions_add_the_row_of_each_place():
+    embedding = TokenEmbedding(7, 4, 5, positions="learned")
+    vectors_BTD = embedding(torch.tensor([[2, 2]]))
+    expected_TD = embedding.token.weight[2] + embedding.position.weight[:2]
+    assert torch.equal(vectors_BTD[0], expected_TD)
+
+
+def test_sinusoidal_positions_equal_the_formula_written_out():
+    waves_TD = sinusoids(9, 6)
+    for place in range(9):
+        for pair in range(3):
+            angle = place / 10_000 ** (2 * pair / 6)
+            assert waves_TD[place, 2 * pair].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert waves_TD[place, 2 * pair + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_sinusoids_of_an_odd_dimension_end_with_a_sine(dim):
+    assert sinusoids(4, dim).shape == (4, dim)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, same, other = (TokenEmbedding(50, 8, 4, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.weight, same.weight)
+    assert torch.equal(first.position.weight, same.position.weight)
+    assert not torch.equal(first.weight, other.weight)
+
+
+def test_making_an_embedding_leaves_torchs_own_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    TokenEmbedding(50, 8, 4)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_saved_weight_is_the_start():
+    weight = torch.arange(12.0).reshape(4, 3)
+    assert torch.equal(TokenEmbedding(4, 3, 2, weight=weight).weight, weight)
+    with pytest.raises(ValueError, match=r"weight must be \[5, 3\]; got \[4, 3\]"):
+        TokenEmbedding(5, 3, 2, weight=weight)
+
+
+def test_a_window_longer_than_the_positions_is_refused():
+    with pytest.raises(ValueError, match="windows of 3 tokens, but the embedding has positions for max_length=2"):
+        TokenEmbedding(4, 3, 2)(torch.tensor([[1, 2, 3]]))
+    assert TokenEmbedding(4, 3, 2, positions="none")(torch.tensor([[1, 2, 3]])).shape == (1, 3, 3)
+
+
+def test_an_unknown_kind_of_positions_is_refused():
+    with pytest.raises(ValueError, match="positions must be one of learned, sinusoidal, none; got 'rotary'"):
+        TokenEmbedding(4, 3, 2, positions="rotary")
+
+
+def test_vectors_follow_the_layers_dtype():
+    embedding = TokenEmbedding(4, 3, 2, positions="sinusoidal").to(torch.bfloat16)
+    assert embedding(torch.tensor([[1, 2]])).dtype == torch.bfloat16
