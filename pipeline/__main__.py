@@ -1,0 +1,149 @@
+"""The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
+
+Composes the config, checks it, runs its stages in order and prints a summary. A refusal is one line on stderr: exit
+code 2 for a config, 1 for data. HYDRA_FULL_ERROR=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from pipeline.config import Config, ConfigError, check_command_line, find_conf, read_config, register_schema
+from pipeline.token_store import write_json
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from pipeline.write.stage import WriteReport
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
+    register_schema()
+    failures: list[Exception] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            run(composed)
+        except (ValueError, OSError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra names the point's overrides, and goes on with the other points
+            failures.append(error)
+
+    try:
+        check_command_line(sys.argv[1:])
+        hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
+        if failures:
+            raise failures[0]
+    except BrokenPipeError:  # whoever read the summary has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        if wants_traceback:
+            raise
+        print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print(
+            "stridemill: interrupted; what is finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def run(composed: DictConfig) -> None:
+    """One run, or one point of a sweep: its stages in order, then a summary on stdout and in `summary.json`."""
+    config = read_config(composed)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    reports: dict[str, Any] = {}
+    for stage in config.stages:
+        report = {"write": run_write, "load": run_load}[stage](config)
+        reports[stage] = dataclasses.asdict(report)
+        print(flush=True)
+    write_json(output / "summary.json", _jsonable({"point": point, **reports}))
+
+
+def run_write(config: Config) -> WriteReport:
+    """The write stage: text to shards."""
+    from pipeline.summary import describe_write
+    from pipeline.write.stage import write_shards
+
+    corpus, tokenizer, window, shards = config.corpus, config.tokenizer, config.window, config.shards
+    report = write_shards(
+        shards.path,
+        corpus=corpus.name,
+        corpus_path=corpus.path,
+        corpus_url=corpus.url,
+        corpus_sha256=corpus.sha256,
+        on_bad=corpus.on_bad,
+        max_bad_fraction=corpus.max_bad_fraction,
+        max_document_bytes=corpus.max_document_bytes,
+        tokenizer=tokenizer.name,
+        tokenizer_path=tokenizer.path,
+        tokenizer_pattern=tokenizer.pattern,
+        engine=tokenizer.engine,
+        special_text=tokenizer.special_text,
+        max_length=window.max_length,
+        stride=window.stride,
+        tail=window.tail,
+        documents=window.documents,
+        validation=config.split.validation,
+        split_seed=config.split.seed,
+        windows_per_shard=shards.windows_per_shard,
+        windows_per_group=shards.windows_per_group,
+        compression=shards.compression,
+        overwrite=shards.overwrite,
+        cache_path=config.cache.path,
+        workers=config.executor.workers or 1,
+        config=dataclasses.asdict(config),
+    )
+    print(describe_write(report))
+    return report
+
+
+def run_load(config: Config) -> Any:
+    """The load stage: shards to embedded batches."""
+    from pipeline.load.stage import load_batches
+    from pipeline.summary import describe_load, describe_window
+    from pipeline.write.tokenizer import load_tokenizer
+
+    loader, embedding, tokenizer = config.loader, config.embedding, config.tokenizer
+    report = load_batches(
+        config.shards.path,
+        split=loader.split,
+        batch_size=loader.batch_size,
+        shuffle=loader.shuffle,
+        seed=loader.seed,
+        lanes=loader.lanes,
+        drop_last=loader.drop_last,
+        dim=embedding.dim,
+        positions=embedding.positions,
+        embedding_seed=embedding.seed,
+    )
+    print(describe_load(report))
+    decoder = load_tokenizer(
+        name=tokenizer.name, path=tokenizer.path, pattern=tokenizer.pattern, engine="auto", special_text="literal"
+    )
+    print()
+    print(describe_window(report, decoder.decode))
+    return report
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+if __name__ == "__main__":
+    main()

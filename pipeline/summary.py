@@ -1,0 +1,143 @@
+"""What a run ends with: the counts and rates of each stage, the first batch's shapes, and one window to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.load.stage import LoadReport
+    from pipeline.write.stage import WriteReport
+
+SHOWN_TOKENS = 8
+
+
+def describe_write(report: WriteReport) -> str:
+    """The write stage in a few lines."""
+    manifest = report.manifest
+    corpus, tokenizer = manifest.corpus, manifest.tokenizer
+    tokens = sum(split.num_tokens for split in manifest.splits.values())
+    lines = []
+    if report.finished_before:
+        lines.append(f"finished before: {report.path} holds this very data set, so nothing was written")
+    lines += [
+        _line(
+            "corpus",
+            f"{corpus['documents']:,} documents",
+            f"{corpus['characters']:,} characters",
+            size(corpus["bytes"]),
+        ),
+        _line(
+            "tokens",
+            f"{tokens:,} tokens",
+            f"{tokenizer['name']} by {report.engine}",
+            f"{corpus['bytes'] / max(1, tokens):.2f} bytes of text per token",
+        ),
+    ]
+    if corpus["bad"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
+        lines.append(
+            _line("left out", f"{sum(corpus['bad'].values()):,} bad documents", reasons, "see quarantine.jsonl")
+        )
+    if corpus["special_text_found"]:
+        found = corpus["special_text_found"]
+        lines.append(_line("special", f"{found:,} names", "special tokens' names found inside the text"))
+    for name, split in manifest.splits.items():
+        stored = sum(shard.bytes for shard in split.shards)
+        lines.append(
+            _line(
+                name,
+                f"{split.num_windows:,} windows",
+                f"max_length {split.max_length}, stride {split.stride}",
+                f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}, {size(stored)}",
+                f"{stored / max(1, split.num_tokens):.2f} bytes on disk per token",
+            )
+        )
+    lines.append(_line("start", seconds(report.start_seconds), "vocabulary loaded, input found and hashed"))
+    if not report.finished_before:
+        made = f"{report.chunks_made} of {report.chunks} chunks new" if report.chunks_made else "all found in the cache"
+        text = rate(corpus["bytes"], report.tokenize_seconds, "B")
+        lines.append(_line("tokenize", seconds(report.tokenize_seconds), text if report.chunks_made else "", made))
+        windows = sum(split.num_windows for split in manifest.splits.values())
+        delivered = sum(split.num_windows * split.max_length for split in manifest.splits.values())
+        lines.append(
+            _line(
+                "write",
+                seconds(report.write_seconds),
+                rate(windows, report.write_seconds, " windows"),
+                rate(delivered, report.write_seconds, " tokens"),
+            )
+        )
+    return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
+
+
+def describe_load(report: LoadReport) -> str:
+    """The load stage in a few lines: rates, and the shapes of the first batch."""
+    shapes = {**report.shapes, "weight": report.weight}
+    letters = {"input_ids": "[B, T]", "target_ids": "[B, T]", "embeddings": "[B, T, D]", "weight": "[V, D]"}
+    return "\n".join(
+        [
+            "load",
+            _line(
+                "batches",
+                f"{report.batches:,} batches",
+                f"{report.windows:,} windows, order {report.shuffle}",
+                seconds(report.seconds),
+                rate(report.tokens, report.seconds, " tokens"),
+                f"the first after {seconds(report.first_batch_seconds)}",
+            ),
+            *(f"  {name:<12}{shape!s:<18}{letters[name]}" for name, shape in shapes.items()),
+        ]
+    )
+
+
+def describe_window(report: LoadReport, decode: Callable[[Sequence[int]], str]) -> str:
+    """The first window of the first batch: its inputs and its targets side by side, then as text."""
+    rows = [f"window {report.window_id}: each input predicts the token that follows it"]
+    rows.append(f"  {'place':<8}{'input':<26}target")
+    pairs = list(zip(report.input_ids, report.target_ids, strict=True))
+    for place, (given, wanted) in enumerate(pairs[:SHOWN_TOKENS]):
+        rows.append(f"  {place:<8}{_token(given, decode):<26}{_token(wanted, decode):<26}".rstrip())
+    if len(pairs) > SHOWN_TOKENS:
+        rows.append(f"  ... and {len(pairs) - SHOWN_TOKENS:,} more")
+    targets = [token for token in report.target_ids if token >= 0]
+    rows.append(f"  input   {_excerpt(decode(report.input_ids))}")
+    rows.append(f"  target  {_excerpt(decode(targets))}")
+    return "\n".join(rows)
+
+
+def size(count: float) -> str:
+    """Bytes in units people use: powers of ten."""
+    return f"{_scaled(count)}B"
+
+
+def rate(count: float, duration: float, unit: str) -> str:
+    """So many a second."""
+    return f"{_scaled(count / max(duration, 1e-9))}{unit.strip() if unit == 'B' else unit[1:]}/s"
+
+
+def seconds(duration: float) -> str:
+    """A duration, to three digits."""
+    return f"{duration:.3g} s" if duration < 100 else f"{duration:,.0f} s"
+
+
+def _scaled(value: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def _line(name: str, *parts: str) -> str:
+    return f"  {name:<10}" + "   ".join(part for part in parts if part)
+
+
+def _token(token: int, decode: Callable[[Sequence[int]], str]) -> str:
+    return f"{decode([token])!r} {token}" if token >= 0 else f"{token} (ignored)"
+
+
+def _excerpt(text: str, width: int = 100) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= width else f"{shown[: width // 2 - 2]} ... {shown[-(width // 2 - 3) :]}"

@@ -1,0 +1,140 @@
+"""A wrong config is refused before any work, in one line that names the key, the rule and the value."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from pipeline.config import ConfigError, check_command_line, find_conf, read_config, register_schema
+
+REFUSED = {
+    "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
+    "+window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
+    "++window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
+    "+typo=1": "typo: no such key; the keys are cache, corpus, embedding, executor, experiment, loader,",
+    "+window.foo=2": "window.foo: no such key; the keys are window.allow_gaps, window.documents",
+    "tokenizer=gtp2": "tokenizer: must be one of bytes, cl100k_base, gpt2,",
+    "tokenizer.name=gtp2": "(did you mean 'gpt2'?); got 'gtp2'",
+    "corpus=python_doc": "(did you mean 'python_docs'?); got 'python_doc'",
+    "experiment=notebok": "(did you mean 'notebook'?); got 'notebok'",
+    "window.stride=0": "window.stride: must be at least 1; got 0",
+    "window.stride=-4": "window.stride: must be at least 1; got -4",
+    "window.max_length=0": "window.max_length: must be at least 1; got 0",
+    "window.max_length=x": "window.max_length: Value 'x' of type 'str' could not be converted to Integer",
+    "window.max_length=2.5": "window.max_length: Value '2.5' of type 'float' could not be converted to Integer",
+    "window.stride=257": "window.stride: must be at most window.max_length=256",
+    "window.tail=padd": "window.tail: must be one of drop, pad (did you mean 'pad'?); got 'padd'",
+    "window.documents=seperate": "(did you mean 'separate'?); got 'seperate'",
+    "split.validation=1": "split.validation: must be a fraction from 0 to below 1; got 1.0",
+    "split.validation=nan": "split.validation: must be a fraction from 0 to below 1; got nan",
+    "loader.shuffle=ful": "loader.shuffle: must be one of auto, none, full, lanes (did you mean 'full'?); got 'ful'",
+    "loader.batch_size=0": "loader.batch_size: must be a whole number of at least 1, or 'all'; got 0",
+    "loader.batch_size=some": "loader.batch_size: must be a whole number of at least 1, or 'all'; got 'some'",
+    "loader.drop_last=maybe": "loader.drop_last: Value 'maybe' is not a valid bool (type str)",
+    "shards.compression=zst": "(did you mean 'zstd'?); got 'zst'",
+    "shards.windows_per_group=0": "shards.windows_per_group: must be at least 1; got 0",
+    "shards.path=''": "shards.path: must name a folder; got ''",
+    "embedding.dim=0": "embedding.dim: must be at least 1; got 0",
+    "embedding.dim=null": "embedding.dim: field 'embedding.dim' is not Optional",
+    "embedding.positions=rotary": "embedding.positions: must be one of learned, sinusoidal, none; got 'rotary'",
+    "executor.workers=0": "executor.workers: must be at least 1; got 0",
+    "stages=[wriet]": "stages: must be one of write, load (did you mean 'write'?); got 'wriet'",
+    "stages=[]": "stages: must name at least one of write, load; got []",
+    "corpus=text": "corpus.path: corpus=text needs a file, a folder, a glob, or a list of them; got None",
+    "corpus.path=[]": "corpus.path: must be a file, folder or glob, or a list of them; got []",
+    "corpus.path=3": "corpus.path: must be a file, folder or glob, or a list of them; got 3",
+    "corpus.max_bad_fraction=2": "corpus.max_bad_fraction: must be a fraction from 0 to 1; got 2.0",
+    "tokenizer=tiktoken_file": "tokenizer.path: tokenizer=tiktoken_file needs the path of its vocabulary; got None",
+    "window.stride=1,2": "window.stride: several values need -m, which runs each; got 'window.stride=1,2'",
+    "window.stride=[": "no viable alternative at input '['",
+    "window=3": "window: must be one of default; got '3'",
+}
+
+
+@pytest.fixture(autouse=True)
+def _schema():
+    register_schema()
+
+
+def read(*overrides):
+    with initialize_config_dir(config_dir=str(find_conf()), version_base="1.3"):
+        return read_config(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_refused_in_one_line(override):
+    with pytest.raises(ConfigError) as refusal:
+        check_command_line([override])
+    message = str(refusal.value)
+    assert REFUSED[override] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["window.stride=3", "tokenizer=bytes"],
+        ["experiment=notebook"],
+        ["-m", "window.stride=1,2", "tokenizer=bytes,gpt2"],
+        ["-m", "window.stride=range(1,4)"],
+        ["window.stride=300", "window.allow_gaps=true"],
+        ["corpus=text", "corpus.path=[a,b]"],
+        ["loader.batch_size=all"],
+        ["hydra.run.dir=somewhere"],
+        ["--help"],
+        ["--cfg", "job"],
+    ],
+)
+def test_a_right_command_line_passes(arguments):
+    check_command_line(arguments)
+
+
+def test_a_wrong_choice_anywhere_in_a_sweep_is_refused():
+    with pytest.raises(ConfigError, match="got 'gtp2'"):
+        check_command_line(["-m", "tokenizer=bytes,gtp2"])
+
+
+def test_a_key_that_a_file_of_the_user_misspells_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nwindow: {strid: 3}\n")
+    with pytest.raises(ConfigError, match=r"In .experiment/mine.*Key .strid. not in .Window."):
+        check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
+
+
+def test_an_experiment_of_the_users_own_folder_is_found(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nwindow: {max_length: 8}\n")
+    check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
+
+
+def test_the_defaults_are_the_contracts():
+    config = read()
+    assert config.stages == ["write", "load"]
+    assert (config.corpus.name, config.tokenizer.name) == ("python_docs", "gpt2")
+    assert (config.window.max_length, config.window.stride, config.window.tail) == (256, 256, "drop")
+    assert config.window.documents == "join"
+    assert config.shards.path == "outputs/shards/python_docs-gpt2-L256-S256"
+    assert (config.loader.batch_size, config.loader.shuffle, config.loader.lanes) == (8, "auto", 64)
+    assert (config.embedding.dim, config.embedding.positions, config.embedding.seed) == (256, "learned", 0)
+    assert config.cache.path == "outputs/cache"
+
+
+def test_the_stride_follows_the_length_unless_it_is_given():
+    assert read("window.max_length=64").window.stride == 64
+    assert read("window.max_length=64", "window.stride=16").shards.path.endswith("-L64-S16")
+
+
+def test_an_experiment_beats_the_files_and_the_command_line_beats_the_experiment():
+    assert read("experiment=notebook").window.max_length == 4
+    assert read("experiment=notebook", "window.max_length=6").window.max_length == 6
+    assert read("experiment=notebook").corpus.name == "the_verdict"
+
+
+def test_every_file_of_a_group_composes():
+    for group in ("corpus", "tokenizer", "window", "shards", "loader", "embedding", "executor", "experiment"):
+        for file in sorted(Path(find_conf(), group).glob("*.yaml")):
+            place = (
+                ["corpus.path=x", "tokenizer.path=x"] if file.stem in ("text", "tiktoken_file", "huggingface") else []
+            )
+            read(f"{group}={file.stem}", *place)

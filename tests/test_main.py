@@ -1,0 +1,94 @@
+"""The main job as a user runs it: in an empty folder, by its command line."""
+
+import json
+from pathlib import Path
+
+
+def summaries(folder):
+    return sorted(Path(folder).rglob("summary.json"))
+
+
+def test_the_default_runs_end_to_end_and_says_what_it_did(cli, tmp_path):
+    done = cli()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "bars are hidden off a terminal"
+    manifest = json.loads((tmp_path / "outputs/shards/python_docs-gpt2-L256-S256/manifest.json").read_text())
+    split = manifest["splits"]["train"]
+    for count in (manifest["corpus"]["documents"], manifest["corpus"]["characters"], split["num_tokens"]):
+        assert f"{count:,}" in done.stdout
+    assert f"{split['num_windows']:,} windows" in done.stdout
+    for shape in (
+        "input_ids   [8, 256]",
+        "target_ids  [8, 256]",
+        "embeddings  [8, 256, 256]",
+        "weight      [50257, 256]",
+    ):
+        assert shape in done.stdout
+    assert "each input predicts the token that follows it" in done.stdout
+    (summary,) = summaries(tmp_path)
+    assert json.loads(summary.read_text())["write"]["manifest"]["fingerprint"] == manifest["fingerprint"]
+
+
+def test_a_second_run_does_nothing_but_say_so(cli, tmp_path):
+    assert cli("stages=[write]", "tokenizer=bytes").returncode == 0
+    file = next(tmp_path.rglob("train-*.parquet"))
+    before = file.stat().st_mtime_ns
+    again = cli("stages=[write]", "tokenizer=bytes")
+    assert again.returncode == 0
+    assert "finished before" in again.stdout
+    assert file.stat().st_mtime_ns == before
+
+
+def test_the_notebooks_experiment_gives_its_numbers(cli, verdict):
+    done = cli("experiment=notebook", f"corpus.path={verdict}")
+    assert done.returncode == 0, done.stderr
+    for figure in ("5,145 tokens", "1,286 windows", "[1286, 4, 256]", "[50257, 256]"):
+        assert figure in done.stdout
+    assert "5,141 windows" in cli("experiment=notebook", f"corpus.path={verdict}", "window.stride=1").stdout
+
+
+def test_a_wrong_key_ends_with_one_line_and_code_2(cli, tmp_path):
+    done = cli("window.strid=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "stridemill: window.strid: no such key; did you mean 'window.stride'?\n"
+    assert list(tmp_path.iterdir()) == [], "nothing is made before the config is known to be right"
+
+
+def test_bad_data_ends_with_one_line_and_code_1(cli, tmp_path):
+    (tmp_path / "short.txt").write_text("too short")
+    done = cli("corpus=text", "corpus.path=short.txt")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the train split has 2 tokens" in done.stderr
+
+
+def test_a_traceback_is_shown_to_those_who_ask(cli):
+    done = cli("corpus=text", "corpus.path=none.txt", HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_a_sweep_over_any_keys_has_a_folder_for_each_point_and_one_token_store(cli, tmp_path):
+    done = cli("-m", "window.stride=64,256", "shards.compression=zstd,none", "stages=[write]", "tokenizer=bytes")
+    assert done.returncode == 0, done.stderr
+    points = summaries(tmp_path / "outputs" / "sweeps")
+    assert len(points) == 4
+    written = [json.loads(point.read_text())["write"] for point in points]
+    assert len({report["path"] for report in written}) == 4
+    assert len({report["manifest"]["fingerprint"] for report in written}) == 4
+    assert sum(report["chunks_made"] for report in written) == 1
+    assert all(str(point.parent) in report["path"] for point, report in zip(points, written, strict=True))
+
+
+def test_a_bad_point_of_a_sweep_does_not_stop_the_others(cli, tmp_path):
+    done = cli("-m", "window.max_length=64,128", "window.stride=100", "stages=[write]", "tokenizer=bytes")
+    assert done.returncode != 0
+    assert "must be at most window.max_length=64" in done.stderr
+    assert len(summaries(tmp_path / "outputs" / "sweeps")) == 1
+
+
+def test_the_stages_run_apart(cli):
+    assert cli("stages=[load]", "tokenizer=bytes").returncode == 1
+    assert "run the write stage" in cli("stages=[load]", "tokenizer=bytes").stderr
+    assert cli("stages=[write]", "tokenizer=bytes").returncode == 0
+    assert "embeddings  [8, 256, 256]" in cli("stages=[load]", "tokenizer=bytes").stdout
