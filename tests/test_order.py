@@ -17,12 +17,11 @@ from pipeline.load.order import (
     FULL_SHUFFLE_TOKENS,
     Order,
     default_block,
-    make_key,
     num_batches,
-    permute,
     rank_positions,
     resolve_shuffle,
 )
+from pipeline.permutation import make_key, permute
 
 orders = st.builds(
     Order,

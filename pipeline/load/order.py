@@ -26,8 +26,7 @@ tokens; under `full` everything, N * L tokens; under `none` one row group.
 Cost: any position is entered in O(1), but for the line, which takes O(row groups) once an epoch (0.1 s for a million).
 A position takes about 0.1 microseconds when thousands are asked for at once, 0.3 by the thousand: ask for many.
 
-Permutations are keyed bijections (a Feistel network on integers), so none is ever stored. They are a definition of our
-own, pinned by golden values in the tests: a change of one bit would break every resume, and needs a new state format.
+Permutations are keyed bijections (`pipeline.permutation`), so none is ever stored.
 """
 
 import heapq
@@ -39,8 +38,8 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-Int64: TypeAlias = npt.NDArray[np.int64]
-UInt64: TypeAlias = npt.NDArray[np.uint64]
+from pipeline.permutation import Int64, make_key, permute
+
 Shuffle: TypeAlias = Literal["none", "full", "lanes"]
 
 # `auto` is `full` up to this many tokens in all windows together: 128 MiB as uint16, 256 MiB as int32.
@@ -81,6 +80,9 @@ def rank_positions(start: int, count: int, *, rank: int, world_size: int, stop: 
     assert 0 <= rank < world_size, f"rank {rank} is not below world_size {world_size}"
     first, stop = start + (rank - start) % world_size, min(start + count * world_size, stop)
     return np.arange(first, stop, world_size, dtype=np.int64)
+
+
+_GROUPS, _IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
 
 
 class Stretch(NamedTuple):
@@ -215,66 +217,3 @@ class Order:
         if checked.size and not (checked.min() >= 0 and checked.max() < len(self)):
             raise ValueError(f"{name}s {checked.min()} .. {checked.max()} must lie in 0 .. {len(self) - 1}")
         return checked
-
-
-_GROUPS, _IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
-# Found by trial: with 4 rounds, or 3 bits, a chi-square test over a million keys tells permutations of n <= 16 from
-# random ones, by 5 standard deviations and more. With 5 rounds and 4 bits it does not, for any n tried.
-_ROUNDS = 5
-_MIN_BITS = 4
-_ONE = np.uint64(1)
-_POWERS_OF_TWO = np.left_shift(_ONE, np.arange(64, dtype=np.uint64))
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, SplitMix64's step: odd, so all 2**64 sums differ
-
-
-def _mix(x: UInt64) -> UInt64:
-    """Scramble 64 bits, in place: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def make_key(*parts: int | Int64) -> UInt64:
-    """A key for each combination of parts, integers below 2**64 or arrays [P] of such: uint64 [1], or [P]."""
-    key = np.zeros(1, np.uint64)
-    for part in parts:
-        key = _mix(key + _GOLDEN + np.asarray(part).astype(np.uint64))
-    return key
-
-
-def permute(x: Int64, n: int | Int64, key: UInt64) -> Int64:
-    """The image of each x [P] under the permutation of 0 .. n-1 that `key` picks; n up to 2**62; n and key may be [P].
-
-    A Feistel network (Luby and Rackoff 1988) splits a number's bits into two halves and adds a scramble of one half to
-    the other, by turns. Each such step can be undone, so the whole is a bijection of 0 .. 2**bits - 1, whatever the
-    scramble. What falls outside 0 .. n-1 goes through again until it is inside ("cycle walking", Black and Rogaway
-    2002), which makes it a bijection of 0 .. n-1. For n > 8 that is less than one repeat on average, as 2**bits < 2 n.
-    """
-    size = np.atleast_1d(np.asarray(n, dtype=np.uint64))
-    assert (x.view(np.uint64) < size).all(), "numbers to permute lie in 0 .. n-1: outside, the walk need not end"
-    bits = np.maximum(np.searchsorted(_POWERS_OF_TWO, size), _MIN_BITS).astype(np.uint64)
-    y = _feistel(x.astype(np.uint64), bits, key)
-    size, bits, key = (np.broadcast_to(array, y.shape) for array in (size, bits, key))
-    again = np.flatnonzero(y >= size)
-    while again.size:
-        y[again] = _feistel(y[again], bits[again], key[again])
-        again = again[y[again] >= size[again]]
-    return y.astype(np.int64)
-
-
-def _feistel(x: UInt64, bits: UInt64, key: UInt64) -> UInt64:
-    low_bits = bits >> np.uint64(1)
-    low_mask, high_mask = _POWERS_OF_TWO[low_bits] - _ONE, _POWERS_OF_TWO[bits - low_bits] - _ONE
-    low, high = x & low_mask, x >> low_bits
-    for _ in range(_ROUNDS):
-        key = key + _GOLDEN  # another scramble in each step
-        high += _mix(low + key)
-        high &= high_mask
-        key = key + _GOLDEN
-        low += _mix(high + key)
-        low &= low_mask
-    joined: UInt64 = high << low_bits | low
-    return joined

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.layout import Layout, choose_layout
 from pipeline.manifest import FILE, FORMAT_VERSION, Manifest, SplitEntry, read_manifest, write_manifest
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
 from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.shards import Layout, choose_layout, write_split
+from pipeline.write.shards import write_split
 from pipeline.write.tokenizer import load_tokenizer
 from pipeline.write.tokens import chunk_id, describe_tokenizer, tokenize
 
