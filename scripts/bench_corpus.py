@@ -1,0 +1,63 @@
+"""A corpus for benchmarks, made of the text that a machine has anyway: its documentation and its Python packages.
+
+`make_jsonl(megabytes)` writes `outputs/bench/corpus-<megabytes>.jsonl`, one document per line, `{"text": ..., "id":
+path}`, and finds it there the next time. Documents come in the order of a hash of their path, so that each prefix is
+a fair sample. What one machine has differs from what another has: compare figures of one run only.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOTS = ("/usr/share/doc", "/usr/share/man", sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
+SUFFIXES = (".txt", ".rst", ".md", ".html", ".py", ".gz")
+MAX_FILE_BYTES = 1 << 20
+
+
+def make_jsonl(megabytes: int, *, folder: Path = Path("outputs/bench")) -> Path:
+    """The path of a JSONL file with about so many megabytes of text; made if it is not there."""
+    path = folder / f"corpus-{megabytes}.jsonl"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        file.resolve() for root in ROOTS for file in Path(root).rglob("*") if file.suffix in SUFFIXES and file.is_file()
+    }
+    left = megabytes * 1_000_000
+    temporary = path.with_suffix(".part")
+    seen: set[bytes] = set()
+    with temporary.open("w", encoding="utf-8") as out:
+        for file in sorted(files, key=lambda file: hashlib.blake2b(str(file).encode(), digest_size=8).digest()):
+            text = read_text(file)
+            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+            if not text.strip() or digest in seen:
+                continue
+            seen.add(digest)
+            out.write(json.dumps({"text": text, "id": str(file)}, ensure_ascii=False) + "\n")
+            left -= len(text.encode())
+            if left <= 0:
+                break
+    if left > 0:
+        print(f"this machine has {megabytes - left // 1_000_000} MB of text, not {megabytes}", file=sys.stderr)
+    temporary.rename(path)
+    return path
+
+
+def read_text(file: Path) -> str:
+    """A file's text, unpacked; empty for what is too large or no UTF-8."""
+    if file.stat().st_size > MAX_FILE_BYTES:
+        return ""
+    content = file.read_bytes()
+    try:
+        return (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, UnicodeDecodeError):
+        return ""
+
+
+if __name__ == "__main__":
+    print(make_jsonl(int(sys.argv[1])))
