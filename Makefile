@@ -2,23 +2,27 @@
 # make test  the linter, the type checker and all tests, in the same environment
 PYTHON ?= python3
 VENV ?= .venv
-INSTALLED = $(VENV)/.installed
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: run test lint clean
-run: $(INSTALLED)
+run: $(VENV)/.run
 	$(VENV)/bin/python -m pipeline
 
 test: lint
 	$(VENV)/bin/python -m pytest
 
-lint: $(INSTALLED)
+lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast,huggingface,dev]'
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[fast]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(INSTALL) -e '.[fast,huggingface,dev]'
 	touch $@
 
 clean:
