@@ -135,7 +135,7 @@ def run_load(config: Config) -> Any:
         name=tokenizer.name, path=tokenizer.path, pattern=tokenizer.pattern, engine="auto", special_text="literal"
     )
     print()
-    print(describe_window(report, decoder.decode))
+    print(describe_window(report, decoder))
     return report
 
 

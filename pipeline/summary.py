@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from pipeline.load.stage import LoadReport
     from pipeline.write.stage import WriteReport
+    from pipeline.write.tokenizer import Tokenizer
 
 SHOWN_TOKENS = 8
 
@@ -65,8 +64,8 @@ def describe_write(report: WriteReport) -> str:
             _line(
                 "write",
                 seconds(report.write_seconds),
-                rate(windows, report.write_seconds, " windows"),
-                rate(delivered, report.write_seconds, " tokens"),
+                rate(windows, report.write_seconds, "windows"),
+                rate(delivered, report.write_seconds, "tokens"),
             )
         )
     return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
@@ -84,7 +83,7 @@ def describe_load(report: LoadReport) -> str:
                 f"{report.batches:,} batches",
                 f"{report.windows:,} windows, order {report.shuffle}",
                 seconds(report.seconds),
-                rate(report.tokens, report.seconds, " tokens"),
+                rate(report.tokens, report.seconds, "tokens"),
                 f"the first after {seconds(report.first_batch_seconds)}",
             ),
             *(f"  {name:<12}{shape!s:<18}{letters[name]}" for name, shape in shapes.items()),
@@ -92,18 +91,18 @@ def describe_load(report: LoadReport) -> str:
     )
 
 
-def describe_window(report: LoadReport, decode: Callable[[Sequence[int]], str]) -> str:
+def describe_window(report: LoadReport, tokenizer: Tokenizer) -> str:
     """The first window of the first batch: its inputs and its targets side by side, then as text."""
     rows = [f"window {report.window_id}: each input predicts the token that follows it"]
     rows.append(f"  {'place':<8}{'input':<26}target")
     pairs = list(zip(report.input_ids, report.target_ids, strict=True))
     for place, (given, wanted) in enumerate(pairs[:SHOWN_TOKENS]):
-        rows.append(f"  {place:<8}{_token(given, decode):<26}{_token(wanted, decode):<26}".rstrip())
+        rows.append(f"  {place:<8}{_token(given, tokenizer):<26}{_token(wanted, tokenizer):<26}".rstrip())
     if len(pairs) > SHOWN_TOKENS:
         rows.append(f"  ... and {len(pairs) - SHOWN_TOKENS:,} more")
     targets = [token for token in report.target_ids if token >= 0]
-    rows.append(f"  input   {_excerpt(decode(report.input_ids))}")
-    rows.append(f"  target  {_excerpt(decode(targets))}")
+    rows.append(f"  input   {_excerpt(tokenizer.decode(report.input_ids))}")
+    rows.append(f"  target  {_excerpt(tokenizer.decode(targets))}")
     return "\n".join(rows)
 
 
@@ -113,8 +112,9 @@ def size(count: float) -> str:
 
 
 def rate(count: float, duration: float, unit: str) -> str:
-    """So many a second."""
-    return f"{_scaled(count / max(duration, 1e-9))}{unit.strip() if unit == 'B' else unit[1:]}/s"
+    """So many a second: '45 MB/s', '36 M tokens/s'."""
+    number = _scaled(count / max(duration, 1e-9))
+    return f"{number}B/s" if unit == "B" else f"{number.rstrip()} {unit}/s"
 
 
 def seconds(duration: float) -> str:
@@ -134,8 +134,12 @@ def _line(name: str, *parts: str) -> str:
     return f"  {name:<10}" + "   ".join(part for part in parts if part)
 
 
-def _token(token: int, decode: Callable[[Sequence[int]], str]) -> str:
-    return f"{decode([token])!r} {token}" if token >= 0 else f"{token} (ignored)"
+def _token(token: int, tokenizer: Tokenizer) -> str:
+    if token < 0:
+        return f"{token} (ignored)"
+    (piece,) = tokenizer.decode_pieces([token])
+    shown = repr(piece).replace("\\\\x", "\\x")  # a part of a character, which is no text by itself
+    return f"{shown} {token}"
 
 
 def _excerpt(text: str, width: int = 100) -> str:
