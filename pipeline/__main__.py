@@ -102,6 +102,8 @@ def run_write(config: Config) -> WriteReport:
         windows_per_shard=shards.windows_per_shard,
         windows_per_group=shards.windows_per_group,
         compression=shards.compression,
+        order=shards.order,
+        order_seed=shards.seed,
         overwrite=shards.overwrite,
         cache_path=config.cache.path,
         workers=config.executor.workers or 1,

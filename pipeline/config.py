@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
+ORDERS = ("sequential", "shuffled")
 STAGES = ("write", "load")
 
 
@@ -126,7 +127,9 @@ class Shards:
 
     def __post_init__(self) -> None:
         _one_of("shards.compression", self.compression, ("zstd", "lz4", "snappy", "none"))
-        _one_of("shards.order", self.order, ("sequential", "shuffled"))
+        _one_of("shards.order", self.order, ORDERS)
+        if not 0 <= self.seed < 2**63:
+            _refuse("shards.seed", "must lie in 0 .. 2**63 - 1", self.seed)
         for key in ("windows_per_shard", "windows_per_group"):
             if getattr(self, key) is not None:
                 _at_least(f"shards.{key}", getattr(self, key), 1)

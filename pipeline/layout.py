@@ -1,7 +1,8 @@
 """How windows are divided into row groups and files.
 
-The row group is the unit of reading, shuffling and resuming. The division depends on the windows alone, so a reader
-of windows that were never written (straight from a token store) has the same groups, and with them the same order.
+The row group is the unit of reading, shuffling and resuming. The division depends on the windows alone, never on the
+machine, so the same windows become the same files everywhere; and a reader of windows that were never written (straight
+from a token store) has the same groups, and with them the same order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GROUP_TOKENS = 1 << 18  # a row group decodes to 1 MiB of int32 for each column
-SHARD_TOKENS = 1 << 26  # 256 groups
+SHARDS = 32  # files of a split while each has MIN_GROUPS to MAX_GROUPS row groups: work for so many cores
+MIN_GROUPS = 16  # 2^22 tokens, about 8 MB of disjoint windows
+MAX_GROUPS = 256  # 2^26 tokens, about 130 MB of disjoint windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +20,15 @@ class Layout:
     """How windows are divided into row groups and files."""
 
     windows_per_group: int
-    windows_per_shard: int
+    windows_per_shard: int | None  # None: chosen for each split by `shard_size`
     compression: str
+
+    def shard_size(self, num_windows: int) -> int:
+        """Windows in each file of a split of so many, the last file excepted: always whole row groups."""
+        if self.windows_per_shard:
+            return self.windows_per_shard
+        groups = -(-num_windows // self.windows_per_group)
+        return min(max(MIN_GROUPS, -(-groups // SHARDS)), MAX_GROUPS) * self.windows_per_group
 
 
 def choose_layout(
@@ -31,10 +41,9 @@ def choose_layout(
 
     """
     group = windows_per_group or min(max(1, GROUP_TOKENS // max_length), windows_per_shard or GROUP_TOKENS)
-    shard = windows_per_shard or max(1, SHARD_TOKENS // (group * max_length)) * group
-    if windows_per_shard and windows_per_group and shard % group:
+    if windows_per_shard and windows_per_group and windows_per_shard % group:
         raise ValueError(
-            f"shards.windows_per_shard={shard}: must be a multiple of shards.windows_per_group={group}, "
+            f"shards.windows_per_shard={windows_per_shard}: must be a multiple of shards.windows_per_group={group}, "
             "so that every row group but the last is full"
         )
-    return Layout(windows_per_group=group, windows_per_shard=shard, compression=compression)
+    return Layout(windows_per_group=group, windows_per_shard=windows_per_shard, compression=compression)

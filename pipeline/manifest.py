@@ -1,12 +1,14 @@
 """The manifest: what a data set holds. Written last by the write stage, and all that the load stage knows of it.
 
-A folder without `manifest.json` is not a data set. Reading one checks its form: the paths that it names lie inside
-its own folder, and its counts agree with each other.
+A folder without `manifest.json` is not a data set. Reading one checks that its content has the sha256 that it carries,
+so that no changed digit goes unseen; that the paths it names lie inside its own folder; and that its counts agree with
+each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -52,14 +54,24 @@ class Manifest:
     fingerprint: str
     tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
     corpus: dict[str, Any]  # documents, characters, bytes, bad (by reason), special_text_found
+    store: str  # the identity of the token store that the windows were cut from
+    windows: dict[str, Any]  # max_length, stride, tail, documents, order, seed (of the order; null if sequential)
     splits: dict[str, SplitEntry]
+    written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
     config: dict[str, Any]  # resolved
     format_version: int = field(default=FORMAT_VERSION)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` under a temporary name and rename it: from then on the folder is a data set."""
-    write_json(folder / FILE, dataclasses.asdict(manifest))
+    fields = dataclasses.asdict(manifest)
+    write_json(folder / FILE, {**fields, "sha256": content_hash(fields)})
+
+
+def content_hash(fields: dict[str, Any]) -> str:
+    """The sha256 of a manifest's fields as JSON with sorted keys and no spaces, the hash itself left out."""
+    content = {key: value for key, value in fields.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -81,15 +93,25 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         fields = json.loads(text)
         _check_version(fields["format_version"])
+        _check_hash(fields.pop("sha256", None), fields)
         fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
         return Manifest(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: malformed: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: malformed: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
 def _check_version(version: object) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
+
+
+def _check_hash(sha256: object, fields: dict[str, Any]) -> None:
+    if sha256 != content_hash(fields):
+        raise ValueError("its content does not have the sha256 that it carries: it was changed after it was written")
 
 
 def _split(name: str, entry: dict[str, Any]) -> SplitEntry:

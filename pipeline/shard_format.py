@@ -35,11 +35,17 @@ def shard_schema(max_length: int, *, padded: bool) -> pa.Schema:
 
 
 def group_table(ids_BT1: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, padded: bool) -> pa.Table:
-    """The rows of one row group: ids_BT1 int32 [B, L + 1], starts int64 [B], lengths int32 [B]."""
+    """The rows of one row group: ids_BT1 int32 [B, L + 1], starts int64 [B], lengths int32 [B].
+
+    Of disjoint windows that lie end to end in memory nothing is copied; of all others each column once.
+    """
     max_length = ids_BT1.shape[1] - 1
     inputs_BT, targets_BT = np.ascontiguousarray(ids_BT1[:, :-1]), np.ascontiguousarray(ids_BT1[:, 1:])
-    for row in np.flatnonzero(lengths < max_length):
-        targets_BT[row, lengths[row] :] = IGNORED
+    short = np.flatnonzero(lengths < max_length)
+    if len(short):
+        behind = np.arange(max_length) >= lengths[short, None]
+        targets_BT = targets_BT.copy()
+        targets_BT[short] = np.where(behind, IGNORED, targets_BT[short])
     schema = shard_schema(max_length, padded=padded)
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),

@@ -80,6 +80,20 @@ class TokenStream:
             start, at = upto, at + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
+    def gather(self, starts: np.ndarray, width: int, *, out: np.ndarray, rows: np.ndarray) -> None:
+        """Copy the `width` tokens from each of `starts`, int64 [B], into `out[rows]`, [B, width], file by file."""
+        begins = starts + self._begin
+        files = np.searchsorted(self._ends, begins, side="right")
+        whole = begins + width <= self._ends[files]
+        for at in np.unique(files[whole]):
+            chosen = np.flatnonzero(whole & (files == at))
+            before = int(self._ends[at - 1]) if at else 0
+            views = np.lib.stride_tricks.sliding_window_view(_map(self._files[at]), width)
+            out[rows[chosen]] = views[begins[chosen] - before]
+        for one in np.flatnonzero(~whole):  # across the border of two files
+            start = int(starts[one])
+            out[rows[one]] = self.read(start, start + width)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStore:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.permutation import make_key, permute
+
 if TYPE_CHECKING:
     from pipeline.token_store import TokenStream
 
@@ -71,14 +73,29 @@ def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str 
     return padded
 
 
+def read_rows(
+    stream: TokenStream, windows: Windows, first: int, last: int, *, order: str, seed: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows [first, last) of a split as it is stored: `ids_BT1`, `starts` and `lengths`, as `read_windows` has them.
+
+    Row i is window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
+    split's windows, picked by `seed`, that is never stored.
+    """
+    if order == "sequential":
+        return read_windows(stream, windows, first, last, pad_id=pad_id)
+    numbers = permute(np.arange(first, last, dtype=np.int64), len(windows), make_key(seed))
+    return gather_windows(stream, windows, numbers, pad_id=pad_id)
+
+
 def read_windows(
     stream: TokenStream, windows: Windows, first: int, last: int, *, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens of windows [first, last) in one sequential read of the stream.
 
     Returns:
-        `ids_BT1`, int32 [B, L + 1], inputs and the one target beyond them, `pad_id` behind the real tokens; `starts`,
-        int64 [B]; `lengths`, int32 [B], the real tokens of each window.
+        `ids_BT1`, int32 [B, L + 1], inputs and the one target beyond them, `pad_id` behind the real tokens; it may be a
+        read-only view in which overlapping windows share memory. `starts`, int64 [B]; `lengths`, int32 [B], the real
+        tokens of each window.
 
     """
     starts, lengths = windows.locate(np.arange(first, last, dtype=np.int64))
@@ -88,10 +105,36 @@ def read_windows(
     tokens = np.full(span, pad_id, dtype=np.int32)
     stop = min(int(starts[0]) + span, len(stream))
     tokens[: stop - int(starts[0])] = stream.read(int(starts[0]), stop)
-    views = np.lib.stride_tricks.sliding_window_view(tokens, width)
-    regular = len(windows.firsts) == 1
-    ids_BT1 = views[:: windows.stride].copy() if regular else views[offsets]
-    short = np.flatnonzero(lengths < windows.max_length)
-    for row in short:  # at most one for each segment
-        ids_BT1[row, lengths[row] + 1 :] = pad_id
-    return ids_BT1, starts, lengths
+    views_BT1 = np.lib.stride_tricks.sliding_window_view(tokens, width)
+    ids_BT1 = views_BT1[:: windows.stride] if len(windows.firsts) == 1 else views_BT1[offsets]
+    return _padded(ids_BT1, lengths, pad_id), starts, lengths
+
+
+def gather_windows(
+    stream: TokenStream, windows: Windows, numbers: np.ndarray, *, pad_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens of any windows, int64 [B] in any order: what `read_windows` returns, row by row.
+
+    The stream is read from its beginning to its end, whatever the order of `numbers`.
+    """
+    starts, lengths = windows.locate(numbers)
+    width = windows.max_length + 1
+    ids_BT1 = np.full((len(numbers), width), pad_id, dtype=np.int32)
+    forward = np.argsort(starts, kind="stable")
+    inside = forward[starts[forward] + width <= len(stream)]
+    stream.gather(starts[inside], width, out=ids_BT1, rows=inside)
+    for row in forward[len(inside) :]:  # padded tails at the stream's end
+        rest = stream.read(int(starts[row]), len(stream))
+        ids_BT1[row, : len(rest)] = rest
+    return _padded(ids_BT1, lengths, pad_id), starts, lengths
+
+
+def _padded(ids_BT1: np.ndarray, lengths: np.ndarray, pad_id: int) -> np.ndarray:
+    """`pad_id` over all behind each window's real tokens and their last target: it belongs to another segment."""
+    short = np.flatnonzero(lengths < ids_BT1.shape[1] - 1)
+    if not len(short):
+        return ids_BT1
+    behind = np.arange(ids_BT1.shape[1]) > lengths[short, None]
+    ids_BT1 = ids_BT1 if ids_BT1.flags.writeable else ids_BT1.copy()
+    ids_BT1[short] = np.where(behind, pad_id, ids_BT1[short])
+    return ids_BT1

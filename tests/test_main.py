@@ -87,6 +87,13 @@ def test_a_bad_point_of_a_sweep_does_not_stop_the_others(cli, tmp_path):
     assert len(summaries(tmp_path / "outputs" / "sweeps")) == 1
 
 
+def test_shuffled_shards_are_asked_for_by_one_key(cli, tmp_path):
+    done = cli("stages=[write]", "tokenizer=bytes", "shards.order=shuffled", "shards.seed=3")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
+    assert (manifest["windows"]["order"], manifest["windows"]["seed"]) == ("shuffled", 3)
+
+
 def test_the_stages_run_apart(cli):
     assert cli("stages=[load]", "tokenizer=bytes").returncode == 1
     assert "run the write stage" in cli("stages=[load]", "tokenizer=bytes").stderr

@@ -1,26 +1,33 @@
-"""The write stage: a corpus becomes a data set. Tokens first, windows second, the manifest last."""
+"""The write stage: a corpus becomes a data set. Tokens first, windows second, the manifest last.
+
+Guarantee: the same config and text give the same Parquet bytes for any number of workers, and after any number of
+crashes; `pipeline.write.folder` says how. A folder has a manifest only if every file that it names is whole and on the
+disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline.layout import Layout, choose_layout
-from pipeline.manifest import FILE, FORMAT_VERSION, Manifest, SplitEntry, read_manifest, write_manifest
+from pipeline.manifest import FORMAT_VERSION, Manifest, SplitEntry, write_manifest
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
 from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.shards import write_split
+from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
+from pipeline.write.shards import shard_names, write_split
 from pipeline.write.tokenizer import load_tokenizer
 from pipeline.write.tokens import chunk_id, describe_tokenizer, tokenize
 
@@ -70,6 +77,8 @@ def write_shards(
     windows_per_shard: int | None = None,
     windows_per_group: int | None = None,
     compression: str = "zstd",
+    order: str = "sequential",
+    order_seed: int = 0,
     overwrite: bool = False,
     cache_path: str | os.PathLike[str] = "outputs/cache",
     workers: int = 1,
@@ -77,12 +86,16 @@ def write_shards(
 ) -> WriteReport:
     """Write a corpus as a data set of token windows in Parquet shards.
 
-    The arguments are the config's keys of the same names; `stride` left out is `max_length`. `config` is recorded in
+    The arguments are the config's keys of the same names (`order_seed` is `shards.seed`); `stride` left out is
+    `max_length`. `config` is recorded in
     the manifest and has no other effect. A data set that is there already and has the same fingerprint is left as it
     is.
 
+    After a crash the same call keeps the shards whose bytes are as recorded, and writes the rest.
+
     Raises:
-        ValueError: the corpus is empty, unreadable or too short for one window, or the folder holds something else.
+        ValueError: the corpus is empty, unreadable or too short for one window; the folder holds something else, or
+            another run writes there; the disk is full, or a folder cannot be written.
 
     """
     folder, cache = Path(path), Path(cache_path)
@@ -102,81 +115,83 @@ def write_shards(
     policy = {"validation": validation, "seed": split_seed, "on_bad": on_bad, "max_document_bytes": max_document_bytes}
     ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
     window: dict[str, Any] = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents}
-    identity = fingerprint(store_id(ids, validation=validation), window, layout)
-    finished = claim_folder(folder, identity, overwrite=overwrite)
+    stored = {"order": order, "seed": order_seed if order == "shuffled" else None}
+    identity = fingerprint(store_id(ids, validation=validation), {**window, **stored}, layout)
     ready = time.perf_counter()
-    if finished:
-        return WriteReport(
-            path=folder,
-            manifest=finished,
-            finished_before=True,
-            chunks=len(ids),
-            chunks_made=0,
-            engine=encoder.engine,
-            start_seconds=ready - started,
-            tokenize_seconds=0.0,
-            write_seconds=0.0,
-        )
-    with _bar("tokenize", sum(part.bytes for part in inputs), "B") as bar:
-        store, made = tokenize(
-            inputs,
-            cache=cache,
-            tokenizer=encoder,
-            validation=validation,
-            seed=split_seed,
-            on_bad=on_bad,
-            max_bad_fraction=max_bad_fraction,
-            max_document_bytes=max_document_bytes,
-            workers=workers,
-            advance=lambda chunk: bar.update(chunk.bytes),
-        )
-    tokenized = time.perf_counter()
-    plans = {name: plan_split(store, name, **window) for name in store.splits()}
-    with _bar("write", sum(len(windows) for _, windows in plans.values()), "windows") as bar:
-        splits = {}
-        for name, (stream, windows) in plans.items():
-            entries = write_split(
-                folder,
-                name,
-                stream=stream,
-                windows=windows,
-                layout=layout,
-                pad_id=encoder.end_of_text,
-                workers=workers,
-                advance=bar.update,
+    report = partial(WriteReport, path=folder, chunks=len(ids), engine=encoder.engine, start_seconds=ready - started)
+    with explained(folder, "shards.path"):
+        finished = find_finished(folder, identity)
+        if finished:
+            remove_leftovers(folder, identity)
+            return report(
+                manifest=finished, finished_before=True, chunks_made=0, tokenize_seconds=0.0, write_seconds=0.0
             )
-            splits[name] = SplitEntry(
-                num_documents=len(store.documents(name)[0]),
-                num_tokens=len(stream),
-                num_windows=len(windows),
-                max_length=max_length,
-                stride=stride,
-                shards=entries,
+        with claim_folder(folder, identity, overwrite=overwrite) as claim:
+            with _bar("tokenize", sum(part.bytes for part in inputs), "B") as bar, explained(cache, "cache.path"):
+                store, made = tokenize(
+                    inputs,
+                    cache=cache,
+                    tokenizer=encoder,
+                    validation=validation,
+                    seed=split_seed,
+                    on_bad=on_bad,
+                    max_bad_fraction=max_bad_fraction,
+                    max_document_bytes=max_document_bytes,
+                    workers=workers,
+                    advance=lambda chunk: bar.update(chunk.bytes),
+                )
+            tokenized = time.perf_counter()
+            plans = {name: plan_split(store, name, **window) for name in store.splits()}
+            names = {file for name, (_, windows) in plans.items() for file in shard_names(name, len(windows), layout)}
+            prepare_folder(claim, names)
+            splits = {}
+            with _bar("write", sum(len(windows) for _, windows in plans.values()), "windows") as bar:
+                for name, (stream, windows) in plans.items():
+                    entries = write_split(
+                        folder,
+                        name,
+                        stream=stream,
+                        windows=windows,
+                        layout=layout,
+                        order=order,
+                        seed=order_seed,
+                        pad_id=encoder.end_of_text,
+                        workers=workers,
+                        recorded=claim.recorded,
+                        advance=bar.update,
+                    )
+                    splits[name] = SplitEntry(
+                        num_documents=len(store.documents(name)[0]),
+                        num_tokens=len(stream),
+                        num_windows=len(windows),
+                        max_length=max_length,
+                        stride=stride,
+                        shards=entries,
+                    )
+            manifest = Manifest(
+                fingerprint=identity,
+                tokenizer=describe_tokenizer(encoder),
+                corpus=count_corpus(store),
+                store=store.id,
+                windows={**window, **stored},
+                splits=splits,
+                written_by={"pyarrow": pa.__version__},
+                config=config or {},
             )
-    manifest = Manifest(
-        fingerprint=identity,
-        tokenizer=describe_tokenizer(encoder),
-        corpus=count_corpus(store),
-        splits=splits,
-        config=config or {},
-    )
-    shutil.rmtree(folder / ".tmp", ignore_errors=True)
-    write_manifest(folder, manifest)
-    return WriteReport(
-        path=folder,
+            sync_folder(folder / "data")
+            write_manifest(folder, manifest)
+            sync_folder(folder)
+    return report(
         manifest=manifest,
         finished_before=False,
-        chunks=len(store.chunks),
         chunks_made=made,
-        engine=encoder.engine,
-        start_seconds=ready - started,
         tokenize_seconds=tokenized - ready,
         write_seconds=time.perf_counter() - tokenized,
     )
 
 
 def fingerprint(store: str, window: dict[str, Any], layout: Layout) -> str:
-    """A data set's identity: sha256 over the token store's identity, the windows' parameters and the layout."""
+    """A data set's identity: sha256 over the token store's identity, the windows with their order, and the layout."""
     parts = [FORMAT_VERSION, store, window, layout.windows_per_group, layout.windows_per_shard, layout.compression]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -205,37 +220,6 @@ def plan_split(
             f"of window.max_length={max_length} needs {max_length + 1} tokens of one; {remedy}"
         )
     return stream, windows
-
-
-def claim_folder(folder: Path, identity: str, *, overwrite: bool) -> Manifest | None:
-    """Make the folder ready for the data set `identity`, or return the manifest of the finished one that it holds.
-
-    Raises:
-        ValueError: the folder holds another data set, or files that no data set has.
-
-    """
-    if not folder.exists():
-        folder.mkdir(parents=True)
-    if (folder / FILE).exists():
-        manifest = read_manifest(folder)
-        if manifest.fingerprint == identity:
-            gone = [shard.path for split in manifest.splits.values() for shard in split.shards]
-            gone = [name for name in gone if not (folder / name).is_file()]
-            if not gone:
-                return manifest
-        elif not overwrite:
-            raise ValueError(
-                f"{folder} holds another data set: its fingerprint is {manifest.fingerprint[:12]}, this config's is "
-                f"{identity[:12]}. Choose another shards.path, or replace it with shards.overwrite=true"
-            )
-        (folder / FILE).unlink()  # first: from here on the folder is no data set until it is whole again
-    ours = {"data", "README.md", ".tmp"}
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in ours)
-    if others:
-        raise ValueError(f"{folder} holds {others[0]!r}, which is no part of a data set; choose another shards.path")
-    for stale in (*folder.glob("data/*.parquet"), *folder.glob(".tmp/*")):
-        stale.unlink()
-    return None
 
 
 def count_corpus(store: TokenStore) -> dict[str, Any]:

@@ -1,0 +1,329 @@
+"""Exactly once: what a crash, a second writer, a full disk or a foreign file does to a data set's folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import read_manifest, write_shards
+from pipeline.write.folder import claim_folder, prepare_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """One text of 40 kB and no vocabulary: 20 shards of 2 kB."""
+    path = tmp_path / "numbers.txt"
+    path.write_text(" ".join(str(number) for number in range(8_000)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def options(tmp_path, corpus):
+    return {
+        "corpus": "text",
+        "corpus_path": str(corpus),
+        "tokenizer": "bytes",
+        "max_length": 32,
+        "windows_per_group": 16,
+        "windows_per_shard": 64,
+        "cache_path": tmp_path / "cache",
+    }
+
+
+def contents(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# A process of its own: it is single-threaded when it forks. Each child writes and is killed at a random moment.
+KILLER = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from pipeline import write_shards
+import pipeline.write.stage
+
+folder, kills, options = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
+
+def write(begun=None):
+    child = os.fork()
+    if child == 0:
+        if begun is not None:
+            os.write(begun, b"x")
+        try:
+            write_shards(folder, **options)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+started = time.perf_counter()
+assert os.waitpid(write(), 0)[1] == 0
+whole = time.perf_counter() - started
+random.seed(7)
+killed = halfway = 0
+while killed < kills:
+    if (folder / "manifest.json").exists():
+        shutil.rmtree(folder)
+    ready, begun = os.pipe()
+    child = write(begun)
+    os.read(ready, 1)
+    os.close(ready), os.close(begun)
+    time.sleep(random.uniform(0, whole))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or status == 0, "a run after a kill fails"
+    killed += os.WIFSIGNALED(status)
+    halfway += (folder / ".writing" / "plan.json").exists()
+print(f"{killed} kills, {halfway} of them while shards were written")
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_25_kills_at_random_moments_the_bytes_are_those_of_an_undisturbed_run(tmp_path, options, workers):
+    whole = write_shards(tmp_path / "whole", **options)
+    killed = tmp_path / "killed"
+    arguments = [str(killed), "25", repr({**options, "cache_path": str(options["cache_path"]), "workers": workers})]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    assert int(done.stdout.split()[2]) > 5, "most kills should hit the writing"
+    write_shards(killed, **options)
+    assert contents(killed) == contents(whole.path)
+
+
+def test_bytes_are_the_same_for_1_2_and_4_workers(tmp_path, options):
+    written = [
+        contents(write_shards(tmp_path / str(workers), **options, workers=workers).path) for workers in (1, 2, 4)
+    ]
+    assert len(written[0]) >= 20
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.fixture
+def interrupted(tmp_path, options, monkeypatch):
+    """A folder whose writer stopped before its last steps: every shard is recorded, no manifest is there."""
+    from pipeline.write import stage
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(tmp_path / "shards", **options)
+    return tmp_path / "shards"
+
+
+def inodes(folder):
+    return {file.name: file.stat().st_ino for file in (folder / "data").iterdir()}
+
+
+def test_a_second_run_writes_only_what_is_missing_or_has_other_bytes(tmp_path, options, interrupted):
+    whole = write_shards(tmp_path / "whole", **options)
+    assert not (interrupted / "manifest.json").exists()
+    before = inodes(interrupted)
+    first, second, third, *_ = sorted(before)
+    (interrupted / "data" / first).unlink()
+    (interrupted / ".writing" / f"{second}.json").write_text("{")
+    content = bytearray((interrupted / "data" / third).read_bytes())
+    content[100] ^= 1
+    (interrupted / "data" / third).write_bytes(content)
+    write_shards(interrupted, **options)
+    assert contents(interrupted) == contents(whole.path)
+    after = inodes(interrupted)
+    assert {name for name in before if before[name] == after[name]} == set(before) - {first, second, third}
+
+
+def test_a_finished_data_set_that_lost_a_file_gets_it_back(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **options)
+    whole, before = contents(report.path), inodes(report.path)
+    name = sorted(before)[3]
+    (report.path / "data" / name).unlink()
+    assert not write_shards(report.path, **options).finished_before
+    assert contents(report.path) == whole
+    after = inodes(report.path)
+    assert {other for other in before if before[other] == after[other]} >= set(before) - {name}
+
+
+def test_what_a_kill_behind_the_manifest_leaves_is_tidied(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **options)
+    whole = contents(report.path)
+    (report.path / ".writing").mkdir()
+    (report.path / ".writing" / "plan.json").write_text("{}")
+    assert write_shards(report.path, **options).finished_before
+    assert contents(report.path) == whole
+
+
+def test_an_unfinished_data_set_of_another_config_is_refused_not_overwritten(options, interrupted):
+    before = contents(interrupted)
+    with pytest.raises(ValueError, match=r"finished shards of another data set whose writing has not ended"):
+        write_shards(interrupted, **{**options, "max_length": 31})
+    assert contents(interrupted) == before
+    write_shards(interrupted, **{**options, "max_length": 31}, overwrite=True)
+    assert read_manifest(interrupted).splits["train"].max_length == 31
+
+
+def test_a_second_writer_is_refused_at_once_and_told_of_the_first(tmp_path, options):
+    folder = tmp_path / "shards"
+    with (
+        claim_folder(folder, "0" * 64, overwrite=False),
+        pytest.raises(ValueError, match=rf"is being written by another run \(process {os.getpid()} on "),
+    ):
+        write_shards(folder, **options)
+    assert not write_shards(folder, **options).finished_before
+
+
+def test_a_failed_run_leaves_no_folder_of_its_own(tmp_path, options):
+    with pytest.raises(ValueError, match="needs 50001 tokens"):
+        write_shards(
+            tmp_path / "shards",
+            **{**options, "max_length": 50_000, "windows_per_group": None, "windows_per_shard": None},
+        )
+    assert not (tmp_path / "shards").exists()
+
+
+def test_bad_input_does_not_cost_the_data_set_that_was_to_be_overwritten(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **options)
+    before = contents(report.path)
+    with pytest.raises(ValueError, match="needs 50001 tokens"):
+        write_shards(report.path, **{**options, "max_length": 50_000}, overwrite=True)
+    assert contents(report.path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data/notes.txt", "data/train-00000-of-00001.parquet", "README.md"])
+def test_files_of_somebody_else_are_neither_removed_nor_joined(tmp_path, options, name):
+    file = tmp_path / "shards" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"holds '{name}', which is no part of a data set"):
+        write_shards(tmp_path / "shards", **options, overwrite=True)
+    assert contents(tmp_path / "shards") == {name: b"mine"}
+
+
+def test_overwriting_leaves_nothing_of_the_old_data_set(tmp_path, options):
+    write_shards(tmp_path / "shards", **options)
+    fresh = write_shards(tmp_path / "fresh", **{**options, "windows_per_shard": 128})
+    write_shards(tmp_path / "shards", **{**options, "windows_per_shard": 128}, overwrite=True)
+    assert contents(tmp_path / "shards") == contents(fresh.path)
+
+
+def test_shards_of_another_pyarrow_are_not_mixed_in(tmp_path, options, interrupted):
+    before = inodes(interrupted)
+    held = [file.open("rb") for file in (interrupted / "data").iterdir()]  # so that no inode number comes again
+    plan = interrupted / ".writing" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "pyarrow": "17.0.0"}))
+    write_shards(interrupted, **options)
+    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **options).path)
+    assert not set(before.values()) & set(inodes(interrupted).values())
+    for file in held:
+        file.close()
+
+
+WRITE = """
+import sys, resource
+from pipeline import write_shards
+options = eval(sys.argv[2])
+{before}
+try:
+    write_shards(sys.argv[1], **options)
+except ValueError as error:
+    print('refused:', error)
+"""
+
+
+def write_apart(folder, options, before=""):
+    """Write in a process of its own, which `before` has restricted; what it printed."""
+    code = WRITE.format(before=before)
+    arguments = [str(folder), repr({**options, "cache_path": str(options["cache_path"])})]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_file_limit_ends_in_one_line_and_the_next_run_finishes(tmp_path, options):
+    whole = write_shards(tmp_path / "whole", **options)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
+    said = write_apart(tmp_path / "shards", options, limit)
+    assert said.startswith("refused: ")
+    assert said.count("\n") == 1
+    assert "a file is larger than this system or `ulimit -f` allows; what is finished is kept" in said
+    assert not (tmp_path / "shards" / "manifest.json").exists()
+    write_shards(tmp_path / "shards", **options)
+    assert contents(tmp_path / "shards") == contents(whole.path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_next_run_goes_on(tmp_path, options, small_disk):
+    whole = write_shards(tmp_path / "whole", **options)
+    with pytest.raises(ValueError, match=r"disk/shards: the disk is full: free some space"):
+        write_shards(small_disk / "shards", **options)
+    assert not (small_disk / "shards" / "manifest.json").exists()
+    finished = inodes(small_disk / "shards")
+    assert finished
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    write_shards(small_disk / "shards", **options)
+    assert contents(small_disk / "shards") == contents(whole.path)
+    assert inodes(small_disk / "shards").items() >= finished.items()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permission")
+def test_a_folder_that_may_not_be_written_ends_in_one_line(tmp_path, options):
+    for folder in [tmp_path, *tmp_path.parents]:
+        if "pytest" in str(folder):  # pytest's own folders are private to the user who runs it
+            folder.chmod(0o755)
+    write_shards(tmp_path / "warm", **options)  # tokens are in the cache: the folder is all that is refused
+    before = "import os, pyarrow.parquet, pipeline.write.stage; os.setuid(65534)"
+    said = write_apart(tmp_path / "shards", options, before)
+    assert said.startswith(f"refused: {tmp_path / 'shards'}")
+    assert "cannot be written: Permission denied; choose another shards.path" in said
+    assert said.count("\n") == 1
+    assert "finished" not in write_apart(tmp_path / "warm", options, before), "a finished data set is only read"
+
+
+def test_a_plan_is_there_before_the_old_manifest_goes(tmp_path, options, monkeypatch):
+    report = write_shards(tmp_path / "shards", **options)
+    seen = []
+    unlink = Path.unlink
+
+    def watched(path, *arguments, **keywords):
+        seen.append((path.name, (report.path / ".writing" / "plan.json").exists()))
+        unlink(path, *arguments, **keywords)
+
+    with claim_folder(report.path, "1" * 64, overwrite=True) as claim:
+        monkeypatch.setattr(Path, "unlink", watched)
+        prepare_folder(claim, set())
+        monkeypatch.undo()
+    assert ("manifest.json", True) in seen
+    assert all(has_plan for _, has_plan in seen)
