@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.load.loader import ShardLoader as ShardLoader
     from pipeline.manifest import Manifest as Manifest
     from pipeline.manifest import read_manifest as read_manifest
+    from pipeline.verify import verify_shards as verify_shards
     from pipeline.write.stage import write_shards as write_shards
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "WindowDataset": "pipeline.load.dataset",
     "embed_batches": "pipeline.load.embedding",
     "read_manifest": "pipeline.manifest",
+    "verify_shards": "pipeline.verify",
     "write_shards": "pipeline.write.stage",
 }
 __all__ = list(_HOMES)

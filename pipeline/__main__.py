@@ -22,6 +22,7 @@ from pipeline.token_store import write_json
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from pipeline.verify import VerifyReport
     from pipeline.write.stage import WriteReport
 
 
@@ -66,11 +67,17 @@ def run(composed: DictConfig) -> None:
     output = Path(HydraConfig.get().runtime.output_dir)
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
     reports: dict[str, Any] = {}
+    faults = 0
     for stage in config.stages:
-        report = {"write": run_write, "load": run_load}[stage](config)
+        report = {"write": run_write, "verify": run_verify, "load": run_load}[stage](config)
         reports[stage] = dataclasses.asdict(report)
         print(flush=True)
+        faults = len(reports[stage].get("faults", ()))
+        if faults:
+            break
     write_json(output / "summary.json", _jsonable({"point": point, **reports}))
+    if faults:
+        raise ValueError(f"{config.shards.path} has {faults} fault{'s' * (faults > 1)}, listed above")
 
 
 def run_write(config: Config) -> WriteReport:
@@ -110,6 +117,16 @@ def run_write(config: Config) -> WriteReport:
         config=dataclasses.asdict(config),
     )
     print(describe_write(report))
+    return report
+
+
+def run_verify(config: Config) -> VerifyReport:
+    """The verify stage: every fault of the data set."""
+    from pipeline.summary import describe_verify
+    from pipeline.verify import verify_shards
+
+    report = verify_shards(config.shards.path, cache_path=config.cache.path, workers=config.executor.workers or 1)
+    print(describe_verify(report))
     return report
 
 

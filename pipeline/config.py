@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ORDERS = ("sequential", "shuffled")
-STAGES = ("write", "load")
+STAGES = ("write", "verify", "load")
 
 
 class ConfigError(ValueError):

@@ -55,7 +55,7 @@ class Manifest:
     tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
     corpus: dict[str, Any]  # documents, characters, bytes, bad (by reason), special_text_found
     store: str  # the identity of the token store that the windows were cut from
-    windows: dict[str, Any]  # max_length, stride, tail, documents, order, seed (of the order; null if sequential)
+    windows: dict[str, Any]  # max_length, stride, tail, documents, order, seed (of a shuffle), pad_id (of tail=pad)
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
     config: dict[str, Any]  # resolved

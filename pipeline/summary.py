@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.load.stage import LoadReport
+    from pipeline.verify import VerifyReport
     from pipeline.write.stage import WriteReport
     from pipeline.write.tokenizer import Tokenizer
 
@@ -69,6 +70,30 @@ def describe_write(report: WriteReport) -> str:
             )
         )
     return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
+
+
+def describe_verify(report: VerifyReport) -> str:
+    """What was verified, and every fault with its file."""
+    store = "every window compared with the token store" if report.compared_with_store else "the token store is gone"
+    lines = [
+        _line(
+            "checked",
+            f"{report.shards:,} shards",
+            f"{report.windows:,} windows",
+            size(report.bytes),
+            seconds(report.seconds),
+            rate(report.bytes, report.seconds, "B"),
+        ),
+        _line("against", "manifest, sha256, page checksums, schema, vocabulary", store),
+        *(f"  fault     {fault.file}: {fault.problem}" for fault in report.faults),
+    ]
+    if report.faults:
+        lines.append(
+            "  remedy    remove the files that are named and run the write stage again: it writes what is gone"
+        )
+    else:
+        lines.append("  whole     no fault found")
+    return "\n".join(["verify", *lines, f"  {'in':<10}{report.path}"])
 
 
 def describe_load(report: LoadReport) -> str:

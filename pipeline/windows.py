@@ -73,17 +73,26 @@ def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str 
     return padded
 
 
+def number_rows(first: int, last: int, num_windows: int, *, order: str, seed: int) -> np.ndarray:
+    """The windows in rows [first, last) of a split as it is stored, int64 [B].
+
+    Row i holds window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
+    split's windows, picked by `seed`, that is never stored.
+    """
+    rows = np.arange(first, last, dtype=np.int64)
+    return rows if order == "sequential" else permute(rows, num_windows, make_key(seed))
+
+
 def read_rows(
     stream: TokenStream, windows: Windows, first: int, last: int, *, order: str, seed: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows [first, last) of a split as it is stored: `ids_BT1`, `starts` and `lengths`, as `read_windows` has them.
 
-    Row i is window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
-    split's windows, picked by `seed`, that is never stored.
+    `order` and `seed` mean what they mean for `number_rows`.
     """
     if order == "sequential":
         return read_windows(stream, windows, first, last, pad_id=pad_id)
-    numbers = permute(np.arange(first, last, dtype=np.int64), len(windows), make_key(seed))
+    numbers = number_rows(first, last, len(windows), order=order, seed=seed)
     return gather_windows(stream, windows, numbers, pad_id=pad_id)
 
 

@@ -173,7 +173,7 @@ def write_shards(
                 tokenizer=describe_tokenizer(encoder),
                 corpus=count_corpus(store),
                 store=store.id,
-                windows={**window, **stored},
+                windows={**window, **stored, "pad_id": encoder.end_of_text if tail == "pad" else None},
                 splits=splits,
                 written_by={"pyarrow": pa.__version__},
                 config=config or {},
