@@ -1,7 +1,7 @@
 """The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
 
 Composes the config, checks it, runs its stages in order and prints a summary. A refusal is one line on stderr: exit
-code 2 for a config, 1 for data. HYDRA_FULL_ERROR=1 shows the traceback instead.
+code 2 for a config, 1 for data and for a sweep with failing points. HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from pipeline.config import Config, ConfigError, check_command_line, find_conf, read_config, register_schema
+from pipeline.report import Report, jsonable
+from pipeline.sweep import finish_sweep, reported_sweep, run_point
+from pipeline.sweep import folders as sweep_folders
 from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
@@ -34,16 +37,19 @@ def main() -> None:
     failures: list[Exception] = []
 
     def task(composed: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            register_schema()  # a parallel launcher's process has not done so
+            run_point(composed, run)
+            return
         try:
             run(composed)
         except (ValueError, OSError) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra names the point's overrides, and goes on with the other points
             failures.append(error)
 
     try:
-        check_command_line(sys.argv[1:])
-        hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
+        with reported_sweep():
+            check_command_line(sys.argv[1:])
+            hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
         if failures:
             raise failures[0]
     except BrokenPipeError:  # whoever read the summary has seen enough, as `head` does
@@ -54,8 +60,9 @@ def main() -> None:
         print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
+        goes_on = f"with hydra.sweep.dir={sweep_folders[0]} added " if sweep_folders else ""
         print(
-            "stridemill: interrupted; what is finished is kept, and the same command goes on from there",
+            f"stridemill: interrupted; what is finished is kept, and the same command {goes_on}goes on from there",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -68,14 +75,15 @@ def run(composed: DictConfig) -> None:
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
     reports: dict[str, Any] = {}
     faults = 0
+    report: Any
     for stage in config.stages:
-        report = {"write": run_write, "verify": run_verify, "load": run_load}[stage](config)
+        report = {"write": run_write, "verify": run_verify, "load": run_load, "report": run_report}[stage](config)
         reports[stage] = dataclasses.asdict(report)
         print(flush=True)
         faults = len(reports[stage].get("faults", ()))
         if faults:
             break
-    write_json(output / "summary.json", _jsonable({"point": point, **reports}))
+    write_json(output / "summary.json", jsonable({"point": point, **reports}))
     if faults:
         raise ValueError(f"{config.shards.path} has {faults} fault{'s' * (faults > 1)}, listed above")
 
@@ -158,10 +166,10 @@ def run_load(config: Config) -> Any:
     return report
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, Path) else value
+def run_report(config: Config) -> Report:
+    """The report stage: a sweep's table and pictures, made again from what its points left."""
+    assert config.sweep.path, "the config asks for it"
+    return finish_sweep(Path(config.sweep.path))
 
 
 if __name__ == "__main__":

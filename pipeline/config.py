@@ -7,6 +7,7 @@ rule, the value and, where a name was meant, the closest valid one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ORDERS = ("sequential", "shuffled")
-STAGES = ("write", "verify", "load")
+STAGES = ("write", "verify", "load", "report")
 
 
 class ConfigError(ValueError):
     """A config that is refused before any work: one line, with the key, the rule and the value."""
+
+
+class SenselessError(ConfigError):
+    """Values that are right alone and make no sense together, as a sweep over both comes upon them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +103,7 @@ class Window:
         _one_of("window.documents", self.documents, ("join", "separate"))
         if self.stride > self.max_length and not self.allow_gaps:
             rule = f"must be at most window.max_length={self.max_length}, or tokens between two windows would be lost"
-            _refuse("window.stride", f"{rule} (window.allow_gaps=true allows it)", self.stride)
+            raise SenselessError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,6 +196,17 @@ class Cache:
 
 
 @dataclass(kw_only=True, slots=True)
+class Sweep:
+    """What concerns many runs together."""
+
+    bad_points: str = "fail"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("sweep.bad_points", self.bad_points, ("fail", "skip"))
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """One run."""
 
@@ -204,8 +220,11 @@ class Config:
     embedding: Embedding = field(default_factory=Embedding)
     executor: Executor = field(default_factory=Executor)
     cache: Cache = field(default_factory=Cache)
+    sweep: Sweep = field(default_factory=Sweep)
 
     def __post_init__(self) -> None:
+        if "report" in self.stages and not self.sweep.path:
+            _refuse("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
         if not self.stages:
             _refuse("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
         for stage in self.stages:
@@ -287,7 +306,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
         fixed = [
             override.input_line for override in overrides if override.input_line and not override.is_sweep_override()
         ]
-        read_config(compose(given.config_name or "config", overrides=fixed))
+        composed = compose(given.config_name or "config", overrides=fixed)
+        with contextlib.suppress(*[SenselessError] * given.multirun):  # the other value may be one of those swept
+            read_config(composed)
     except HydraException as error:
         raise one_line(error) from error
     finally:

@@ -1,0 +1,156 @@
+"""Pictures as plain SVG text: lines with points, and labelled points. No script, no font and no file besides.
+
+`width` and `height` are in pixels; colours are those of Okabe and Ito 2008, which people with any colour vision can
+tell apart. Text takes the colour of its surroundings, so that a page may be light or dark.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#777777")
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 34, 46  # margins: room for the axes' labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One colour of a chart: measured points, and a line."""
+
+    name: str
+    points: Sequence[tuple[float, float]] = ()
+    line: Sequence[tuple[float, float]] = ()
+    spread: Sequence[tuple[float, float]] = field(default=())  # lowest and highest y at each point
+    dashed: bool = False
+    colour: int | None = None  # an index of COLOURS; its place among the series when left out
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log: str = "",
+    x_ticks: Sequence[float] | None = None,
+    width: int = 640,
+    height: int = 380,
+) -> str:
+    """Points and lines over two axes; `log` names the axes with a logarithmic scale: `""`, `"x"`, `"y"` or `"xy"`.
+
+    A logarithmic axis needs values above 0.
+    """
+    xs = [x for one in series for x, _ in (*one.points, *one.line)]
+    ys = [y for one in series for _, y in (*one.points, *one.line)]
+    ys += [y for one in series for ends in one.spread for y in ends]
+    if not xs:
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20"><title>{escape(title)}</title></svg>'
+        )
+    across, x_low, x_high = _scale(xs, LEFT, width - RIGHT, log="x" in log)
+    upward, y_low, y_high = _scale(ys, height - BOTTOM, TOP, log="y" in log)
+    parts = [_frame(title, x_label, y_label, width, height)]
+    for tick in x_ticks if x_ticks is not None else ticks(x_low, x_high, log="x" in log):
+        x = across(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{height - BOTTOM}"/>')
+        parts.append(_text(x, height - BOTTOM + 16, number(tick), anchor="middle"))
+    for tick in ticks(y_low, y_high, log="y" in log):
+        y = upward(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}"/>')
+        parts.append(_text(LEFT - 6, y + 4, number(tick), anchor="end"))
+    for index, one in enumerate(series):
+        colour = COLOURS[(index if one.colour is None else one.colour) % len(COLOURS)]
+        if one.line:
+            path = "L".join(f"{across(x):.1f} {upward(y):.1f}" for x, y in one.line)
+            dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
+        for (x, _), (low, high) in zip(one.points, one.spread, strict=False):
+            parts.append(f'<path d="M{across(x):.1f} {upward(low):.1f}V{upward(high):.1f}" stroke="{colour}"/>')
+        radius = 3.5 + min(8, 1.5 * sum(bool(later.points) for later in series[index + 1 :]))  # equal points show rings
+        parts += [
+            f'<circle class="point" cx="{across(x):.1f}" cy="{upward(y):.1f}" r="{radius}" fill="{colour}">'
+            f"<title>{escape(one.name)}: {number(x)}, {number(y)}</title></circle>"
+            for x, y in one.points
+        ]
+        if one.dashed:
+            continue  # the title says what dashes mean
+        y = TOP + 14 + 16 * sum(not before.dashed for before in series[:index])
+        parts.append(f'<rect x="{width - RIGHT - 12}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(width - RIGHT - 18, y, one.name, anchor="end"))
+    return _svg(parts, width, height)
+
+
+def scatter(points: Sequence[tuple[float, float, str, int]], *, title: str, width: int = 640, height: int = 480) -> str:
+    """Labelled points (x, y, label, number of its colour) without axes, for places that have no unit."""
+    parts = [_frame(title, "", "", width, height)]
+    if points:
+        across, *_ = _scale([point[0] for point in points], LEFT, width - LEFT)
+        upward, *_ = _scale([point[1] for point in points], height - BOTTOM, TOP)
+        for x, y, label, colour in points:
+            place = f'cx="{across(x):.1f}" cy="{upward(y):.1f}"'
+            parts.append(f'<circle class="point" {place} r="4" fill="{COLOURS[colour % len(COLOURS)]}"/>')
+            parts.append(_text(across(x) + 6, upward(y) + 4, label))
+    return _svg(parts, width, height)
+
+
+def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
+    """Round values from `low` to `high`: 1, 2 and 5 times powers of ten."""
+    if log:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        steps = (1, 2, 5) if last - first < 4 else (1,)
+        found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+        return [tick for tick in found if low * 0.999 <= tick <= high * 1.001]
+    span = high - low
+    step = 10.0 ** math.floor(math.log10(span / 5))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 6)
+    return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A figure for a reader: three digits, thousands by k and M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}" if value != round(value) else f"{value:.0f}"
+
+
+def _scale(
+    values: Sequence[float], start: float, stop: float, *, log: bool = False
+) -> tuple[Callable[[float], float], float, float]:
+    low, high = min(values), max(values)
+    if log:
+        assert low > 0, f"a logarithmic axis has no place for {low}"
+        low, high = (low / 1.3, high * 1.3)
+        span = math.log(high / low)
+        return lambda value: start + (stop - start) * math.log(value / low) / span, low, high
+    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    low, high = low - margin, high + margin
+    return lambda value: start + (stop - start) * (value - low) / (high - low), low, high
+
+
+def _frame(title: str, x_label: str, y_label: str, width: int, height: int) -> str:
+    middle = (TOP + height - BOTTOM) / 2
+    return "".join(
+        [
+            f"<title>{escape(title)}</title>",
+            "<style>text{font:12px sans-serif;fill:currentColor}.grid{stroke:currentColor;stroke-opacity:.15}</style>",
+            f'<path d="M{LEFT} {TOP}H{width - RIGHT}V{height - BOTTOM}H{LEFT}Z" class="grid" fill="none"/>',
+            _text(LEFT, 20, title),
+            _text((LEFT + width - RIGHT) / 2, height - 10, x_label, anchor="middle"),
+            f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, y_label, anchor="middle")}</g>',
+        ]
+    )
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], width: int, height: int) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return head + "".join(parts) + "</svg>"

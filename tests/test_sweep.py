@@ -1,0 +1,162 @@
+"""A sweep as a user runs it: what it leaves behind when its points finish, fail, or are interrupted."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import write_report
+from pipeline.svg import Series, chart, ticks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def table(folder):
+    (file,) = Path(folder).rglob("sweep.csv")
+    with file.open(newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+@pytest.fixture
+def browse():
+    """A page in headless Chromium, with no name of any host resolved: its DOM, and what its console said."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+
+    def load(path, folder):
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += ["--enable-logging=stderr", f"--user-data-dir={folder}", f"--log-net-log={folder}/net.json"]
+        done = subprocess.run(
+            [*command, "--dump-dom", path.absolute().as_uri()], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return load
+
+
+def test_a_sweep_tokenizes_once_and_leaves_a_table_and_a_page(cli, tmp_path, browse):
+    strides = ["window.max_length=64,128", "window.stride=32,64,128", "tokenizer=bytes", "sweep.bad_points=skip"]
+    done = cli("-m", *strides)
+    assert done.returncode == 0, done.stderr
+    assert "6 points: 5 done, 1 skipped" in done.stdout
+    assert "tokenized by 1 point (1 chunks of the token store made); 4 points found all tokens" in done.stdout
+    rows = table(tmp_path)
+    assert [row["point"] for row in rows] == list("012345")
+    assert [row["status"] for row in rows] == ["done", "done", "skipped", "done", "done", "done"]
+    assert "must be at most window.max_length=64" in rows[2]["error"]
+    for row in rows:
+        if row["status"] == "done":
+            tokens, length, stride = int(row["tokens"]), int(row["max_length"]), int(row["stride"])
+            assert int(row["windows"]) == len(range(0, tokens - length, stride))
+            assert int(row["delivered"]) == int(row["windows"]) * length
+            assert float(row["naive_bytes_per_token"]) == pytest.approx(4 * length / stride, rel=0.01)
+            assert float(row["loader_tokens_per_second"]) > 0
+    (page,) = tmp_path.rglob("sweep.html")
+    dom, console = browse(page, tmp_path / "browser")
+    assert console == []
+    pictures = re.findall(r"<svg.*?</svg>", dom, flags=re.DOTALL)
+    assert [picture.count('class="point"') for picture in pictures] == [5, 5]
+    assert set(re.findall(r"""(?:src|href)=["']?([^"'>]*)""", dom)) == {"data:,"}, "the page refers to nothing outside"
+    assert "<script" not in dom
+
+
+def test_failing_points_stand_in_the_table_and_the_sweep_ends_with_code_1(cli, tmp_path):
+    (tmp_path / "short.txt").write_text("0123456789")
+    corpus = ["corpus=text", "corpus.path=short.txt", "tokenizer=bytes", "stages=[write]"]
+    done = cli("-m", "window.max_length=4,8,20", "window.stride=4,6", *corpus)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("stridemill: 3 points of the sweep did not finish; the first is point 1 (")
+    assert "Traceback" not in done.stderr
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "failed", "failed"]
+    assert "must be at most window.max_length=4" in rows[1]["error"]
+    assert "the train split has 10 tokens" in rows[4]["error"]
+    assert rows[4]["max_length"] == "20"
+    tracebacks = [path.parent.name for path in tmp_path.rglob("traceback.txt")]
+    assert sorted(tracebacks) == ["4", "5"], "a refused config needs no traceback"
+
+
+def test_points_that_make_sense_are_not_refused_for_the_value_that_a_sweep_replaces(cli, tmp_path):
+    done = cli("-m", "window.max_length=300,512", "window.stride=300", "stages=[write]", "tokenizer=bytes")
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in table(tmp_path)] == ["done", "done"]
+
+
+def test_ctrl_c_leaves_a_report_with_every_point(tmp_path):
+    points = ["-m", "loader.seed=range(40)", "window.stride=64", "tokenizer=bytes", "stages=[write,load]"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *points],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        texts = [path.read_text() for path in tmp_path.rglob("point.json")]
+        if any('"status": "done"' in text for text in texts) and any('"status": "running"' in text for text in texts):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; what is finished is kept" in errors
+    statuses = [row["status"] for row in table(tmp_path)]
+    assert len(statuses) == 40
+    assert statuses[0] == "done"
+    assert statuses[-1] == "not started"
+    assert set(statuses) <= {"done", "interrupted", "not started"}
+
+
+def test_parallel_points_are_reported_too(cli, tmp_path):
+    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra-joblib-launcher is not installed (pip install 'stridemill[parallel]')")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tokenizer=bytes", "stages=[write]"]
+    done = cli("-m", "window.max_length=16,32", "window.stride=32", *parallel, PYTHONWARNINGS="ignore")
+    assert done.returncode == 1
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert "sweep.bad_points=skip leaves such points out" in done.stderr
+
+
+def test_a_report_is_made_again_from_what_the_points_left(cli, tmp_path):
+    assert cli("-m", "window.stride=64,128", "tokenizer=bytes", "stages=[write]").returncode == 0
+    (sweep,) = (tmp_path / "outputs/sweeps").glob("*/*")
+    before = (sweep / "sweep.csv").read_bytes()
+    record = sweep / "1" / "point.json"
+    (sweep / "1" / "summary.json").unlink()
+    record.write_text(json.dumps({**json.loads(record.read_text()), "status": "running"}))  # as a killed process does
+    again = cli("stages=[report]", f"sweep.path={sweep}")
+    assert again.returncode == 0, again.stderr
+    assert "2 points: 1 done, 1 unfinished" in again.stdout
+    assert (sweep / "sweep.csv").read_bytes() != before
+    assert cli("stages=[report]").stderr.startswith("stridemill: sweep.path: the stage report needs")
+
+
+def test_a_folder_without_points_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no record of a sweep's point"):
+        write_report(tmp_path)
+
+
+def test_axes_have_round_ticks():
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(3, 300, log=True) == [5, 10, 20, 50, 100, 200]
+
+
+def test_a_charts_text_is_escaped_and_its_points_are_counted():
+    picture = chart([Series(name="<a & b>", points=[(1, 2), (2, 4)])], title="t", x_label="x", y_label="y", log="xy")
+    assert "&lt;a &amp; b&gt;" in picture
+    assert picture.count('class="point"') == 2
