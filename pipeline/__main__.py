@@ -145,6 +145,9 @@ def run_load(config: Config) -> Any:
     from pipeline.write.tokenizer import load_tokenizer
 
     loader, embedding, tokenizer = config.loader, config.embedding, config.tokenizer
+    decoder = load_tokenizer(
+        name=tokenizer.name, path=tokenizer.path, pattern=tokenizer.pattern, engine="auto", special_text="literal"
+    )
     report = load_batches(
         config.shards.path,
         split=loader.split,
@@ -153,14 +156,16 @@ def run_load(config: Config) -> Any:
         seed=loader.seed,
         lanes=loader.lanes,
         drop_last=loader.drop_last,
+        score=config.window.score,
+        document_ids=loader.document_ids,
+        threads=loader.threads,
+        memory_budget=loader.memory_budget,
+        tokenizer={"name": decoder.name, "hash": decoder.hash},
         dim=embedding.dim,
         positions=embedding.positions,
         embedding_seed=embedding.seed,
     )
     print(describe_load(report))
-    decoder = load_tokenizer(
-        name=tokenizer.name, path=tokenizer.path, pattern=tokenizer.pattern, engine="auto", special_text="literal"
-    )
     print()
     print(describe_window(report, decoder))
     return report

@@ -95,12 +95,14 @@ class Window:
     allow_gaps: bool = False
     tail: str = "drop"
     documents: str = "join"
+    score: str = "all"
 
     def __post_init__(self) -> None:
         _at_least("window.max_length", self.max_length, 1)
         _at_least("window.stride", self.stride, 1)
         _one_of("window.tail", self.tail, ("drop", "pad"))
         _one_of("window.documents", self.documents, ("join", "separate"))
+        _one_of("window.score", self.score, ("all", "new"))
         if self.stride > self.max_length and not self.allow_gaps:
             rule = f"must be at most window.max_length={self.max_length}, or tokens between two windows would be lost"
             raise SenselessError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")
@@ -152,11 +154,17 @@ class Loader:
     seed: int = 0
     lanes: int = 64
     drop_last: bool = True
+    document_ids: bool = False
+    threads: int | None = None
+    memory_budget: int = 1 << 29
 
     def __post_init__(self) -> None:
         _one_of("loader.split", self.split, ("train", "validation"))
         _one_of("loader.shuffle", self.shuffle, ("auto", "none", "full", "lanes"))
         _at_least("loader.lanes", self.lanes, 1)
+        _at_least("loader.memory_budget", self.memory_budget, 1)
+        if self.threads is not None:
+            _at_least("loader.threads", self.threads, 1)
         if self.batch_size != "all" and (isinstance(self.batch_size, str) or self.batch_size < 1):
             _refuse("loader.batch_size", "must be a whole number of at least 1, or 'all'", self.batch_size)
 

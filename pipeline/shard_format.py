@@ -69,13 +69,18 @@ def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.Parque
     )
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
-    """A shard open for reading, page checksums verified as pages are read."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+def open_shard(path: Path, *, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A shard open for reading, page checksums verified as pages are read. A footer read before is not read again."""
+    return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
 
 
-def read_group(file: pq.ParquetFile, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row group: ids_BT1 int32 [B, L + 1], starts int64 [B] and lengths int32 [B]; `target_ids` is not decoded.
+def read_columns(
+    file: pq.ParquetFile, group: int, *, with_ids: bool = True
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+    """One row group, nothing copied: inputs_BT int32 [B, L], next_ids int32 [B], starts int64 [B], lengths int32 [B].
+
+    Decoding takes one thread: readers that want more run several groups at once. `with_ids=False` leaves the inputs
+    undecoded.
 
     Raises:
         OSError: a page's checksum does not match its bytes.
@@ -83,11 +88,12 @@ def read_group(file: pq.ParquetFile, group: int) -> tuple[np.ndarray, np.ndarray
     """
     schema = file.schema_arrow
     padded = "length" in schema.names
-    table = file.read_row_group(group, columns=["input_ids", "start", "next_id", *(["length"] if padded else [])])
+    names = ["start", "next_id", *(["input_ids"] if with_ids else []), *(["length"] if padded else [])]
+    table = file.read_row_group(group, columns=names, use_threads=False)
     max_length = schema.field("input_ids").type.list_size
-    ids_BT1 = np.empty((table.num_rows, max_length + 1), np.int32)
-    inputs = table.column("input_ids").combine_chunks()
-    ids_BT1[:, :-1] = inputs.flatten().to_numpy(zero_copy_only=True).reshape(-1, max_length)
-    ids_BT1[:, -1] = table.column("next_id").to_numpy()
+    inputs_BT = None
+    if with_ids:
+        inputs = table.column("input_ids").combine_chunks()
+        inputs_BT = inputs.flatten().to_numpy(zero_copy_only=True).reshape(-1, max_length)
     lengths = table.column("length").to_numpy() if padded else np.full(table.num_rows, max_length, np.int32)
-    return ids_BT1, table.column("start").to_numpy(), lengths
+    return inputs_BT, table.column("next_id").to_numpy(), table.column("start").to_numpy(), lengths

@@ -109,6 +109,7 @@ def describe_load(report: LoadReport) -> str:
                 f"{report.windows:,} windows, order {report.shuffle}",
                 seconds(report.seconds),
                 rate(report.tokens, report.seconds, "tokens"),
+                f"loading alone {rate(report.tokens, report.load_seconds, 'tokens')}",
                 f"the first after {seconds(report.first_batch_seconds)}",
             ),
             *(f"  {name:<12}{shape!s:<18}{letters[name]}" for name, shape in shapes.items()),

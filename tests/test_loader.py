@@ -1,13 +1,14 @@
 """Batches equal the stored windows, in an order that world size, batch size and interruption do not change."""
 
-import json
+import pickle
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, write_shards
+from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
+from pipeline.load.batch import number_documents
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +77,6 @@ def test_all_ranks_together_read_the_same_global_sequence(shards, shuffle, world
         return [window for step in zip(*per_rank, strict=True) for window in step]
 
     assert global_sequence(world_size, 8 // world_size) == global_sequence(1, 8)
-
-
-def test_a_loader_stopped_at_any_step_goes_on_with_what_was_left(shards):
-    whole = [batch.window_ids.tolist() for batch in ShardLoader(shards, batch_size=8, shuffle="full")]
-    for step in range(len(whole)):
-        loader = ShardLoader(shards, batch_size=8, shuffle="full")
-        seen = [batch.window_ids.tolist() for batch, _ in zip(loader, range(step), strict=False)]
-        state = json.loads(json.dumps(loader.state_dict()))
-        assert seen == whole[:step]
-        state["consumed"] = step * 8  # `zip` has drawn one batch more than it handed over
-        fresh = ShardLoader(shards, batch_size=4, shuffle="full", rank=0, world_size=2)
-        fresh.load_state_dict(state)
-        rest = [batch.window_ids.tolist() for batch in fresh]
-        assert rest == [batch[0::2] for batch in whole[step:]]
 
 
 def test_a_state_of_another_order_is_refused_by_name(shards):
@@ -163,3 +150,65 @@ def test_a_flipped_bit_in_a_page_is_an_error_not_a_wrong_id(tmp_path, shards):
         np.frombuffer(content, np.uint8).sum()
         == np.frombuffer((shards / "data" / file.name).read_bytes(), np.uint8).sum()
     )
+
+
+def test_a_data_set_of_another_tokenizer_is_refused_with_both_names(shards):
+    mine = read_manifest(shards).tokenizer
+    assert len(ShardLoader(shards, tokenizer=mine)) == len(ShardLoader(shards))
+    other = {"name": "bytes", "hash": "0" * 64}
+    for reader in (ShardLoader, WindowDataset):
+        with pytest.raises(ValueError, match=r"made by the tokenizer 'gpt2' .* but 'bytes' \(hash 000000000000\)"):
+            reader(shards, tokenizer=other)
+
+
+def test_documents_are_numbered_and_places_restart_behind_each_end_of_text(tmp_path):
+    for number, text in enumerate(["abc", "d", "efghij"]):
+        (tmp_path / f"{number}.txt").write_text(text)
+    report = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(tmp_path),
+        cache_path=tmp_path / "cache",
+        tokenizer="bytes",
+        max_length=9,
+        stride=2,
+    )
+    batch = next(iter(ShardLoader(report.path, batch_size=2, shuffle="none", document_ids=True)))
+    assert batch.input_ids.tolist() == [[*b"abc", 256, *b"d", 256, *b"efg"], [*b"c", 256, *b"d", 256, *b"efghi"]]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2, 2, 2, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2], [0, 1, 0, 1, 0, 1, 2, 3, 4]]
+    plain = next(iter(ShardLoader(report.path, batch_size=2, shuffle="none")))
+    assert plain.document_ids is None
+    embedding = TokenEmbedding(257, 4, 9)
+    (embedded,) = embed_batches([batch], embedding)
+    expected = embedding.token(batch.input_ids) + embedding.position(batch.position_ids)
+    assert torch.equal(embedded.embeddings, expected)
+    assert torch.equal(embedded.document_ids, batch.document_ids)
+
+
+def test_document_numbers_are_those_of_a_walk_through_the_window():
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, 4, (20, 30), generator=generator)
+    documents_BT, places_BT = number_documents(ids_BT, 0)
+    for ids, documents, places in zip(ids_BT.tolist(), documents_BT.tolist(), places_BT.tolist(), strict=True):
+        document = place = 0
+        for at, token in enumerate(ids):
+            assert (documents[at], places[at]) == (document, place)
+            document, place = (document + 1, 0) if token == 0 else (document, place + 1)
+
+
+def test_a_dataset_keeps_few_row_groups_and_can_be_pickled_and_sampled(shards):
+    whole = WindowDataset(shards)
+    small = WindowDataset(shards, memory_budget=1)
+    order = np.random.default_rng(0).permutation(len(whole)).tolist()
+    for start in range(0, len(order), 9):
+        some = order[start : start + 9]
+        pairs = zip(small.__getitems__(some), whole.__getitems__(some), strict=True)
+        assert all(torch.equal(one["target_ids"], other["target_ids"]) for one, other in pairs)
+    assert len(pickle.dumps(whole)) < 20_000, "what is kept in memory does not travel"
+    again = pickle.loads(pickle.dumps(whole))
+    assert torch.equal(again[3]["input_ids"], whole[3]["input_ids"])
+    generator = torch.Generator().manual_seed(1)
+    loader = torch.utils.data.DataLoader(again, batch_size=10, shuffle=True, generator=generator)
+    seen = torch.cat([batch["input_ids"] for batch in loader])
+    assert sorted(map(tuple, seen.tolist())) == sorted(tuple(row["input_ids"]) for row in stored(shards))

@@ -1,12 +1,17 @@
-"""What the loader hands over."""
+"""What the loader hands over: batches, widened from the narrow rows that were gathered."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
+from pipeline.windows import IGNORED
+
 if TYPE_CHECKING:
-    import torch
+    from pipeline.load.held import Gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,3 +21,65 @@ class Batch:
     input_ids: torch.Tensor  # int64 [B, T]
     target_ids: torch.Tensor  # int64 [B, T]: the same one token later; -100 where there is nothing to predict
     window_ids: torch.Tensor  # int64 [B]: each window's number in its split, -1 for a row that only fills the batch
+    source_ids: torch.Tensor | None = None  # int64 [B]: of a mixture, each window's data set
+    document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
+    position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
+
+
+def widen(
+    gathered: Gathered,
+    rows: slice,
+    *,
+    window_ids: torch.Tensor,
+    source_ids: torch.Tensor | None = None,
+    end_of_text: int | None = None,
+) -> Batch:
+    """Rows of a block as a batch of int64. With `end_of_text` documents are numbered, see `number_documents`."""
+    ids_BT1 = gathered.ids[rows]
+    inputs_BT = torch.from_numpy(ids_BT1[:, :-1].astype(np.int64))
+    targets_BT = torch.from_numpy(ids_BT1[:, 1:].astype(np.int64))
+    if gathered.bounds is not None:
+        ignore_targets(targets_BT, torch.from_numpy(gathered.bounds[rows]))
+    documents_BT, places_BT = (None, None) if end_of_text is None else number_documents(inputs_BT, end_of_text)
+    return Batch(
+        input_ids=inputs_BT,
+        target_ids=targets_BT,
+        window_ids=window_ids[rows],
+        source_ids=None if source_ids is None else source_ids[rows],
+        document_ids=documents_BT,
+        position_ids=places_BT,
+    )
+
+
+def ignore_targets(targets_BT: torch.Tensor, bounds_B2: torch.Tensor) -> None:
+    """Overwrite with -100, in place, the targets outside each row's bounds, from .. to."""
+    places_T = torch.arange(targets_BT.shape[1], device=targets_BT.device)
+    outside_BT = (places_T < bounds_B2[:, :1]) | (places_T >= bounds_B2[:, 1:])
+    targets_BT.masked_fill_(outside_BT, IGNORED)
+
+
+def number_documents(ids_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The document of each token within its window, and its place since the document began: both int64 [B, T].
+
+    An end-of-text token is the last token of its document; the token behind it is the first of the next one. A window
+    that begins in the middle of a document counts its places from the window's beginning.
+
+    >>> number_documents(torch.tensor([[5, 6, 0, 7, 0, 0, 8]]), 0)
+    (tensor([[0, 0, 0, 1, 1, 2, 3]]), tensor([[0, 1, 2, 0, 1, 0, 0]]))
+    """
+    is_first_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    is_first_BT[:, 1:] = ids_BT[:, :-1] == end_of_text
+    places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    begins_BT = torch.where(is_first_BT, places_T, torch.zeros_like(places_T)).cummax(dim=1).values
+    return is_first_BT.to(torch.int64).cumsum(dim=1), places_T - begins_BT
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor but `window_ids` and `source_ids`, which name samples, on `device`."""
+    if batch.input_ids.device == device:
+        return batch
+    moved = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+    for name, tensor in moved.items():
+        if tensor is not None and name not in ("window_ids", "source_ids"):
+            moved[name] = tensor.to(device, non_blocking=True)
+    return Batch(**moved)

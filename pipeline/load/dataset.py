@@ -1,48 +1,121 @@
-"""The map-style twin of the loader: a window by its number, for torch's own DataLoader and the trainers built on it."""
+"""The map-style twin of the loader: a window by its number, for torch's own DataLoader and the trainers built on it.
+
+The row groups that were used last are kept decoded, within a memory budget. With a sampler that jumps about in more
+data than fits, every window costs the decoding of a row group (about a millisecond): the loader's own order does not,
+so use `ShardLoader` where the framework allows it.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.load.reader import SplitReader
-from pipeline.manifest import read_manifest
-from pipeline.windows import IGNORED
+from pipeline.load.batch import ignore_targets
+from pipeline.load.held import place_bytes
+from pipeline.load.reader import open_split
+from pipeline.load.scoring import check_score, count_old_targets
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+MEMORY_BUDGET = 1 << 28  # 256 MiB, of each process
 
 
 class WindowDataset(Dataset[dict[str, torch.Tensor]]):
     """Windows of one split by number: `{"input_ids": int64 [T], "target_ids": int64 [T]}`.
 
     `target_ids` is shifted already: do not hand it as `labels` to a model that shifts once more.
+
+    Args:
+        path: the data set's folder, or a token store (`<cache>/stores/<id>.json`) whose windows were never written.
+        split: `train` or `validation`.
+        score: `new` turns targets that an earlier window has scored into -100.
+        tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
+        memory_budget: bytes of decoded row groups that are kept, at most (one is always kept).
+        max_length, stride, tail, documents, windows_per_group, windows_per_shard: of a token store's windows; see
+            `pipeline.load.reader.open_split`.
+
+    It can be pickled: worker processes get it without what is kept in memory.
+
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, split: str = "train") -> None:
-        self.manifest = read_manifest(path)
-        self._reader = SplitReader(Path(path), self.manifest, split)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str = "train",
+        score: str = "all",
+        tokenizer: Mapping[str, Any] | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        max_length: int | None = None,
+        stride: int | None = None,
+        tail: str | None = None,
+        documents: str | None = None,
+        windows_per_group: int | None = None,
+        windows_per_shard: int | None = None,
+    ) -> None:
+        self.reader = open_split(
+            path,
+            split,
+            max_length=max_length,
+            stride=stride,
+            tail=tail,
+            documents=documents,
+            windows_per_group=windows_per_group,
+            windows_per_shard=windows_per_shard,
+            tokenizer=tokenizer,
+        )
+        check_score(score, self.reader)
+        self.score = score
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
+        self._keep = max(1, memory_budget // max(1, place_bytes(self.reader)))
+        self._kept: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": OrderedDict()}
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return int(self._starts[-1])
 
     def __getitem__(self, window: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([window])[0]
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """Several windows in one gather."""
+        """Several windows in one gather: each row group that holds some of them is looked up once."""
         numbers = np.asarray(windows, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
-            raise IndexError(f"windows {numbers.min()} to {numbers.max()} of a split of {len(self)}")
-        ids_BT1, _, lengths = self._reader.read(numbers)
-        ids_BT1 = ids_BT1.astype(np.int64)
-        inputs_BT, targets_BT = ids_BT1[:, :-1], ids_BT1[:, 1:]
-        targets_BT = np.where(np.arange(targets_BT.shape[1]) < lengths[:, None], targets_BT, IGNORED)
-        pairs = zip(torch.from_numpy(np.ascontiguousarray(inputs_BT)), torch.from_numpy(targets_BT), strict=True)
+            raise IndexError(f"windows {min(windows)} to {max(windows)} of a split of {len(self)}")
+        ids_BT1 = np.empty((len(numbers), self.reader.max_length + 1), np.int64)
+        bounds_B2 = np.empty((len(numbers), 2), np.int32)
+        groups = np.searchsorted(self._starts, numbers, side="right") - 1
+        for group in np.unique(groups).tolist():
+            here = np.flatnonzero(groups == group)
+            rows = numbers[here] - self._starts[group]
+            held_BT1, held_B2 = self._group(group)
+            ids_BT1[here], bounds_B2[here] = held_BT1[rows], held_B2[rows]
+        inputs_BT = torch.from_numpy(np.ascontiguousarray(ids_BT1[:, :-1]))
+        targets_BT = torch.from_numpy(np.ascontiguousarray(ids_BT1[:, 1:]))
+        ignore_targets(targets_BT, torch.from_numpy(bounds_B2))
+        pairs = zip(inputs_BT, targets_BT, strict=True)
         return [{"input_ids": inputs, "target_ids": targets} for inputs, targets in pairs]
+
+    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        if group in self._kept:
+            self._kept.move_to_end(group)
+            return self._kept[group]
+        if len(self._kept) == self._keep:
+            self._kept.popitem(last=False)
+        ids_BT1 = np.empty((self.reader.groups[group], self.reader.max_length + 1), self.reader.dtype)
+        rows = self.reader.read_group(group, ids_BT1)
+        bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
+        bounds_B2[:, 1] = rows.lengths
+        if self.score == "new":
+            bounds_B2[:, 0] = count_old_targets(self.reader, group, rows)
+        self._kept[group] = ids_BT1, bounds_B2
+        return self._kept[group]

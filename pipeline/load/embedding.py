@@ -7,13 +7,13 @@ with the matrix, without the zeros; its gradient reaches exactly the rows that w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from pipeline.load.batch import Batch
+from pipeline.load.batch import Batch, to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,8 +68,10 @@ class TokenEmbedding(nn.Module):
         """The token table, [V, D]."""
         return self.token.weight
 
-    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors [B, T, D] for token IDs [B, T], in the layer's dtype and on its device.
+
+        `positions_BT`, int64 [B, T], says which position each token has; left out, they are 0 .. T - 1.
 
         Raises:
             ValueError: T is more than `max_length`, and the layer adds positions.
@@ -84,7 +86,7 @@ class TokenEmbedding(nn.Module):
             raise ValueError(
                 f"windows of {length} tokens, but the embedding has positions for max_length={self.max_length}"
             )
-        return vectors_BTD + table[:length]
+        return vectors_BTD + (table[:length] if positions_BT is None else table[positions_BT])
 
 
 def sinusoids(max_length: int, dim: int) -> torch.Tensor:
@@ -108,13 +110,15 @@ class EmbeddedBatch(Batch):
 
 
 def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Iterator[EmbeddedBatch]:
-    """Each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights."""
+    """Each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
+
+    `embedding` is called with the token IDs and, where the batches have `position_ids`, with these too.
+    """
     device = next(embedding.parameters()).device
     for batch in batches:
-        input_ids = batch.input_ids.to(device, non_blocking=True)
+        moved = to_device(batch, device)
+        positions = () if moved.position_ids is None else (moved.position_ids,)
         yield EmbeddedBatch(
-            input_ids=input_ids,
-            target_ids=batch.target_ids.to(device, non_blocking=True),
-            window_ids=batch.window_ids,
-            embeddings=embedding(input_ids),
+            **{field.name: getattr(moved, field.name) for field in fields(Batch)},
+            embeddings=embedding(moved.input_ids, *positions),
         )

@@ -1,34 +1,59 @@
 """Shards to batches, in an order that is a pure function of the manifest, the seed and the epoch.
 
-The whole state is one count: the samples of the epoch that all ranks together have received.
+The whole state is one count: the samples of the epoch that all ranks together have received. It counts what the
+consumer was handed, not what was read ahead, so a resume is arithmetic: no sample comes twice and none is lost, with
+any other world size, batch size, number of threads or memory budget.
+
+    decoding threads      row groups, narrow, into a fixed amount of memory, as the order will need them
+    gathering thread      one block ahead: the next positions -> windows -> rows, side by side, still narrow
+    the caller            batches: slices of the block, widened to int64
+
+Threads, not processes: decoding and gathering release the GIL, so threads use all cores, start in under a
+millisecond, share memory by nature, and leave no process, shared memory or lock file behind. They live as long as an
+iteration: `break`, an exception, Ctrl-C or the end of the program stops them.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
+from math import gcd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.load.batch import Batch
+from pipeline.load.batch import Batch, widen
+from pipeline.load.held import Gathered, HeldGroups, Need, place_bytes
 from pipeline.load.order import Order, default_block, num_batches, rank_positions, resolve_shuffle
-from pipeline.load.reader import SplitReader
-from pipeline.manifest import read_manifest
-from pipeline.windows import IGNORED
+from pipeline.load.reader import end_of_text_id, open_split
+from pipeline.load.scoring import check_score
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator, Mapping
 
 STATE_FORMAT = 1
+MEMORY_BUDGET = 1 << 29  # 512 MiB: what `auto` asks for fits, whatever the windows and the vocabulary
+BLOCK_TOKENS, BLOCK_ROWS = 1 << 19, 1 << 13  # a block is gathered at once: 1 MiB as uint16, at most so many windows
+THREADS = "stridemill-load"
+
+
+class Block(NamedTuple):
+    """Consecutive batches of one rank, still narrow."""
+
+    gathered: Gathered
+    window_ids: np.ndarray  # int64 [B]
+    batches: int
+    held: HeldGroups
 
 
 class ShardLoader:
     """Batches of one split of a data set.
 
     Args:
-        path: the data set's folder.
+        path: the data set's folder, or a token store (`<cache>/stores/<id>.json`) whose windows were never written.
         split: `train` or `validation`.
         batch_size: windows per batch of this rank, B.
         shuffle: `none`, `full`, `lanes`, or `auto`, which picks one of the last two by the data set's size.
@@ -36,8 +61,18 @@ class ShardLoader:
         lanes: places of the data set that a batch draws from under `lanes`; world sizes must divide it.
         drop_last: drop the last partial global batch; otherwise it is filled with rows whose targets are -100.
         rank, world_size: this process's place; from `torch.distributed` where it is initialised, else 0 of 1.
+        score: `new` turns targets that an earlier window has scored into -100, for evaluation with overlap.
+        document_ids: add each token's document and its place since the document began to the batches.
+        tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
+        threads: that decode; the machine's cores, at most 4, when left out.
+        memory_budget: bytes of row groups held in memory, at most.
+        max_length, stride, tail, documents, windows_per_group, windows_per_shard: of a token store's windows; see
+            `pipeline.load.reader.open_split`.
 
     Each iteration yields the batches that are left of the current epoch; the next one begins the next epoch.
+
+    Raises:
+        ValueError: no data set, split or order of that description, or one that the memory budget does not allow.
 
     """
 
@@ -53,48 +88,78 @@ class ShardLoader:
         drop_last: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
+        score: str = "all",
+        document_ids: bool = False,
+        tokenizer: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        max_length: int | None = None,
+        stride: int | None = None,
+        tail: str | None = None,
+        documents: str | None = None,
+        windows_per_group: int | None = None,
+        windows_per_shard: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        self.manifest = read_manifest(path)
-        self.reader = SplitReader(Path(path), self.manifest, split)
+        for name, value in (("batch_size", batch_size), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        self.reader = open_split(
+            path,
+            split,
+            max_length=max_length,
+            stride=stride,
+            tail=tail,
+            documents=documents,
+            windows_per_group=windows_per_group,
+            windows_per_shard=windows_per_shard,
+            tokenizer=tokenizer,
+        )
+        check_score(score, self.reader)
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self.rank, self.world_size = _place(rank, world_size)
-        max_length = self.reader.max_length
-        groups = self.reader.groups
+        self.rank, self.world_size = find_place(rank, world_size)
+        self.threads = threads or min(4, os.cpu_count() or 1)
+        self.score = score
+        max_length, groups = self.reader.max_length, self.reader.groups
         kind = resolve_shuffle(shuffle, num_windows=sum(groups), max_length=max_length)
         block = default_block(groups, max_length=max_length)
         self.order = Order(groups=groups, shuffle=kind, seed=seed, lanes=lanes, block=block)
         self.order.check_world_size(self.world_size)
+        self._end_of_text = end_of_text_id(self.reader.tokenizer) if document_ids else None
+        self._places = self._count_places(memory_budget)
+        self._kept: HeldGroups | None = None  # under `full`, from one epoch to the next
         self.epoch = 0
         self.consumed = 0  # samples of this epoch that all ranks together have received
 
     def __len__(self) -> int:
         """Batches of a whole epoch, equal on all ranks."""
-        return self._batches(len(self.order))
+        return self._batches_from(0)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left of this epoch."""
-        step = self.batch_size * self.world_size
-        while self._batches(len(self.order) - self.consumed):
-            positions = rank_positions(
-                self.consumed, self.batch_size, rank=self.rank, world_size=self.world_size, stop=len(self.order)
-            )
-            batch = self._batch(self.order.windows(positions, self.epoch))
-            self.consumed += step
-            yield batch
-        self.set_epoch(self.epoch + 1)
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """The batches that are left of this epoch.
+
+        Raises:
+            OSError: a shard cannot be read; as soon as a thread meets it, though the batches before it may be whole.
+
+        """
+        left = self._enter()
+        while left:
+            moved = yield from self._hand_over(left)
+            left = self._enter() if moved else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
-        self.epoch, self.consumed = epoch, 0
+        """Go to the start of an epoch. The one in hand is left where it is: trainers call this before each epoch."""
+        if epoch != self.epoch:
+            self._begin(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: small, JSON-able, and valid for any world size and batch size."""
         return {"version": STATE_FORMAT, **self._identity(), "epoch": self.epoch, "consumed": self.consumed}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader of the same data and order stood.
 
         Raises:
@@ -106,36 +171,137 @@ class ShardLoader:
                 raise ValueError(
                     f"the state has {key}={state.get(key)!r}, this loader has {mine!r}: their orders differ"
                 )
-        self.epoch, self.consumed = state["epoch"], state["consumed"]
+        epoch, consumed = state["epoch"], state["consumed"]
+        if not (isinstance(epoch, int) and isinstance(consumed, int) and epoch >= 0 <= consumed):
+            raise ValueError(f"the state has epoch={epoch!r}, consumed={consumed!r}: whole numbers from 0 are needed")
+        self.epoch, self.consumed = epoch, consumed
 
     def _identity(self) -> dict[str, Any]:
         order = self.order
-        return {
-            "fingerprint": self.manifest.fingerprint,
+        identity: dict[str, Any] = {
+            "fingerprint": self.reader.fingerprint,
             "split": self.reader.split,
             "shuffle": order.shuffle,
-            "seed": order.seed,
-            "lanes": order.lanes,
-            "block": order.block,
         }
+        if order.shuffle != "none":
+            identity["seed"] = order.seed
+        if order.shuffle == "lanes":
+            identity |= {"lanes": order.lanes, "block": order.block}
+        return identity
 
-    def _batches(self, samples: int) -> int:
-        if samples <= 0:
-            return 0
-        return num_batches(samples, batch_size=self.batch_size, world_size=self.world_size, drop_last=self.drop_last)
+    def _begin(self, epoch: int) -> None:
+        if epoch < 0:
+            raise ValueError(f"epochs count from 0; got {epoch}")
+        self.epoch, self.consumed = epoch, 0
 
-    def _batch(self, windows: np.ndarray) -> Batch:
-        ids_BT1, _, lengths = self.reader.read(windows)
-        missing = self.batch_size - len(windows)
-        inputs_BT = torch.from_numpy(np.pad(ids_BT1[:, :-1], ((0, missing), (0, 0))).astype(np.int64))
-        targets_BT = torch.from_numpy(np.pad(ids_BT1[:, 1:], ((0, missing), (0, 0))).astype(np.int64))
-        places_T = torch.arange(self.reader.max_length)
-        targets_BT[places_T >= torch.from_numpy(np.pad(lengths, (0, missing)))[:, None]] = IGNORED
-        window_ids = torch.from_numpy(np.pad(windows, (0, missing), constant_values=-1))
-        return Batch(input_ids=inputs_BT, target_ids=targets_BT, window_ids=window_ids)
+    def _enter(self) -> int:
+        """The batches that are left of this epoch; where none is, the next one begins."""
+        if not self._batches_from(self.consumed):
+            self._begin(self.epoch + 1)
+        return self._batches_from(self.consumed)
+
+    def _hand_over(self, left: int) -> Generator[Batch, None, bool]:
+        """Yield the next `left` batches. Ends early, with True, where the loader was moved: by a state, or a reader."""
+        with closing(self._blocks(self.epoch, self.consumed, left)) as blocks:
+            for block in blocks:
+                window_ids = torch.from_numpy(block.window_ids)
+                for at in range(block.batches):
+                    if block.held.error is not None:
+                        raise block.held.error
+                    rows = slice(at * self.batch_size, (at + 1) * self.batch_size)
+                    batch = widen(block.gathered, rows, window_ids=window_ids, end_of_text=self._end_of_text)
+                    left -= 1
+                    self.consumed += self.batch_size * self.world_size
+                    if not left:  # the end of an epoch is the start of the next
+                        self._begin(self.epoch + 1)
+                    here = (self.epoch, self.consumed)
+                    yield batch
+                    if (self.epoch, self.consumed) != here:
+                        return True
+        return False
+
+    def _batches_from(self, consumed: int) -> int:
+        left = max(0, len(self.order) - consumed)
+        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=self.drop_last)
+
+    # --- blocks: gathered by a thread, one ahead -------------------------------------------------------------------
+
+    def _blocks(self, epoch: int, start: int, batches: int) -> Generator[Block, None, None]:
+        """The next `batches` batches of this rank from a global position, in blocks that grow from a single batch."""
+        keep = self.order.shuffle == "full"
+        held = self._kept or HeldGroups(self.reader, places=self._places, keep=keep, score=self.score)
+        self._kept = None  # in use: a second iteration has memory of its own
+        decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
+        gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
+        try:
+            held.start(self._needs(epoch, start), decoders)
+            blocks = self._gather(held, epoch, start, batches)
+            due = gatherer.submit(next, blocks, None)
+            while (block := _wait(due, held)) is not None:
+                due = gatherer.submit(next, blocks, None)
+                yield block
+        finally:
+            # Not from one of the threads themselves: the collector may run anywhere, and no thread can wait for itself.
+            wait = not threading.current_thread().name.startswith(THREADS)
+            decoders.shutdown(wait=wait, cancel_futures=True)
+            gatherer.shutdown(wait=wait, cancel_futures=True)
+            if wait:
+                held.stop()
+                self._kept = held if keep else None
+
+    def _gather(self, held: HeldGroups, epoch: int, start: int, batches: int) -> Iterator[Block]:
+        """The blocks themselves. The order is asked for many positions at once: a call costs as much as 1,000 rows."""
+        step, rows = self.batch_size * self.world_size, min(BLOCK_ROWS, BLOCK_TOKENS // self.reader.max_length)
+        full, size = max(1, rows // self.batch_size), 1
+        windows, asked = np.empty(0, np.int64), 0  # of the batches done .. asked - 1
+        done = 0
+        while done < batches:
+            take = min(size, batches - done)
+            if done + take > asked:
+                more = min(max(take, 4 * size, BLOCK_ROWS // self.batch_size if size == full else 0), batches - asked)
+                positions = rank_positions(
+                    start + asked * step,
+                    more * self.batch_size,
+                    rank=self.rank,
+                    world_size=self.world_size,
+                    stop=len(self.order),
+                )
+                windows = np.concatenate([windows, self.order.windows(positions, epoch)])
+                asked += more
+            count = take * self.batch_size
+            here, windows = windows[:count], windows[count:]
+            gathered = held.gather(here, passed=start + done * step)
+            if len(here) < count:
+                gathered = fill(gathered, count - len(here))
+                here = np.pad(here, (0, count - len(here)), constant_values=-1)
+            yield Block(gathered, here, take, held)
+            done, size = done + take, min(2 * size, full)
+
+    def _needs(self, epoch: int, start: int) -> Iterator[Need]:
+        shared = gcd(self.world_size, self.order.lanes)
+        stretches = self.order.stretches(start, epoch, rank=self.rank % shared, world_size=shared)
+        return (Need(stretch.group, stretch.last) for stretch in stretches)
+
+    def _count_places(self, memory_budget: int) -> int:
+        """Row groups to hold at once: what the order needs at any position, and as many again to decode ahead."""
+        order, groups = self.order, len(self.reader.groups)
+        lanes = order.lanes // gcd(self.world_size, order.lanes) * order.block
+        needed = min(groups, {"none": 1, "full": groups, "lanes": lanes}[order.shuffle])
+        each = max(1, place_bytes(self.reader))
+        if needed * each > memory_budget:
+            remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
+            raise ValueError(
+                f"shuffle={order.shuffle} holds {needed} row groups of {each:,} bytes at once, more than "
+                f"loader.memory_budget={memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
+            )
+        rows = max(self.batch_size, min(BLOCK_ROWS, BLOCK_TOKENS // self.reader.max_length))
+        in_block = 2 + rows * self.world_size * groups // max(1, len(order))
+        wished = needed + max(needed, 2 * self.threads, in_block)
+        return max(1, min(groups, wished, memory_budget // each))
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process's rank and the world size: as given, else from `torch.distributed`, else 0 of 1."""
     if (rank is None) != (world_size is None):
         raise ValueError(f"give both rank and world_size, or neither; got rank={rank}, world_size={world_size}")
     if rank is None or world_size is None:
@@ -146,3 +312,21 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1; got rank={rank}, world_size={world_size}")
     return rank, world_size
+
+
+def fill(gathered: Gathered, missing: int) -> Gathered:
+    """Rows that only fill the last batch, behind the others: no target of them counts."""
+    ids_BT1, bounds_B2 = gathered
+    if bounds_B2 is None:
+        bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
+        bounds_B2[:, 1] = ids_BT1.shape[1] - 1
+    return Gathered(np.pad(ids_BT1, ((0, missing), (0, 0))), np.pad(bounds_B2, ((0, missing), (0, 0))))
+
+
+def _wait(due: Future[Block | None], held: HeldGroups) -> Block | None:
+    try:
+        return due.result()
+    except (OSError, ValueError, CancelledError) as error:
+        if held.error is None or held.error is error:
+            raise
+        raise held.error from held.error.__cause__  # what a decoding thread met, not what followed from it

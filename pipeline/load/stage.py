@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from pipeline.load.embedding import TokenEmbedding, embed_batches
-from pipeline.load.loader import ShardLoader
+from pipeline.load.loader import MEMORY_BUDGET, ShardLoader
 from pipeline.manifest import read_manifest
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,8 @@ class LoadReport:
     windows: int
     tokens: int
     seconds: float  # of the epoch; opening the data set and making the layer left out
-    first_batch_seconds: float  # from the start of the epoch
+    load_seconds: float  # the part of it spent waiting for the loader; the rest is the embedding's
+    first_batch_seconds: float  # from the start of the epoch to the first embedded batch
     shapes: dict[str, list[int]]  # of the first batch: input_ids, target_ids, embeddings
     weight: list[int]  # the token table, [V, D]
     shuffle: str
@@ -44,6 +47,11 @@ def load_batches(
     seed: int = 0,
     lanes: int = 64,
     drop_last: bool = True,
+    score: str = "all",
+    document_ids: bool = False,
+    threads: int | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    tokenizer: Mapping[str, Any] | None = None,
     dim: int = 256,
     positions: str = "learned",
     embedding_seed: int = 0,
@@ -51,7 +59,8 @@ def load_batches(
     """Stream one epoch of a data set through an embedding layer. `batch_size="all"` takes the split in one batch.
 
     Raises:
-        ValueError: the folder is no data set, has no such split, or holds fewer windows than one batch needs.
+        ValueError: the folder is no data set, has no such split, is of another tokenizer, or holds fewer windows than
+            one batch needs.
 
     """
     manifest = read_manifest(path)
@@ -59,7 +68,18 @@ def load_batches(
         batch_size = manifest.splits[split].num_windows if split in manifest.splits else 1
     assert isinstance(batch_size, int), "the config allows a whole number or 'all'"
     loader = ShardLoader(
-        path, split=split, batch_size=batch_size, shuffle=shuffle, seed=seed, lanes=lanes, drop_last=drop_last
+        path,
+        split=split,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        lanes=lanes,
+        drop_last=drop_last,
+        score=score,
+        document_ids=document_ids,
+        threads=threads,
+        memory_budget=memory_budget,
+        tokenizer=tokenizer,
     )
     if len(loader) == 0:
         raise ValueError(
@@ -69,24 +89,33 @@ def load_batches(
     vocab_size = manifest.tokenizer["vocab_size"]
     max_length = manifest.splits[split].max_length
     embedding = TokenEmbedding(vocab_size, dim, max_length, positions=positions, seed=embedding_seed)
-    first, first_seconds, batches = None, 0.0, 0
+    first, first_seconds, waited, batches, windows = None, 0.0, 0.0, 0, 0
     total = len(loader) * batch_size * max_length
     started = time.perf_counter()
     with (
         torch.no_grad(),
+        closing(iter(loader)) as loaded,
         tqdm(desc="load", total=total, unit="tok", unit_scale=True, disable=None, file=sys.stderr) as bar,
     ):
-        for batch in embed_batches(loader, embedding):
+        while True:
+            asked = time.perf_counter()
+            batch = next(loaded, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            (embedded,) = embed_batches([batch], embedding)
             if first is None:
-                first, first_seconds = batch, time.perf_counter() - started
+                first, first_seconds = embedded, time.perf_counter() - started
             batches += 1
+            windows += int((batch.window_ids >= 0).sum())
             bar.update(batch.input_ids.numel())
     assert first is not None, "a loader with a length gives a batch"
     return LoadReport(
         batches=batches,
-        windows=batches * batch_size,
-        tokens=batches * batch_size * max_length,
+        windows=windows,
+        tokens=windows * max_length,
         seconds=time.perf_counter() - started,
+        load_seconds=waited,
         first_batch_seconds=first_seconds,
         shapes={name: list(getattr(first, name).shape) for name in ("input_ids", "target_ids", "embeddings")},
         weight=list(embedding.weight.shape),

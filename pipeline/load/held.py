@@ -1,0 +1,172 @@
+"""Row groups decoded ahead by threads, in a fixed amount of memory, and windows gathered out of them.
+
+The memory is a number of places, each for one row group. The order says which row groups are needed when
+(`Order.stretches`), so the next ones are decoded into free places before a batch asks for them, and a place is free
+again once the last position that needs it has passed. Under `full`, where every position may need every row group,
+there is a place for each and nothing is ever given up: later epochs decode nothing.
+
+`gather` runs in one thread at a time; decoding in many. Cost of a gather: one copy of each row, narrow.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline.load.scoring import count_old_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from pipeline.load.reader import Reader
+
+
+class Gathered(NamedTuple):
+    """Windows side by side, as narrow as the vocabulary allows."""
+
+    ids: np.ndarray  # uint16 or int32 [B, L + 1]: inputs, and the one target beyond them
+    bounds: np.ndarray | None  # int32 [B, 2]: which targets count, from .. to; None: all
+
+
+class Need(NamedTuple):
+    """A row group, and the last position that needs it."""
+
+    group: int
+    last: int
+
+
+class HeldGroups:
+    """Row groups in memory.
+
+    Args:
+        reader: where they come from.
+        places: how many are held at once.
+        keep: never give one up; there must be a place for each.
+        score: `all` or `new`, see `pipeline.load.scoring`.
+
+    """
+
+    def __init__(self, reader: Reader, *, places: int, keep: bool, score: str) -> None:
+        assert places >= (len(reader.groups) if keep else 1), f"{places} places for {len(reader.groups)} row groups"
+        self.reader = reader
+        self.error: BaseException | None = None  # the first one of a decoding thread
+        self._keep = keep
+        self._score = score
+        self._height = max(reader.groups, default=0)
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.groups, dtype=np.int64)])
+        self._ids = np.empty((places * self._height, reader.max_length + 1), reader.dtype)
+        self._bounds = np.zeros((places * self._height, 2), np.int32)
+        self._first_row = np.full(len(reader.groups), -1, np.int64)  # of each held row group
+        self._partial = False  # some window has targets that do not count
+        self._free = list(range(places))
+        self._users: dict[int, int] = {}  # stretches of each held row group that are not yet passed
+        self._decoded: dict[int, Future[None]] = {}
+        self._passing: list[tuple[int, int]] = []  # heap of (last position, row group)
+        self._needs: Iterator[Need] = iter(())
+        self._waiting: Need | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    def start(self, needs: Iterator[Need], threads: ThreadPoolExecutor) -> None:
+        """Begin to decode along `needs`, which come by the position that needs them first."""
+        assert self._keep or not self._users, "memory that is given up is started once"
+        self._needs, self._threads, self.error = needs, threads, None
+
+    def stop(self) -> None:
+        """Forget what is not decoded; call it when the threads have ended."""
+        for group in [group for group, done in self._decoded.items() if done.cancelled() or done.exception()]:
+            self._drop(group)
+        self._needs, self._threads = iter(()), None
+        if not self._keep:  # no circle of references: the memory is free at once
+            self._decoded.clear()
+
+    def gather(self, windows: np.ndarray, *, passed: int) -> Gathered:
+        """Windows by number, int64 [B]. No position below `passed` will be asked for again."""
+        while self._passing and self._passing[0][0] < passed:
+            group = heapq.heappop(self._passing)[1]
+            self._users[group] -= 1
+            if not self._users[group]:
+                self._drop(group)
+        groups = np.searchsorted(self._starts, windows, side="right") - 1
+        needed = np.unique(groups).tolist()
+        if self._keep:  # what is wanted now comes first
+            for group in needed:
+                self._hold(group)
+        self._decode_ahead()
+        held = [group for group in needed if group in self._decoded]
+        for group in held:
+            self._decoded[group].result()
+        if len(held) == len(needed):
+            rows = self._first_row[groups] + windows - self._starts[groups]
+            ids_BT1 = np.empty((len(windows), self._ids.shape[1]), self._ids.dtype)
+            np.take(self._ids, rows, axis=0, out=ids_BT1, mode="clip")  # other modes copy once more
+            return Gathered(ids_BT1, self._bounds[rows] if self._partial else None)
+        return self._gather_beside(windows, groups)
+
+    def _gather_beside(self, windows: np.ndarray, groups: np.ndarray) -> Gathered:
+        """What is held, and row groups that have no place, decoded for this gather alone: slow, and rarely needed."""
+        ids_BT1 = np.empty((len(windows), self._ids.shape[1]), self._ids.dtype)
+        bounds_B2 = np.zeros((len(windows), 2), np.int32)
+        for group in np.unique(groups):
+            here = np.flatnonzero(groups == group)
+            if group in self._decoded:
+                rows = self._first_row[group] + windows[here] - self._starts[group]
+                ids_BT1[here], bounds_B2[here] = self._ids[rows], self._bounds[rows]
+                continue
+            beside_BT1 = np.empty((self.reader.groups[group], ids_BT1.shape[1]), ids_BT1.dtype)
+            beside_B2 = np.zeros((len(beside_BT1), 2), np.int32)
+            self._read(int(group), beside_BT1, beside_B2)
+            rows = windows[here] - self._starts[group]
+            ids_BT1[here], bounds_B2[here] = beside_BT1[rows], beside_B2[rows]
+        return Gathered(ids_BT1, bounds_B2 if self._partial else None)
+
+    def _decode_ahead(self) -> None:
+        while True:
+            need = self._waiting or next(self._needs, None)
+            self._waiting = None
+            if need is None:
+                return
+            if need.group not in self._decoded and not self._free:
+                self._waiting = need
+                return
+            self._hold(need.group)
+            if self._keep:
+                continue
+            self._users[need.group] += 1
+            heapq.heappush(self._passing, (need.last, need.group))
+
+    def _hold(self, group: int) -> None:
+        if group in self._decoded:
+            return
+        assert self._threads is not None, "started before"
+        place = self._free.pop()
+        first = place * self._height
+        self._first_row[group] = first
+        self._users[group] = 0
+        rows = slice(first, first + self.reader.groups[group])
+        done = self._threads.submit(self._read, group, self._ids[rows], self._bounds[rows])
+        self._decoded[group] = done
+        done.add_done_callback(self._note_error)
+
+    def _drop(self, group: int) -> None:
+        self._free.append(int(self._first_row[group]) // self._height)
+        self._first_row[group] = -1
+        del self._decoded[group], self._users[group]
+
+    def _read(self, group: int, ids_BT1: np.ndarray, bounds_B2: np.ndarray) -> None:
+        rows = self.reader.read_group(group, ids_BT1)
+        bounds_B2[:, 1] = rows.lengths
+        bounds_B2[:, 0] = count_old_targets(self.reader, group, rows) if self._score == "new" else 0
+        if bounds_B2[:, 0].any() or (bounds_B2[:, 1] != self.reader.max_length).any():
+            self._partial = True
+
+    def _note_error(self, done: Future[None]) -> None:
+        if not done.cancelled() and done.exception() is not None and self.error is None:
+            self.error = done.exception()
+
+
+def place_bytes(reader: Reader) -> int:
+    """Bytes that one held row group takes."""
+    return max(reader.groups, default=0) * ((reader.max_length + 1) * reader.dtype.itemsize + 8)

@@ -1,0 +1,199 @@
+"""A loader that is stopped anywhere goes on with what was left, whatever the world size, batch size and threads."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import ShardLoader, write_shards
+
+WINDOWS_PER_GROUP = 10
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A data set of 138 windows in row groups of 10."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 + 1])
+    report = write_shards(
+        folder / "shards",
+        corpus="text",
+        corpus_path=str(folder / "text.txt"),
+        cache_path=folder / "cache",
+        tokenizer="bytes",
+        max_length=12,
+        stride=12,
+        windows_per_group=WINDOWS_PER_GROUP,
+        windows_per_shard=3 * WINDOWS_PER_GROUP,
+    )
+    return report.path
+
+
+def windows_of(batches):
+    return [batch.window_ids.tolist() for batch in batches]
+
+
+def interleave(per_rank, world_size):
+    """The global sequence of an epoch's batches: position i was rank i % world_size's."""
+    steps = [[window for rows in zip(*step, strict=True) for window in rows] for step in zip(*per_rank, strict=True)]
+    return [window for step in steps for window in step if window >= 0]
+
+
+def all_ranks(path, *, world_size, state=None, **options):
+    """The rest of an epoch as all ranks together read it, and whether all gave as many batches."""
+    loaders = [ShardLoader(path, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    for loader in loaders:
+        if state:
+            loader.load_state_dict(json.loads(json.dumps(state)))
+    start = loaders[0].consumed % world_size
+    per_rank = [windows_of(loaders[(rank + start) % world_size]) for rank in range(world_size)]
+    assert len({len(batches) for batches in per_rank}) == 1, "all ranks end together"
+    return interleave(per_rank, world_size)
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_a_loader_stopped_at_every_step_goes_on_in_fresh_ones_of_any_shape(shards, shuffle):
+    """The one test that everything else leans on: stop at each step, restore elsewhere, compare the tail."""
+    order = {"shuffle": shuffle, "lanes": 4, "seed": 5, "drop_last": False}
+    whole = all_ranks(shards, world_size=1, batch_size=8, **order)
+    assert sorted(whole) == list(range(len(whole)))
+    shapes = [(1, 5, 1, 10**9), (2, 3, 2, 30_000), (4, 8, 1, 12_000)]  # world size, batch size, threads, memory
+    loader = ShardLoader(shards, batch_size=8, **order)
+    for step, _ in enumerate(loader, start=1):
+        state = loader.state_dict()
+        for world_size, batch_size, threads, memory in shapes if step % 4 == 0 else shapes[step % 3 : step % 3 + 1]:
+            options = {"batch_size": batch_size, "threads": threads, **order}
+            options["memory_budget"] = 10**9 if shuffle == "full" else memory
+            tail = all_ranks(shards, world_size=world_size, state=state, **options)
+            if step < len(loader):
+                assert tail == whole[8 * step :]
+            else:
+                assert sorted(tail) == sorted(whole), "the end of an epoch is the start of the next"
+
+
+@given(
+    shuffle=st.sampled_from(["none", "full", "lanes"]),
+    world_sizes=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4])),
+    batch_sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    steps=st.integers(0, 4),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=25)
+def test_two_parts_of_an_epoch_of_any_shapes_make_one_sequence(shards, shuffle, world_sizes, batch_sizes, steps, seed):
+    order = {"shuffle": shuffle, "lanes": 8, "seed": seed, "drop_last": False}
+    whole = all_ranks(shards, world_size=1, batch_size=138, **order)
+    first = [
+        ShardLoader(shards, rank=rank, world_size=world_sizes[0], batch_size=batch_sizes[0], **order)
+        for rank in range(world_sizes[0])
+    ]
+    if steps >= len(first[0]):
+        return
+    heads = []
+    for loader in first:
+        batches = iter(loader)
+        heads.append([next(batches).window_ids.tolist() for _ in range(steps)])
+        batches.close()
+    states = [loader.state_dict() for loader in first]
+    assert all(state == states[0] for state in states), "the state is the same on every rank"
+    head = interleave(heads, world_sizes[0])
+    tail = all_ranks(shards, world_size=world_sizes[1], batch_size=batch_sizes[1], state=states[0], **order)
+    assert head + tail == whole
+
+
+def test_the_end_of_an_epoch_is_the_start_of_the_next(shards):
+    loader = ShardLoader(shards, batch_size=8, shuffle="full")
+    batches = list(loader)
+    assert loader.state_dict()["epoch"] == 1
+    assert loader.state_dict()["consumed"] == 0
+    other = ShardLoader(shards, batch_size=3, shuffle="full")
+    other.load_state_dict({**loader.state_dict(), "epoch": 0, "consumed": 8 * len(batches)})
+    assert other.consumed == 136, "two windows were still due: too few for a batch of three"
+    assert len(windows_of(other)) == len(other), "so this is the next epoch, whole"
+    assert other.epoch == 2
+
+
+def test_set_epoch_leaves_the_epoch_in_hand_where_it_is(shards):
+    loader = ShardLoader(shards, batch_size=8)
+    batches = iter(loader)
+    next(batches)
+    batches.close()
+    loader.set_epoch(0)  # as trainers call it before each epoch, a resumed one too
+    assert loader.consumed == 8
+    loader.set_epoch(3)
+    assert (loader.epoch, loader.consumed) == (3, 0)
+    with pytest.raises(ValueError, match="epochs count from 0; got -1"):
+        loader.set_epoch(-1)
+
+
+def test_a_loader_moved_while_it_is_read_goes_on_from_there(shards):
+    straight = ShardLoader(shards, batch_size=8, seed=1)
+    first, second = windows_of(straight), windows_of(straight)
+    loader = ShardLoader(shards, batch_size=8, seed=1)
+    seen = []
+    for batch in loader:
+        seen.append(batch.window_ids.tolist())
+        if len(seen) == 3:
+            state = loader.state_dict()
+        if len(seen) == 5:
+            loader.load_state_dict(state)
+        if len(seen) == 7:
+            loader.set_epoch(1)
+    assert seen == first[:5] + first[3:5] + second
+
+
+def test_two_readers_of_one_loader_share_one_sequence(shards):
+    whole = windows_of(ShardLoader(shards, batch_size=8))
+    loader = ShardLoader(shards, batch_size=8)
+    one, other = iter(loader), iter(loader)
+    seen = [next(reader).window_ids.tolist() for reader in (one, other, other, one, other, one)]
+    one.close()
+    other.close()
+    assert seen == whole[:6]
+
+
+def test_the_state_is_small_and_plain(shards):
+    state = ShardLoader(shards, shuffle="lanes").state_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert set(state) == {"version", "fingerprint", "split", "shuffle", "seed", "lanes", "block", "epoch", "consumed"}
+
+
+def test_a_state_of_another_data_set_or_order_is_refused_by_name(shards):
+    def refuses(message, mine, other):
+        state = ShardLoader(shards, **other).state_dict()
+        with pytest.raises(ValueError, match=message):
+            ShardLoader(shards, **mine).load_state_dict(state)
+
+    refuses(r"the state has seed=1, this loader has 2", {"seed": 2}, {"seed": 1})
+    refuses(r"the state has shuffle='lanes', this loader has 'full'", {"shuffle": "full"}, {"shuffle": "lanes"})
+    refuses(r"the state has lanes=64, this loader has 32", {"shuffle": "lanes", "lanes": 32}, {"shuffle": "lanes"})
+    loader = ShardLoader(shards)
+    with pytest.raises(ValueError, match=r"the state has fingerprint='another'"):
+        loader.load_state_dict({**loader.state_dict(), "fingerprint": "another"})
+    with pytest.raises(ValueError, match=r"consumed=-1: whole numbers from 0 are needed"):
+        loader.load_state_dict({**loader.state_dict(), "consumed": -1})
+    ShardLoader(shards, shuffle="none", seed=1, lanes=2).load_state_dict(
+        ShardLoader(shards, shuffle="none", seed=2, lanes=4).state_dict()
+    )  # the stored order has neither
+
+
+def test_the_length_is_that_of_a_whole_epoch_and_equal_on_all_ranks(shards):
+    for world_size in (1, 2, 4):
+        for drop_last in (True, False):
+            loaders = [
+                ShardLoader(shards, rank=rank, world_size=world_size, batch_size=5, drop_last=drop_last)
+                for rank in range(world_size)
+            ]
+            lengths = {len(loader) for loader in loaders} | {len(windows_of(loader)) for loader in loaders}
+            assert len(lengths) == 1
+            rows = 5 * world_size
+            assert lengths == {138 // rows if drop_last else -(-138 // rows)}
+
+
+def test_a_world_size_that_does_not_divide_the_lanes_is_refused(shards):
+    with pytest.raises(ValueError, match=r"world_size=3 does not divide loader.lanes=64"):
+        ShardLoader(shards, shuffle="lanes", rank=0, world_size=3)
+    with pytest.raises(ValueError, match=r"give both rank and world_size, or neither"):
+        ShardLoader(shards, rank=0)
+    with pytest.raises(ValueError, match=r"rank must be from 0 to world_size - 1; got rank=2, world_size=2"):
+        ShardLoader(shards, rank=2, world_size=2)

@@ -1,0 +1,214 @@
+"""The loader's threads: bounded memory, errors that reach the caller at once, and nothing left behind."""
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import tracemalloc
+from itertools import chain
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import ShardLoader, write_shards
+from pipeline.load.held import place_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A data set of 400 windows in 10 shards of 4 row groups."""
+    folder = tmp_path_factory.mktemp("threads")
+    (folder / "text.txt").write_text("".join(f"{number:07} " for number in range(801)))
+    report = write_shards(
+        folder / "shards",
+        corpus="text",
+        corpus_path=str(folder / "text.txt"),
+        cache_path=folder / "cache",
+        tokenizer="bytes",
+        max_length=16,
+        windows_per_group=10,
+        windows_per_shard=40,
+    )
+    return report.path
+
+
+def loading_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("stridemill")]
+
+
+def corrupt(folder, tmp_path, shard):
+    """A copy of the data set in which one page of the last row group of a shard has a flipped bit."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    file = copy / f"data/train-{shard:05}-of-00010.parquet"
+    content = bytearray(file.read_bytes())
+    content[pq.read_metadata(file).row_group(3).column(0).data_page_offset + 40] ^= 1
+    file.write_bytes(content)
+    return copy
+
+
+def windows_of(loader):
+    return [batch.window_ids.tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_memory_and_threads_change_nothing_but_the_time(shards, shuffle):
+    def epoch(**options):
+        loader = ShardLoader(shards, shuffle=shuffle, lanes=4, batch_size=7, drop_last=False, **options)
+        return [(batch.window_ids.tolist(), batch.input_ids.tolist()) for batch in loader]
+
+    whole = epoch()
+    each = place_bytes(ShardLoader(shards).reader)
+    least = {"none": 1, "full": 40, "lanes": 40}[shuffle] * each
+    for threads in (1, 3):
+        assert epoch(threads=threads, memory_budget=least) == whole
+
+
+def test_fewer_places_than_a_block_needs_are_enough(shards):
+    """A block of 400 windows out of 40 row groups, of which 1 to 3 are held at a time."""
+    each = place_bytes(ShardLoader(shards).reader)
+    expected = ShardLoader(shards, shuffle="none", batch_size=400)
+    (whole,) = expected
+    for places in (1, 2, 3):
+        (batch,) = ShardLoader(shards, shuffle="none", batch_size=400, memory_budget=places * each)
+        assert batch.input_ids.equal(whole.input_ids)
+
+
+def test_a_budget_that_the_order_exceeds_is_refused_with_what_it_needs(shards):
+    with pytest.raises(ValueError, match=r"shuffle=full holds 40 row groups of 420 bytes .* raise it to 16,800"):
+        ShardLoader(shards, shuffle="full", memory_budget=10_000)
+    with pytest.raises(ValueError, match=r"shuffle=lanes .* or fewer lanes"):
+        ShardLoader(shards, shuffle="lanes", memory_budget=10_000)
+    with pytest.raises(ValueError, match=r"threads must be at least 1; got 0"):
+        ShardLoader(shards, threads=0)
+
+
+def test_under_full_every_row_group_is_decoded_once_for_all_epochs(shards):
+    loader = ShardLoader(shards, shuffle="full")
+    first = windows_of(loader)
+    for file in (shards / "data").iterdir():
+        file.rename(file.with_suffix(".away"))
+    try:
+        second = windows_of(loader)
+    finally:
+        for file in (shards / "data").iterdir():
+            file.rename(file.with_suffix(".parquet"))
+    assert sorted(chain.from_iterable(first)) == sorted(chain.from_iterable(second))
+
+
+def test_no_thread_is_left_after_an_epoch_a_break_or_an_error(shards, tmp_path):
+    loader = ShardLoader(shards)
+    list(loader)
+    assert loading_threads() == []
+    for _ in loader:
+        assert loading_threads()
+        break
+    assert loading_threads() == []
+    batches = iter(loader)
+    next(batches)
+    batches.close()
+    assert loading_threads() == []
+    with pytest.raises(RuntimeError, match="the training step failed"):
+        for _ in loader:
+            raise RuntimeError("the training step failed")
+    with pytest.raises(OSError, match="row group"):
+        list(ShardLoader(corrupt(shards, tmp_path, 0)))
+    assert loading_threads() == []
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_an_error_of_a_thread_names_the_file_and_its_cause(shards, tmp_path, shuffle):
+    copy = corrupt(shards, tmp_path, 9)
+    with pytest.raises(OSError, match=r"train-00009-of-00010.parquet: row group 3 cannot be read") as caught:
+        list(ShardLoader(copy, shuffle=shuffle, lanes=4))
+    assert isinstance(caught.value.__cause__, OSError)
+    (copy / "data/train-00009-of-00010.parquet").unlink()
+    with pytest.raises(OSError, match=r"train-00009-of-00010"):
+        list(ShardLoader(copy, shuffle=shuffle, lanes=4))
+
+
+def test_an_error_far_ahead_is_raised_at_the_next_batch(shards, tmp_path):
+    loader = ShardLoader(corrupt(shards, tmp_path, 9), shuffle="none", batch_size=1)
+    batches, seen = iter(loader), 0
+    with pytest.raises(OSError, match="row group 3 cannot be read"):
+        for _ in batches:
+            seen += 1
+            time.sleep(0.05)
+    assert seen < 100, "the bad windows are the last of 400"
+    assert loader.consumed == seen
+
+
+def test_a_shard_that_is_not_what_the_manifest_says_is_refused(shards, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    first = copy / "data/train-00000-of-00010.parquet"
+    first.unlink()
+    table = pq.read_table(shards / "data/train-00001-of-00010.parquet")
+    pq.write_table(table.slice(0, 39), first, row_group_size=10, store_schema=True)
+    with pytest.raises(ValueError, match=r"row group 3 has .* of \(9, 16\); the manifest says \(10, 16\)"):
+        list(ShardLoader(copy))
+
+
+def test_memory_does_not_grow_with_epochs(shards):
+    loader = ShardLoader(shards, shuffle="lanes", lanes=4)
+    gc.disable()  # nor does it wait for the collector
+    tracemalloc.start()
+    try:
+        held = []
+        for _ in range(12):
+            for batch in loader:
+                batch.input_ids.sum()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert held[-1] - held[1] < 40 * place_bytes(loader.reader), "ten epochs leave less than one holds"
+
+
+SCRIPT = """
+    import sys, time
+    from pipeline import ShardLoader
+    loader = ShardLoader(sys.argv[1], batch_size=2)
+    batches = iter(loader)
+    next(batches)
+    {ending}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("pass", 0), ("sys.exit(3)", 3), ("raise RuntimeError('stop')", 1), ("del batches", 0)],
+)
+def test_a_program_that_stops_in_the_middle_of_an_epoch_ends_at_once(shards, ending, code):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT).format(ending=ending), str(shards)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert "stop" in done.stderr if code == 1 else done.stderr == ""
+
+
+def test_an_interrupt_ends_the_program(shards):
+    body = "print('ready', flush=True)\nfor epoch in range(10**9):\n    for batch in loader: pass"
+    script = textwrap.dedent(SCRIPT).format(ending=body)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(shards)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    assert "Exception ignored" not in errors
+    assert process.returncode != 0

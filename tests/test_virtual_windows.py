@@ -1,0 +1,110 @@
+"""A token store read directly gives the batches that shards of the same windows give, with nothing written."""
+
+import itertools
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import ShardLoader, WindowDataset, write_shards
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("virtual")
+    (folder / "texts").mkdir()
+    for number in range(7):
+        text = " ".join(f"{word} of {number}" for word in range(17 * number + 3))
+        (folder / "texts" / f"{number}.txt").write_text(text)
+    return folder
+
+
+def write(corpus, **options):
+    name = "-".join(str(value) for value in options.values())
+    report = write_shards(
+        corpus / name,
+        corpus="text",
+        corpus_path=str(corpus / "texts"),
+        cache_path=corpus / "cache",
+        tokenizer="bytes",
+        **options,
+    )
+    return report.path
+
+
+def store_of(corpus, validation=0.0):
+    import json
+
+    stores = (corpus / "cache" / "stores").glob("*.json")
+    return next(path for path in stores if json.loads(path.read_text())["validation"] == validation)
+
+
+def contents(loader):
+    return [(b.window_ids.tolist(), b.input_ids.tolist(), b.target_ids.tolist()) for b in loader]
+
+
+@given(
+    max_length=st.integers(2, 40),
+    data=st.data(),
+    tail=st.sampled_from(["drop", "pad"]),
+    documents=st.sampled_from(["join", "separate"]),
+    shuffle=st.sampled_from(["none", "full", "lanes"]),
+    score=st.sampled_from(["all", "new"]),
+    group=st.sampled_from([None, 3, 10]),
+)
+@settings(max_examples=20)
+def test_batches_from_a_store_equal_those_from_shards(corpus, max_length, data, tail, documents, shuffle, score, group):
+    stride = data.draw(st.integers(1, max_length))
+    window = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents}
+    layout = {"windows_per_group": group, "windows_per_shard": group and 4 * group}
+    path = write(corpus, **window, **layout)
+    order = {"shuffle": shuffle, "seed": 3, "lanes": 4, "batch_size": 5, "drop_last": False, "score": score}
+    shards, virtual = ShardLoader(path, **order), ShardLoader(store_of(corpus), **window, **layout, **order)
+    assert virtual.reader.groups == shards.reader.groups
+    assert contents(virtual) == contents(shards)
+    datasets = WindowDataset(path, score=score), WindowDataset(store_of(corpus), **window, **layout, score=score)
+    for window_id in (0, len(datasets[0]) - 1):
+        one, other = (dataset[window_id] for dataset in datasets)
+        assert {name: ids.tolist() for name, ids in one.items()} == {name: ids.tolist() for name, ids in other.items()}
+
+
+def test_a_resume_from_a_store_goes_on_on_another_world_size(corpus):
+    path = store_of(corpus) if list((corpus / "cache").glob("stores/*")) else None
+    if path is None:
+        write(corpus, max_length=8)
+        path = store_of(corpus)
+    options = {"max_length": 8, "stride": 4, "shuffle": "lanes", "lanes": 4}
+    whole = [batch.window_ids.tolist() for batch in ShardLoader(path, **options)]
+    loader = ShardLoader(path, **options)
+    for _ in itertools.islice(loader, 5):
+        state = loader.state_dict()
+    rest = []
+    for rank in (0, 1):
+        other = pickle.loads(pickle.dumps(ShardLoader(path, **options, batch_size=4, rank=rank, world_size=2)))
+        other.load_state_dict(state)
+        rest.append([batch.window_ids.tolist() for batch in other])
+    assert rest == [[batch[rank::2] for batch in whole[5:]] for rank in (0, 1)]
+    another = ShardLoader(path, **{**options, "stride": 8})
+    with pytest.raises(ValueError, match="the state has fingerprint="):
+        another.load_state_dict(state)
+
+
+def test_validation_splits_of_a_store_are_those_of_the_shards(corpus):
+    path = write(corpus, max_length=8, validation=0.4, split_seed=1)
+    store = store_of(corpus, validation=0.4)
+    for split in ("train", "validation"):
+        virtual = ShardLoader(store, split=split, max_length=8, stride=8)
+        assert contents(virtual) == contents(ShardLoader(path, split=split))
+
+
+def test_windows_are_asked_for_of_a_store_and_refused_for_shards(corpus, tmp_path):
+    path = write(corpus, max_length=8)
+    with pytest.raises(ValueError, match="is a token store, which has no windows of its own: give max_length"):
+        ShardLoader(store_of(corpus))
+    with pytest.raises(ValueError, match="its windows are written; leave out max_length, stride"):
+        ShardLoader(path, max_length=8, stride=8)
+    with pytest.raises(ValueError, match="has no split 'validation'; it has train"):
+        ShardLoader(store_of(corpus), split="validation", max_length=8)
+    with pytest.raises(OSError, match=r"none.json"):
+        ShardLoader(tmp_path / "none.json", max_length=8)
