@@ -24,8 +24,8 @@ def check_score(score: str, reader: Reader) -> None:
         raise ValueError(f"score must be one of {', '.join(SCORES)}; got {score!r}")
     if score == "new" and reader.documents == "separate" and reader.layout == "shuffled":
         raise ValueError(
-            "score=new: these windows are stored shuffled and do not cross documents, so which of them begins a document "
-            "is not known; evaluate a data set with shards.order=sequential"
+            "score=new: these windows are stored shuffled and do not cross documents, so which of them begins a "
+            "document is not known; evaluate a data set with shards.order=sequential"
         )
 
 
