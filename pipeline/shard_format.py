@@ -5,8 +5,9 @@ token in the split's token stream; `next_id`, the target that lies beyond its in
 `input_ids` alone and derive the targets by a shift; with a padded tail also `length`, its real tokens. Behind the
 real tokens `input_ids` holds the end-of-text ID and `target_ids` -100, the target that losses ignore.
 
-The values are stored PLAIN under the codec: a dictionary, pyarrow's default, makes token columns larger and slower.
-Every page has a checksum, which `open_shard` verifies on each read.
+Tokens are stored PLAIN under the codec: a dictionary, pyarrow's default, makes them larger and slower. A row group's
+column is one page, so that zstd finds each window in the one before; starts are stored as differences. Every page has a
+checksum, which `open_shard` verifies on each read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline.windows import IGNORED
 if TYPE_CHECKING:
     from pathlib import Path
 
+PAGE_BYTES = 4 << 20  # holds a column of a row group; two pages of 1 MiB would cost 6 % of size at stride 1
 ZSTD_LEVEL = 1  # level 3 saves under 2 % and takes half as long again
 
 
@@ -64,6 +66,8 @@ def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.Parque
         compression=compression,
         compression_level=ZSTD_LEVEL if compression == "zstd" else None,
         use_dictionary=False,
+        column_encoding={"start": "DELTA_BINARY_PACKED"},  # 8 bytes to 0.05 in text order; PLAIN under zstd takes 1.1
+        data_page_size=PAGE_BYTES,
         write_statistics=["start"],
         write_page_checksum=True,
     )

@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from pipeline.manifest import FILE, Manifest, ShardEntry, read_manifest
 from pipeline.token_store import write_json
+from pipeline.write.card import is_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +116,8 @@ def prepare_folder(claim: Claim, names: set[str]) -> None:
         sync_folder(folder / WRITING)
         sync_folder(folder)
     (folder / FILE).unlink(missing_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)
+    if not is_card(folder / "README.md", claim.identity):
+        (folder / "README.md").unlink(missing_ok=True)
     for leftover in (
         *folder.glob(".manifest.json-*"),
         *folder.glob(".README.md-*"),
@@ -201,7 +203,7 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str,
     found = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else []
     ours = plan is not None or has_manifest
     others += [f"data/{name}" for name in found if not (ours and SHARD_NAME.fullmatch(name))]
-    others += ["README.md"] * (not ours and (folder / "README.md").exists())
+    others += ["README.md"] * ((folder / "README.md").exists() and not is_card(folder / "README.md"))
     if others:
         raise ValueError(f"{folder} holds {others[0]!r}, which is no part of a data set; choose another shards.path")
     remedy = "Choose another shards.path, or replace it with shards.overwrite=true"

@@ -25,6 +25,7 @@ from pipeline.layout import Layout, choose_layout
 from pipeline.manifest import FORMAT_VERSION, Manifest, SplitEntry, write_manifest
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
+from pipeline.write.card import write_card
 from pipeline.write.corpus import CorpusOptions, find_splits
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
 from pipeline.write.shards import shard_names, write_split
@@ -178,6 +179,7 @@ def write_shards(
                 written_by={"pyarrow": pa.__version__},
                 config=config or {},
             )
+            write_card(folder, manifest, [name for chunk in store.chunks for name in chunk.sources])
             sync_folder(folder / "data")
             write_manifest(folder, manifest)
             sync_folder(folder)

@@ -1,0 +1,142 @@
+"""The card and the open format: its snippets run as printed, and other tools read the same windows and IDs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from pipeline import write_shards
+from pipeline.token_store import open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def report(tmp_path, books):
+    for number in range(12):
+        (books / f"{number}.txt").write_text(f"Number {number} goes by. " * 9)
+    return write_shards(
+        tmp_path / "shards",
+        cache_path=tmp_path / "cache",
+        corpus="text",
+        corpus_path=str(books),
+        max_length=16,
+        stride=4,
+        validation=0.3,
+        windows_per_group=20,
+        windows_per_shard=60,
+    )
+
+
+def run_apart(code, folder):
+    """Run code in the data set's folder, with no network and no cache of the user's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def slow_sums(report):
+    """By split: windows, and the sums of all inputs and all targets, from the token store alone, window by window."""
+    (file,) = (report.path.parent / "cache" / "stores").iterdir()
+    store = open_store(file)
+    sums = {}
+    for split in ("train", "validation"):
+        ids = store.stream(split).read(0, len(store.stream(split))).astype(np.int64)
+        starts = range(0, len(ids) - 16, 4)
+        inputs = sum(int(ids[start : start + 16].sum()) for start in starts)
+        targets = sum(int(ids[start + 1 : start + 17].sum()) for start in starts)
+        sums[split] = (len(starts), inputs, targets)
+    return sums
+
+
+def test_the_cards_snippets_run_as_they_are_printed(report):
+    card = (report.path / "README.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippets) == 4
+    said = run_apart("\n".join(snippets), report.path)
+    sums = slow_sums(report)
+    assert "torch.Size([8, 16])" in said
+    assert f"({sums['train'][0]}, {sums['train'][1]})" in said, "DuckDB counts and adds"
+    assert f"{sums['train'][0]} [" in said, "datasets counts"
+
+
+def test_datasets_finds_the_splits_by_the_card_and_reads_the_same_ids(report):
+    code = (
+        "import os\n"
+        "from datasets import load_dataset\n"
+        "for name, split in load_dataset(os.getcwd()).items():\n"
+        "    print(name, split.num_rows, sum(map(sum, split['input_ids'])), sum(map(sum, split['target_ids'])))"
+    )
+    said = {line.split()[0]: tuple(map(int, line.split()[1:])) for line in run_apart(code, report.path).splitlines()}
+    assert said == slow_sums(report)
+
+
+def by_duckdb(files):
+    query = f"select count(*), sum(list_sum(input_ids)), sum(list_sum(target_ids)) from '{files}'"
+    return tuple(map(int, duckdb.sql(query).fetchall()[0]))
+
+
+def by_polars(files):
+    frame = pl.scan_parquet(files).select(
+        pl.len(),
+        pl.col("input_ids").arr.to_list().list.eval(pl.element().cast(pl.Int64)).list.sum().sum(),
+        pl.col("target_ids").arr.to_list().list.eval(pl.element().cast(pl.Int64)).list.sum().sum(),
+    )
+    return tuple(map(int, frame.collect().row(0)))
+
+
+def by_pandas(files):
+    folder, pattern = files.rsplit("/", 1)
+    frame = pd.concat([pd.read_parquet(file) for file in sorted(Path(folder).glob(pattern))])
+    sums = (int(np.stack(frame[name].to_list()).astype(np.int64).sum()) for name in ("input_ids", "target_ids"))
+    return (len(frame), *sums)
+
+
+@pytest.mark.parametrize("read", [by_duckdb, by_polars, by_pandas])
+def test_other_tools_agree_with_the_manifest_and_the_slow_twin(report, read):
+    for split, sums in slow_sums(report).items():
+        assert read(f"{report.path}/data/{split}-*.parquet") == sums
+        assert report.manifest.splits[split].num_windows == sums[0]
+
+
+def test_a_reader_of_the_whole_folder_is_not_disturbed(report):
+    assert pl.scan_parquet(report.path / "data").select(pl.len()).collect().item() == sum(
+        split.num_windows for split in report.manifest.splits.values()
+    )
+
+
+def test_the_card_has_the_counts_and_says_how_often_a_token_repeats(report):
+    card = (report.path / "README.md").read_text(encoding="utf-8")
+    train = report.manifest.splits["train"]
+    assert f"| train | {train.num_documents:,} | {train.num_tokens:,} | {train.num_windows:,} |" in card
+    assert "| a token is an input | 4 times (max_length / stride)" in card
+    assert report.manifest.tokenizer["hash"] in card
+    assert "`more/c.txt`" in card
+
+
+def test_notes_that_somebody_added_to_the_card_survive_a_repair(report, books):
+    card = report.path / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + "\nMy notes.\n", encoding="utf-8")
+    next((report.path / "data").iterdir()).unlink()
+    write_shards(
+        report.path,
+        cache_path=report.path.parent / "cache",
+        corpus="text",
+        corpus_path=str(books),
+        max_length=16,
+        stride=4,
+        validation=0.3,
+        windows_per_group=20,
+        windows_per_shard=60,
+    )
+    assert card.read_text(encoding="utf-8").endswith("My notes.\n")
