@@ -245,12 +245,12 @@ def find_conf() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def register_schema() -> None:
+def register_schema(kind: type[Config] = Config) -> None:
     """Make known to Hydra what `conf/` refers to: the schema, and the place of data sets that are given none."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=kind)
     OmegaConf.register_new_resolver("shards_root", _shards_root, replace=True)
 
 
@@ -263,12 +263,12 @@ def _shards_root() -> str:
     return "outputs/shards"
 
 
-def read_config(composed: DictConfig) -> Config:
+def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:
     """The composed config as plain dataclasses, every value checked; raises `ConfigError`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = set(schema_keys())
+    known = set(schema_keys(kind))
     for key in _keys_of(OmegaConf.to_container(composed, resolve=False)):
         if key not in known:
             raise unknown_key(key, known)
@@ -276,11 +276,11 @@ def read_config(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise one_line(error) from error
-    assert isinstance(config, Config), "the schema stands first in the defaults list of conf/config.yaml"
+    assert isinstance(config, kind), "the schema stands first in the defaults list of conf/config.yaml"
     return config
 
 
-def check_command_line(arguments: Sequence[str]) -> None:
+def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config, config_name: str = "config") -> None:
     """Compose and check what a command line asks for, before Hydra makes a folder or a log for it.
 
     The values of a sweep are checked when their point runs: one bad point does not stop the others.
@@ -310,25 +310,25 @@ def check_command_line(arguments: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(overrides=given.overrides)
         loader = Hydra.create_main_hydra2("stridemill", folders).config_loader
         for override in overrides:
-            _check_override(override, loader, multirun=given.multirun)
+            _check_override(override, loader, kind=kind, multirun=given.multirun)
         fixed = [
             override.input_line for override in overrides if override.input_line and not override.is_sweep_override()
         ]
-        composed = compose(given.config_name or "config", overrides=fixed)
+        composed = compose(given.config_name or config_name, overrides=fixed)
         with contextlib.suppress(*[SenselessError] * given.multirun):  # the other value may be one of those swept
-            read_config(composed)
+            read_config(composed, kind)
     except HydraException as error:
         raise one_line(error) from error
     finally:
         GlobalHydra.instance().clear()
 
 
-def _check_override(override: Override, loader: ConfigLoader, *, multirun: bool) -> None:
+def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Config], multirun: bool) -> None:
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     groups = [group for group in loader.list_groups("") if group != "hydra"]
-    known = {*schema_keys(), *groups}
+    known = {*schema_keys(kind), *groups}
     if key not in known:
         raise unknown_key(key, known)
     if override.is_sweep_override() and not multirun:
@@ -339,9 +339,9 @@ def _check_override(override: Override, loader: ConfigLoader, *, multirun: bool)
             _one_of(key, str(choice), loader.get_group_options(key))
 
 
-def schema_keys() -> Iterable[str]:
+def schema_keys(schema: type[Config] = Config) -> Iterable[str]:
     """Every key of the schema by its full path, sections included: `window`, `window.stride`, ..."""
-    for name, kind in get_type_hints(Config).items():
+    for name, kind in get_type_hints(schema).items():
         yield name
         if dataclasses.is_dataclass(kind):
             yield from (f"{name}.{inner.name}" for inner in dataclasses.fields(kind))

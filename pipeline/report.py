@@ -76,8 +76,8 @@ def write_report(folder: str | os.PathLike[str]) -> Report:
     writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Point)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(point) for point in points)
-    _write_text(folder / TABLE, table.getvalue())
-    _write_text(folder / PAGE, page(points, name=folder.name))
+    write_text(folder / TABLE, table.getvalue())
+    write_text(folder / PAGE, page(points, name=folder.name))
     return Report(folder=folder, points=points)
 
 
@@ -196,7 +196,8 @@ def _cells(point: Point) -> list[str]:
     ]
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text under a temporary name, flush it to the disk, and rename it into place."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     with temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)

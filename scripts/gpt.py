@@ -1,0 +1,90 @@
+"""A small GPT over the project's embedding: token IDs in, scores for the next token out.
+
+Blocks as in GPT-2 (Radford et al. 2019): layer norm before causal self-attention and before a 4-fold wider MLP, each
+added to its input. The output layer is the embedding's own table (weight tying: Press and Wolf 2017, arXiv 1608.05859).
+No dropout, so that a run is a function of its seed and its data alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline import TokenEmbedding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+IGNORED = -100  # a target that counts in no loss
+STD = 0.02  # of initial weights, GPT-2's
+
+
+class GPT(nn.Module):
+    """int64 [B, T] in, float scores [B, T, V] out. `seed` decides all initial weights."""
+
+    def __init__(
+        self, vocab_size: int, max_length: int, *, dim: int, layers: int, heads: int, positions: str, seed: int
+    ) -> None:
+        super().__init__()
+        self.embedding = TokenEmbedding(vocab_size, dim, max_length, positions=positions, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
+            self.norm = nn.LayerNorm(dim)
+            for name, weight in self.blocks.named_parameters():
+                if weight.dim() == 2:
+                    deep = name.endswith(("out.weight", "shrink.weight"))  # they add to the residual stream
+                    nn.init.normal_(weight, std=STD / (2 * layers) ** 0.5 if deep else STD)
+
+    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Scores of every token of the vocabulary as the next one, at each place."""
+        vectors_BTD = self.embedding(ids_BT)
+        for block in self.blocks:
+            vectors_BTD = block(vectors_BTD)
+        return functional.linear(self.norm(vectors_BTD), self.embedding.weight)
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, over vectors [B, T, D]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.widen, self.shrink = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, vectors_BTD: torch.Tensor) -> torch.Tensor:
+        """The same shape, with what each place took from those before it."""
+        B, T, D = vectors_BTD.shape
+        parts = self.qkv(self.norm_attention(vectors_BTD)).view(B, T, 3, self.heads, D // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        vectors_BTD = vectors_BTD + self.out(mixed.transpose(1, 2).reshape(B, T, D))
+        wide = functional.gelu(self.widen(self.norm_mlp(vectors_BTD)))
+        added: torch.Tensor = self.shrink(wide)
+        return vectors_BTD + added
+
+
+def summed_loss(model: nn.Module, input_ids: torch.Tensor, target_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Cross-entropy in nats, summed over the targets that count, and how many they are."""
+    scores = model(input_ids).flatten(0, 1).float()
+    loss = functional.cross_entropy(scores, target_ids.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss, int((target_ids != IGNORED).sum())
+
+
+def unigram_loss(counts_V: torch.Tensor, targets: Sequence[torch.Tensor]) -> float:
+    """Mean cross-entropy in nats of targets under the token frequencies `counts_V`, int64 [V], with no context.
+
+    Every count is raised by a constant, for tokens that were never seen: the one of four that suits the targets best,
+    so that a model which is compared with this one is not flattered.
+    """
+    seen = torch.cat([batch[batch != IGNORED] for batch in targets])
+    losses = []
+    for extra in (1.0, 0.1, 0.01, 0.001):
+        logs_V = torch.log((counts_V + extra) / (counts_V.sum() + extra * len(counts_V)))
+        losses.append(float(-logs_V[seen].mean()))
+    return min(losses)

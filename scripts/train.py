@@ -1,0 +1,134 @@
+"""Train a small GPT on shards: `python scripts/train.py`, or `torchrun --nproc-per-node 2 scripts/train.py`.
+
+Writes the data set that its config describes where it is not there yet, trains on it, and leaves `metrics.csv`,
+`loss.svg` and `checkpoint.pt` in its folder. `train.resume=<checkpoint.pt>` goes on where a run was stopped, exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from torch import distributed
+from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write_metrics
+from training_config import TrainConfig
+
+from pipeline import ShardLoader
+from pipeline.__main__ import run_write
+from pipeline.config import ConfigError, check_command_line, find_conf, read_config, register_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+
+def main(job: Callable[[TrainConfig, Path], None]) -> None:
+    """Compose and check the config of a training job, run it, and turn a refusal into one line and an exit code."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_schema(TrainConfig)
+
+    def task(composed: DictConfig) -> None:
+        config = read_config(composed, TrainConfig)
+        assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
+        job(config, Path(HydraConfig.get().runtime.output_dir))
+
+    try:
+        check_command_line(sys.argv[1:], kind=TrainConfig, config_name="train")
+        hydra.main(config_path=str(find_conf()), config_name="train", version_base="1.3")(task)()
+    except (ValueError, OSError) as error:
+        if wants_traceback:
+            raise
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; train.resume=<{CHECKPOINT}> goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def settings_of(config: TrainConfig, **changed: int) -> Settings:
+    """The settings of a run that the config describes, some of them changed."""
+    train_, embedding = config.train, config.embedding
+    known = {
+        "layers": config.model.layers,
+        "heads": config.model.heads,
+        "dim": embedding.dim,
+        "positions": embedding.positions,
+        "seed": embedding.seed,
+        "steps": train_.steps,
+        "learning_rate": train_.learning_rate,
+        "warmup": train_.warmup,
+        "weight_decay": train_.weight_decay,
+        "clip": train_.clip,
+    }
+    return Settings(**{**known, **changed})  # type: ignore[arg-type]
+
+
+def open_loader(config: TrainConfig, *, split: str, path: str | None = None, seed: int | None = None) -> ShardLoader:
+    """A loader of one split: shuffled batches for training, all windows in their order for validation."""
+    assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
+    is_train = split == "train"
+    return ShardLoader(
+        path or config.shards.path,
+        split=split,
+        batch_size=config.loader.batch_size,
+        shuffle=config.loader.shuffle if is_train else "none",
+        seed=config.loader.seed if seed is None else seed,
+        lanes=config.loader.lanes,
+        drop_last=is_train and config.loader.drop_last,
+    )
+
+
+def run(config: TrainConfig, output: Path) -> None:
+    """Write the data set, train, and say what came of it."""
+    has_gpu = torch.cuda.is_available()
+    device = config.train.device if config.train.device != "auto" else "cuda" if has_gpu else "cpu"
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    if "WORLD_SIZE" in os.environ:  # torchrun sets it
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+    try:
+        if is_main:
+            run_write(config)
+        if distributed.is_initialized():
+            distributed.barrier()
+        resume = Path(config.train.resume) if config.train.resume else None
+        folder = resume.parent if resume else output
+        validation = open_loader(config, split="validation")
+        baseline = unigram(open_loader(config, split="train"), validation) if not distributed.is_initialized() else None
+        _, metrics = train(
+            open_loader(config, split="train"),
+            validation,
+            settings_of(config),
+            folder=folder,
+            resume=resume,
+            validate_every=config.train.validate_every,
+            checkpoint_every=config.train.checkpoint_every,
+            device=device,
+            bf16=config.train.bf16,
+            compiled=config.train.compile,
+        )
+        if is_main and metrics:
+            write_metrics(folder, metrics, baseline)
+            first, last = metrics[0], metrics[-1]
+            print(f"\ntrain\n  step {first.step:<6} loss {first.train_loss:.3f}   held out {first.validation_loss:.3f}")
+            speed = f"{last.tokens:,} tokens at {last.tokens_per_second:,.0f} tokens/s"
+            print(f"  step {last.step:<6} loss {last.train_loss:.3f}   held out {last.validation_loss:.3f}   {speed}")
+            if baseline is not None:
+                print(f"  a unigram model, which knows how often each token occurs: held out {baseline:.3f}")
+            print(f"  in {folder}: {METRICS}, {CURVE}, {CHECKPOINT}")
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,273 @@
+"""Training on shards: the loop, its checkpoint, and its files.
+
+A run is a function of its settings, its seed and its data set. A checkpoint holds the model, the optimizer, the
+loader's state and the metrics so far, in one file that is written under a temporary name and renamed, and read back as
+plain tensors (`weights_only=True`): nothing in it is executed. The learning rate depends on the step alone. So a run
+that was stopped and resumed gives the same weights, bit for bit, as one that was not, on the same device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gpt import GPT, summed_loss, unigram_loss
+from torch import distributed, nn
+from tqdm import tqdm
+
+from pipeline.report import write_text
+from pipeline.svg import Series, chart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pipeline import ShardLoader
+    from pipeline.load.batch import Batch
+
+CHECKPOINT, METRICS, CURVE = "checkpoint.pt", "metrics.csv", "loss.svg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What decides a run besides its data; a checkpoint goes on only under the same ones."""
+
+    layers: int = 2
+    heads: int = 4
+    dim: int = 64
+    positions: str = "learned"
+    seed: int = 0
+    steps: int = 300
+    learning_rate: float = 3e-3  # the highest; a cosine falls from it to a tenth
+    warmup: int = 20  # steps
+    weight_decay: float = 0.1
+    clip: float = 1.0  # of the gradient's norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One line of `metrics.csv`. Losses are in nats per token."""
+
+    step: int
+    tokens: int  # delivered so far, by all ranks
+    train_loss: float  # mean since the line before
+    validation_loss: float
+    learning_rate: float
+    tokens_per_second: float
+
+
+def train(
+    loader: ShardLoader,
+    validation: ShardLoader | None,
+    settings: Settings,
+    *,
+    folder: Path | None = None,
+    resume: Path | None = None,
+    validate_every: int = 50,
+    checkpoint_every: int = 100,
+    device: str = "cpu",
+    bf16: bool = False,
+    compiled: bool = False,
+    observe: Callable[[int, GPT], object] = lambda _step, _model: None,
+    progress: bool = True,
+) -> tuple[GPT, list[Metric]]:
+    """Train a GPT on the loader's batches, epoch after epoch, and return it with its metrics.
+
+    `observe` is called with each step's number and the model: before the first one, and when a metric is taken. In a
+    process group, each rank trains on its part of the batch, and rank 0 alone writes files.
+
+    Raises:
+        ValueError: the loader has no batch, or the checkpoint is of another run.
+
+    """
+    if len(loader) == 0:
+        raise ValueError(f"the data set has {len(loader.order)} windows, fewer than one batch needs")
+    split = loader.manifest.splits[loader.reader.split]
+    model = GPT(
+        loader.manifest.tokenizer["vocab_size"],
+        split.max_length,
+        dim=settings.dim,
+        layers=settings.layers,
+        heads=settings.heads,
+        positions=settings.positions,
+        seed=settings.seed,
+    ).to(device)
+    optimizer = make_optimizer(model, settings)
+    metrics: list[Metric] = []
+    first = 0
+    if resume is not None:
+        state = read_checkpoint(resume, settings, device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        loader.load_state_dict(state["loader"])
+        metrics, first = [Metric(**row) for row in state["metrics"]], state["step"]
+    else:
+        observe(0, model)
+    stepped: Any = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
+    stepped = torch.compile(stepped) if compiled else stepped
+    precision = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+    is_main = not distributed.is_initialized() or distributed.get_rank() == 0
+    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+    bar = tqdm(
+        total=settings.steps,
+        initial=first,
+        unit="step",
+        disable=None if is_main and progress else True,
+        file=sys.stderr,
+    )
+    batches = endless(loader)
+    total, count, started = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+    for step in range(first + 1, settings.steps + 1):
+        rate = learning_rate(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = next(batches)
+        with precision:
+            loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
+        torch.autograd.backward(loss / targets)
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        total += loss.detach().double().cpu()
+        count += targets
+        bar.update()
+        if step % validate_every == 0 or step == settings.steps:
+            mean = reduce_mean(total, count)
+            speed = world_size * count / (time.perf_counter() - started)
+            held_out = math.nan if validation is None else evaluate(model, validation, device=device)
+            tokens = step * loader.batch_size * world_size * split.max_length
+            metrics.append(
+                Metric(
+                    step=step,
+                    tokens=tokens,
+                    train_loss=mean,
+                    validation_loss=held_out,
+                    learning_rate=rate,
+                    tokens_per_second=speed,
+                )
+            )
+            bar.set_postfix_str(f"loss {mean:.3f}, held out {held_out:.3f}, {speed:,.0f} tok/s")
+            observe(step, model)
+            total, count, started = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+        if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+            write_checkpoint(folder / CHECKPOINT, {**state, "step": step}, settings, metrics)
+            write_metrics(folder, metrics)
+    bar.close()
+    return model, metrics
+
+
+def endless(loader: ShardLoader) -> Iterator[Batch]:
+    """Batches from where the loader stands, epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) that decays matrices, and no norm, bias or embedding."""
+    tables = {id(weight) for weight in model.embedding.parameters()}
+    decayed = [weight for weight in model.parameters() if weight.dim() == 2 and id(weight) not in tables]
+    chosen = {id(weight) for weight in decayed}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Up in a line for `warmup` steps, then along a cosine to a tenth: a function of the step alone."""
+    if step <= settings.warmup:
+        return settings.learning_rate * step / max(1, settings.warmup)
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: ShardLoader, *, device: str = "cpu") -> float:
+    """Mean loss over a split's targets in nats, all ranks together."""
+    loader.set_epoch(0)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in loader:
+        loss, targets = summed_loss(model, batch.input_ids.to(device), batch.target_ids.to(device))
+        total += loss.double().cpu()
+        count += targets
+    return reduce_mean(total, count)
+
+
+def reduce_mean(total: torch.Tensor, count: int) -> float:
+    """The mean over all ranks of a sum over `count` targets."""
+    pair = torch.stack([total, torch.tensor(float(count), dtype=torch.float64)])
+    if distributed.is_initialized():
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        pair = pair.to(device)
+        distributed.all_reduce(pair)
+    return float(pair[0] / pair[1])
+
+
+def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:
+    """The held-out loss of a model that knows how often each token occurs, and nothing else."""
+    counts = torch.zeros(train_split.manifest.tokenizer["vocab_size"], dtype=torch.int64)
+    train_split.set_epoch(0)
+    for batch in train_split:
+        seen = batch.target_ids[batch.target_ids >= 0]
+        counts += torch.bincount(seen, minlength=len(counts))
+    train_split.set_epoch(0)
+    validation.set_epoch(0)
+    return unigram_loss(counts, [batch.target_ids for batch in validation])
+
+
+def write_checkpoint(path: Path, state: dict[str, Any], settings: Settings, metrics: list[Metric]) -> None:
+    """Write a checkpoint: the old one or the new one is there at any moment."""
+    rows = [dataclasses.asdict(metric) for metric in metrics]
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("wb") as file:
+        torch.save({**state, "settings": dataclasses.asdict(settings), "metrics": rows}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, Any]:
+    """What `write_checkpoint` wrote.
+
+    Raises:
+        ValueError: there is no such file, or its run had other settings; the message names the first that differs.
+
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; a run writes {CHECKPOINT} every train.checkpoint_every steps")
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    for name, mine in dataclasses.asdict(settings).items():
+        if state["settings"].get(name) != mine:
+            raise ValueError(
+                f"{path}: its run had {name}={state['settings'].get(name)!r}, this one has {mine!r}: no exact resume"
+            )
+    return state
+
+
+def write_metrics(folder: Path, metrics: list[Metric], baseline: float | None = None) -> None:
+    """Write `metrics.csv` and `loss.svg`, with the loss of a model without context as a line where it is given."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Metric)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(metric) for metric in metrics)
+    write_text(folder / METRICS, table.getvalue())
+    if not metrics:
+        return
+    losses = {
+        "train": [(float(metric.step), metric.train_loss) for metric in metrics],
+        "held out": [(float(m.step), m.validation_loss) for m in metrics if not math.isnan(m.validation_loss)],
+    }
+    series = [Series(name=name, points=points, line=points) for name, points in losses.items()]
+    if baseline is not None:
+        ends = (float(metrics[0].step), float(metrics[-1].step))
+        series.append(Series(name=f"unigram, held out: {baseline:.2f}", line=[(x, baseline) for x in ends]))
+    write_text(folder / CURVE, chart(series, title="Loss", x_label="step", y_label="nats per token"))

@@ -1,0 +1,190 @@
+"""The training job on a tiny model: exact resume, several processes, a loss below that of a model without context."""
+
+import csv
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
+
+from gpt import GPT, unigram_loss  # noqa: E402
+from training import CHECKPOINT, Settings, learning_rate, train, unigram  # noqa: E402
+
+from pipeline import ShardLoader, write_shards  # noqa: E402
+
+TINY = Settings(layers=1, heads=2, dim=16, steps=12, warmup=2, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Equal sums need an equal order of addition; one thread gives it at once for small tensors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    write_shards(
+        folder / "shards",
+        tokenizer="bytes",
+        max_length=32,
+        stride=32,
+        validation=0.1,
+        cache_path=folder / "cache",
+    )
+    return folder / "shards"
+
+
+def loaders(path, **options):
+    held_out = {"split": "validation", "shuffle": "none", "drop_last": False, "batch_size": 512}
+    return ShardLoader(path, batch_size=8, **options), ShardLoader(path, **held_out)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11])
+def test_a_resumed_run_equals_the_undisturbed_one(shards, tmp_path, stop):
+    every = {"validate_every": 4, "checkpoint_every": 1, "progress": False}
+    whole, metrics = train(loaders(shards)[0], None, TINY, **every)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop_here(step, _model):
+        if step >= stop:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(
+            loaders(shards)[0],
+            None,
+            TINY,
+            folder=tmp_path,
+            observe=stop_here,
+            validate_every=stop + 1,
+            checkpoint_every=1,
+            progress=False,
+        )
+    resumed, again = train(loaders(shards)[0], None, TINY, resume=tmp_path / CHECKPOINT, **every)
+    for (name, mine), other in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, other), name
+    assert again[-1].step == metrics[-1].step
+
+
+def test_a_resume_keeps_the_metrics_and_refuses_another_run(shards, tmp_path):
+    every = {"validate_every": 4, "checkpoint_every": 4, "progress": False}
+    _, metrics = train(*loaders(shards), TINY, folder=tmp_path, **every)
+    _, again = train(*loaders(shards), TINY, resume=tmp_path / CHECKPOINT, **every)
+    assert again == metrics, "a run that is over has nothing to add"
+    rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    assert [row["step"] for row in rows] == ["4", "8", "12"]
+    assert (tmp_path / "loss.svg").read_text().count('class="point"') == 6
+    with pytest.raises(ValueError, match="its run had dim=16, this one has 32"):
+        train(*loaders(shards), dataclasses.replace(TINY, dim=32), resume=tmp_path / CHECKPOINT, **every)
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        train(*loaders(shards), TINY, resume=tmp_path / "none.pt", **every)
+    with pytest.raises(ValueError, match="the state has seed=0, this loader has 1"):
+        train(*loaders(shards, seed=1), TINY, resume=tmp_path / CHECKPOINT, **every)
+
+
+def test_held_out_loss_falls_below_that_of_a_unigram_model(shards):
+    settings = dataclasses.replace(TINY, dim=32, steps=150)
+    baseline = unigram(*loaders(shards))
+    _, metrics = train(*loaders(shards), settings, validate_every=150, progress=False)
+    assert 3.0 < baseline < math.log(257)
+    assert metrics[-1].validation_loss < baseline - 0.2
+
+
+def test_a_unigram_model_by_hand():
+    counts = torch.tensor([3, 1, 0])
+    targets = [torch.tensor([[0, 0], [1, -100]])]
+    tiny = unigram_loss(counts, targets)
+    assert tiny == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 3, abs=1e-2)
+
+
+def test_no_place_sees_what_follows_it():
+    model = GPT(11, 8, dim=16, layers=2, heads=4, positions="learned", seed=0)
+    ids_BT = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))
+    changed_BT = ids_BT.clone()
+    changed_BT[:, 5:] = (changed_BT[:, 5:] + 1) % 11
+    with torch.no_grad():
+        before, after = model(ids_BT), model(changed_BT)
+    assert torch.allclose(before[:, :5], after[:, :5], atol=1e-6)
+    assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-6)
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_to_a_tenth():
+    rates = [learning_rate(step, TINY) for step in range(1, 13)]
+    assert rates[:2] == pytest.approx([0.005, 0.01])
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(0.001)
+
+
+def command(tmp_path, *arguments, launcher=()):
+    return subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "scripts" / "train.py"), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TINY_RUN = ["embedding.dim=16", "model.layers=1", "window.max_length=32", "train.steps=6", "train.warmup=2"]
+
+
+def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
+    done = command(tmp_path, *TINY_RUN, "train.validate_every=3", "train.checkpoint_every=3")
+    assert done.returncode == 0, done.stderr
+    assert "a unigram model, which knows how often each token occurs: held out 3." in done.stdout
+    (checkpoint,) = tmp_path.rglob(CHECKPOINT)
+    assert {path.name for path in checkpoint.parent.iterdir()} >= {"metrics.csv", "loss.svg"}
+    wrong = command(tmp_path, *TINY_RUN, "embedding.dim=32", f"train.resume={checkpoint}")
+    assert wrong.returncode == 1
+    assert "its run had dim=16" in wrong.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=3", "train.step: no such key; did you mean 'train.steps'?"),
+        ("model.heads=5", "model.heads: must divide embedding.dim=64; got 5"),
+        ("split.validation=0", "split.validation: training needs text held out; got 0"),
+    ],
+)
+def test_a_wrong_training_config_is_refused_in_one_line(override, message):
+    from training_config import TrainConfig
+
+    from pipeline.config import ConfigError, check_command_line, register_schema
+
+    register_schema(TrainConfig)
+    try:
+        with pytest.raises(ConfigError) as refusal:
+            check_command_line([override], kind=TrainConfig, config_name="train")
+    finally:
+        register_schema()
+    assert str(refusal.value) == message
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = command(tmp_path, *TINY_RUN, "loader.batch_size=4", launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    (checkpoint,) = tmp_path.rglob(CHECKPOINT)
+    double = torch.load(checkpoint, weights_only=True)
+    one = command(tmp_path, *TINY_RUN, "loader.batch_size=8")
+    assert one.returncode == 0, one.stderr
+    (other,) = (path for path in tmp_path.rglob(CHECKPOINT) if path != checkpoint)
+    single = torch.load(other, weights_only=True)
+    assert double["loader"] == single["loader"]
+    for name, weight in single["model"].items():
+        assert torch.allclose(weight, double["model"][name], atol=1e-4), name
