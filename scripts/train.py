@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from omegaconf import DictConfig
+
+
+SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
 
 
 def main(job: Callable[[TrainConfig, Path], None]) -> None:
@@ -70,19 +73,26 @@ def settings_of(config: TrainConfig, **changed: int) -> Settings:
     return Settings(**{**known, **changed})  # type: ignore[arg-type]
 
 
-def open_loader(config: TrainConfig, *, split: str, path: str | None = None, seed: int | None = None) -> ShardLoader:
-    """A loader of one split: shuffled batches for training, all windows in their order for validation."""
-    assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
-    is_train = split == "train"
+def open_loader(config: TrainConfig) -> ShardLoader:
+    """Shuffled batches of the train split."""
+    loader = config.loader
+    assert isinstance(loader.batch_size, int), "the config allows a whole number alone"
     return ShardLoader(
-        path or config.shards.path,
-        split=split,
-        batch_size=config.loader.batch_size,
-        shuffle=config.loader.shuffle if is_train else "none",
-        seed=config.loader.seed if seed is None else seed,
-        lanes=config.loader.lanes,
-        drop_last=is_train and config.loader.drop_last,
+        config.shards.path,
+        batch_size=loader.batch_size,
+        shuffle=loader.shuffle,
+        seed=loader.seed,
+        lanes=loader.lanes,
+        drop_last=loader.drop_last,
     )
+
+
+def open_evaluation(path: str | Path, *, split: str = "validation", **options: Any) -> ShardLoader:
+    """Every window of a split once, in an order that does not matter, in batches of about 128 MiB of scores."""
+    probe = ShardLoader(path, split=split, shuffle="none", **options)
+    rows = SCORES_PER_BATCH // (probe.reader.tokenizer["vocab_size"] * probe.reader.max_length)
+    batch_size = max(1, min(rows, 256, len(probe.order)))
+    return ShardLoader(path, split=split, batch_size=batch_size, shuffle="none", drop_last=False, **options)
 
 
 def run(config: TrainConfig, output: Path) -> None:
@@ -102,10 +112,14 @@ def run(config: TrainConfig, output: Path) -> None:
             distributed.barrier()
         resume = Path(config.train.resume) if config.train.resume else None
         folder = resume.parent if resume else output
-        validation = open_loader(config, split="validation")
-        baseline = unigram(open_loader(config, split="train"), validation) if not distributed.is_initialized() else None
+        validation = open_evaluation(config.shards.path)
+        baseline = (
+            unigram(open_evaluation(config.shards.path, split="train"), validation)
+            if not distributed.is_initialized()
+            else None
+        )
         _, metrics = train(
-            open_loader(config, split="train"),
+            open_loader(config),
             validation,
             settings_of(config),
             folder=folder,

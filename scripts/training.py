@@ -91,10 +91,9 @@ def train(
     """
     if len(loader) == 0:
         raise ValueError(f"the data set has {len(loader.order)} windows, fewer than one batch needs")
-    split = loader.manifest.splits[loader.reader.split]
     model = GPT(
-        loader.manifest.tokenizer["vocab_size"],
-        split.max_length,
+        loader.reader.tokenizer["vocab_size"],
+        loader.reader.max_length,
         dim=settings.dim,
         layers=settings.layers,
         heads=settings.heads,
@@ -144,7 +143,7 @@ def train(
             mean = reduce_mean(total, count)
             speed = world_size * count / (time.perf_counter() - started)
             held_out = math.nan if validation is None else evaluate(model, validation, device=device)
-            tokens = step * loader.batch_size * world_size * split.max_length
+            tokens = step * loader.batch_size * world_size * loader.reader.max_length
             metrics.append(
                 Metric(
                     step=step,
@@ -214,7 +213,7 @@ def reduce_mean(total: torch.Tensor, count: int) -> float:
 
 def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:
     """The held-out loss of a model that knows how often each token occurs, and nothing else."""
-    counts = torch.zeros(train_split.manifest.tokenizer["vocab_size"], dtype=torch.int64)
+    counts = torch.zeros(train_split.reader.tokenizer["vocab_size"], dtype=torch.int64)
     train_split.set_epoch(0)
     for batch in train_split:
         seen = batch.target_ids[batch.target_ids >= 0]
