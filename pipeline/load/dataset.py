@@ -99,8 +99,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
             rows = numbers[here] - self._starts[group]
             held_BT1, held_B2 = self._group(group)
             ids_BT1[here], bounds_B2[here] = held_BT1[rows], held_B2[rows]
-        inputs_BT = torch.from_numpy(np.ascontiguousarray(ids_BT1[:, :-1]))
-        targets_BT = torch.from_numpy(np.ascontiguousarray(ids_BT1[:, 1:]))
+        inputs_BT = torch.from_numpy(ids_BT1[:, :-1].copy())  # always a copy: targets are overwritten below
+        targets_BT = torch.from_numpy(ids_BT1[:, 1:].copy())
         ignore_targets(targets_BT, torch.from_numpy(bounds_B2))
         pairs = zip(inputs_BT, targets_BT, strict=True)
         return [{"input_ids": inputs, "target_ids": targets} for inputs, targets in pairs]

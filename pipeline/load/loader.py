@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.load.batch import Batch, widen
 from pipeline.load.held import Gathered, HeldGroups, Need, place_bytes
 from pipeline.load.order import Order, default_block, num_batches, rank_positions, resolve_shuffle
 from pipeline.load.reader import end_of_text_id, open_split
 from pipeline.load.scoring import check_score
+from pipeline.load.workers import CONTEXTS, Parcel, worker_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -46,10 +48,10 @@ class Block(NamedTuple):
     gathered: Gathered
     window_ids: np.ndarray  # int64 [B]
     batches: int
-    held: HeldGroups
+    held: HeldGroups | None = None  # in this process
 
 
-class ShardLoader:
+class ShardLoader(IterableDataset[Batch]):
     """Batches of one split of a data set.
 
     Args:
@@ -66,6 +68,8 @@ class ShardLoader:
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         threads: that decode; the machine's cores, at most 4, when left out.
         memory_budget: bytes of row groups held in memory, at most.
+        workers: processes that decode, instead of threads in this one; see `pipeline.load.workers`.
+        worker_context: how they are started: `fork`, `spawn`, `forkserver`; torch's default when left out.
         max_length, stride, tail, documents, windows_per_group, windows_per_shard: of a token store's windows; see
             `pipeline.load.reader.open_split`.
 
@@ -93,6 +97,8 @@ class ShardLoader:
         tokenizer: Mapping[str, Any] | None = None,
         threads: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        workers: int = 0,
+        worker_context: str | None = None,
         max_length: int | None = None,
         stride: int | None = None,
         tail: str | None = None,
@@ -103,6 +109,10 @@ class ShardLoader:
         for name, value in (("batch_size", batch_size), ("threads", threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        if workers < 0:
+            raise ValueError(f"workers must be at least 0; got {workers}")
+        if worker_context not in (None, *CONTEXTS):
+            raise ValueError(f"worker_context must be one of {', '.join(CONTEXTS)}; got {worker_context!r}")
         self.reader = open_split(
             path,
             split,
@@ -125,8 +135,10 @@ class ShardLoader:
         block = default_block(groups, max_length=max_length)
         self.order = Order(groups=groups, shuffle=kind, seed=seed, lanes=lanes, block=block)
         self.order.check_world_size(self.world_size)
+        self.workers, self.worker_context = workers, worker_context
+        self.memory_budget = memory_budget
         self._end_of_text = end_of_text_id(self.reader.tokenizer) if document_ids else None
-        self._places = self._count_places(memory_budget)
+        self._count_places()
         self._kept: HeldGroups | None = None  # under `full`, from one epoch to the next
         self.epoch = 0
         self.consumed = 0  # samples of this epoch that all ranks together have received
@@ -202,18 +214,27 @@ class ShardLoader:
 
     def _hand_over(self, left: int) -> Generator[Batch, None, bool]:
         """Yield the next `left` batches. Ends early, with True, where the loader was moved: by a state, or a reader."""
-        with closing(self._blocks(self.epoch, self.consumed, left)) as blocks:
+        worker, first = get_worker_info(), left
+        with closing(self._any_blocks(left)) as blocks:
             for block in blocks:
                 window_ids = torch.from_numpy(block.window_ids)
                 for at in range(block.batches):
-                    if block.held.error is not None:
+                    if block.held is not None and block.held.error is not None:
                         raise block.held.error
                     rows = slice(at * self.batch_size, (at + 1) * self.batch_size)
-                    batch = widen(block.gathered, rows, window_ids=window_ids, end_of_text=self._end_of_text)
+                    batch: Any = None
+                    if worker is None:
+                        batch = widen(block.gathered, rows, window_ids=window_ids, end_of_text=self._end_of_text)
+                    elif left % worker.num_workers == (first - worker.id) % worker.num_workers:
+                        ids, bounds = block.gathered
+                        parts = Gathered(ids[rows], None if bounds is None else bounds[rows])
+                        batch = Parcel(parts, block.window_ids[rows], self._end_of_text)
                     left -= 1
                     self.consumed += self.batch_size * self.world_size
                     if not left:  # the end of an epoch is the start of the next
                         self._begin(self.epoch + 1)
+                    if batch is None:  # another worker's
+                        continue
                     here = (self.epoch, self.consumed)
                     yield batch
                     if (self.epoch, self.consumed) != here:
@@ -226,10 +247,15 @@ class ShardLoader:
 
     # --- blocks: gathered by a thread, one ahead -------------------------------------------------------------------
 
-    def _blocks(self, epoch: int, start: int, batches: int) -> Generator[Block, None, None]:
+    def _any_blocks(self, left: int) -> Generator[Block, None, None]:
+        if self.workers:
+            return worker_blocks(self, self.epoch, self.consumed, left, Block)
+        return self.blocks(self.epoch, self.consumed, left)
+
+    def blocks(self, epoch: int, start: int, batches: int) -> Generator[Block, None, None]:
         """The next `batches` batches of this rank from a global position, in blocks that grow from a single batch."""
         keep = self.order.shuffle == "full"
-        held = self._kept or HeldGroups(self.reader, places=self._places, keep=keep, score=self.score)
+        held = self._kept or HeldGroups(self.reader, places=self._count_places(), keep=keep, score=self.score)
         self._kept = None  # in use: a second iteration has memory of its own
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
         gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
@@ -282,22 +308,22 @@ class ShardLoader:
         stretches = self.order.stretches(start, epoch, rank=self.rank % shared, world_size=shared)
         return (Need(stretch.group, stretch.last) for stretch in stretches)
 
-    def _count_places(self, memory_budget: int) -> int:
+    def _count_places(self) -> int:
         """Row groups to hold at once: what the order needs at any position, and as many again to decode ahead."""
         order, groups = self.order, len(self.reader.groups)
         lanes = order.lanes // gcd(self.world_size, order.lanes) * order.block
         needed = min(groups, {"none": 1, "full": groups, "lanes": lanes}[order.shuffle])
         each = max(1, place_bytes(self.reader))
-        if needed * each > memory_budget:
+        if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
             raise ValueError(
                 f"shuffle={order.shuffle} holds {needed} row groups of {each:,} bytes at once, more than "
-                f"loader.memory_budget={memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
+                f"loader.memory_budget={self.memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
             )
         rows = max(self.batch_size, min(BLOCK_ROWS, BLOCK_TOKENS // self.reader.max_length))
         in_block = 2 + rows * self.world_size * groups // max(1, len(order))
         wished = needed + max(needed, 2 * self.threads, in_block)
-        return max(1, min(groups, wished, memory_budget // each))
+        return max(1, min(groups, wished, self.memory_budget // each))
 
 
 def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:

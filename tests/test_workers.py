@@ -1,0 +1,108 @@
+"""Worker processes of every start method give the batches that threads give, each window once."""
+
+import multiprocessing
+import warnings
+
+import pytest
+from torch.utils.data import DataLoader
+
+from pipeline import ShardLoader, WindowDataset, write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A data set of 138 windows in row groups of 10, the last window padded."""
+    folder = tmp_path_factory.mktemp("workers")
+    (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 - 3])
+    report = write_shards(
+        folder / "shards",
+        corpus="text",
+        corpus_path=str(folder / "text.txt"),
+        cache_path=folder / "cache",
+        tokenizer="bytes",
+        max_length=12,
+        tail="pad",
+        windows_per_group=10,
+        windows_per_shard=30,
+    )
+    return report.path
+
+
+@pytest.fixture(autouse=True)
+def _forking_is_meant():
+    with warnings.catch_warnings():  # Python 3.12 and later warn of a fork beside threads, which pyarrow may have
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+        yield
+
+
+def contents(batches):
+    return [(b.window_ids.tolist(), b.input_ids.tolist(), b.target_ids.tolist()) for b in batches]
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_give_the_batches_of_threads_however_they_are_started(shards, context):
+    options = {"batch_size": 5, "shuffle": "lanes", "lanes": 4, "drop_last": False}
+    whole = contents(ShardLoader(shards, **options))
+    assert contents(ShardLoader(shards, **options, workers=2, worker_context=context)) == whole
+    plain = DataLoader(ShardLoader(shards, **options), batch_size=None, num_workers=2, multiprocessing_context=context)
+    assert contents(plain) == whole
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ranks_with_workers_resume_where_ranks_without_stopped(shards, shuffle, workers):
+    order = {"shuffle": shuffle, "lanes": 4, "drop_last": False}
+    loader = ShardLoader(shards, batch_size=7, **order)
+    batches = iter(loader)
+    seen = contents(next(batches) for _ in range(5))
+    batches.close()
+    state = loader.state_dict()
+    for rank in (0, 1):
+        one, other = (
+            ShardLoader(shards, batch_size=4, rank=rank, world_size=2, **order, workers=count, worker_context="fork")
+            for count in (0, workers)
+        )
+        one.load_state_dict(state)
+        other.load_state_dict(state)
+        assert contents(one) == contents(other)
+        assert one.state_dict() == other.state_dict()
+    assert len(seen) == 5
+
+
+def test_the_state_counts_what_was_handed_over_and_a_break_ends_the_workers(shards):
+    loader = ShardLoader(shards, batch_size=4, workers=2, worker_context="fork")
+    for step, _ in enumerate(loader, start=1):
+        assert loader.consumed == 4 * step
+        if step == 3:
+            break
+    assert multiprocessing.active_children() == []
+    assert len(contents(loader)) == 138 // 4 - 3
+
+
+def test_an_error_in_a_worker_reaches_the_caller(shards, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    next(copy.glob("data/*-00002-of-*")).unlink()
+    with pytest.raises(OSError, match="train-00002-of-00005"):
+        contents(ShardLoader(copy, workers=2, worker_context="fork"))
+
+
+def test_a_dataset_in_workers_gives_each_window_once(shards):
+    dataset = WindowDataset(shards)
+    rows = [
+        tuple(row)
+        for batch in DataLoader(dataset, batch_size=9, num_workers=2, multiprocessing_context="fork")
+        for row in batch["input_ids"].tolist()
+    ]
+    assert rows == [tuple(dataset[k]["input_ids"].tolist()) for k in range(len(dataset))]
+
+
+def test_settings_of_workers_are_checked(shards):
+    with pytest.raises(ValueError, match="workers must be at least 0; got -1"):
+        ShardLoader(shards, workers=-1)
+    with pytest.raises(ValueError, match="worker_context must be one of fork, spawn, forkserver; got 'thread'"):
+        ShardLoader(shards, worker_context="thread")
