@@ -73,3 +73,15 @@ def test_a_job_killed_and_resumed_on_two_processes_has_the_losses_of_one_that_ra
     assert list(resumed) == list(range(1, 41))
     assert resumed == pytest.approx(whole, rel=1e-4)
     assert whole[40] < whole[1]
+
+
+def test_the_proof_holds_for_a_data_set_and_says_what_it_could_not_try(shards):
+    command = [sys.executable, str(ROOT / "scripts" / "prove.py"), str(shards), "--lanes", "4", "--stops", "3"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for shuffle in ("none", "full", "lanes"):
+        assert f"{shuffle}: each of 386 windows came once in epoch 0" in done.stdout
+        assert f"{shuffle}: world sizes 1, 2, 4" in done.stdout
+        assert f"{shuffle}: distance between neighbours" in done.stdout
+    gone = subprocess.run([*command, "--split", "validation"], env=ENVIRONMENT, capture_output=True, timeout=200)
+    assert b"has no split 'validation'" in gone.stdout
