@@ -42,25 +42,33 @@ class Corpus:
     name: str = "python_docs"
     path: Any = None  # a file, folder, glob, or a list of them
     text_field: str = "text"
+    subset: str | None = None
+    part: str = "train"
     url: str | None = None
     sha256: str | None = None
     on_bad: str = "quarantine"
     max_bad_fraction: float = 0.01
-    max_document_bytes: int = 1 << 30
+    max_document_bytes: int | None = None
 
     def __post_init__(self) -> None:
         from pipeline.write.corpus import CORPORA
 
         _one_of("corpus.name", self.name, CORPORA)
         _one_of("corpus.on_bad", self.on_bad, ("quarantine", "raise"))
-        _at_least("corpus.max_document_bytes", self.max_document_bytes, 1)
+        if self.max_document_bytes is not None:
+            _at_least("corpus.max_document_bytes", self.max_document_bytes, 1)
+        for key in ("text_field", "part"):
+            if not getattr(self, key):
+                _refuse(f"corpus.{key}", "must not be empty", getattr(self, key))
         if not 0 <= self.max_bad_fraction <= 1:
             _refuse("corpus.max_bad_fraction", "must be a fraction from 0 to 1", self.max_bad_fraction)
         paths = self.path if isinstance(self.path, list) else [self.path]
         if not all(path is None or (isinstance(path, str) and path) for path in paths) or paths == []:
             _refuse("corpus.path", "must be a file, folder or glob, or a list of them", self.path)
-        if self.name == "text" and self.path is None:
+        if self.name in ("text", "jsonl", "parquet") and self.path is None:
             _refuse("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
+        if self.name == "huggingface" and not isinstance(self.path, str):
+            _refuse("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
 
 
 @dataclass(kw_only=True, slots=True)

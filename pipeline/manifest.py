@@ -53,7 +53,7 @@ class Manifest:
 
     fingerprint: str
     tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
-    corpus: dict[str, Any]  # documents, characters, bytes, bad (by reason), special_text_found
+    corpus: dict[str, Any]  # documents, characters, bytes, special_text_found, audited, bad (by reason)
     store: str  # the identity of the token store that the windows were cut from
     windows: dict[str, Any]  # max_length, stride, tail, documents, order, seed (of a shuffle), pad_id (of tail=pad)
     splits: dict[str, SplitEntry]

@@ -38,11 +38,18 @@ def describe_write(report: WriteReport) -> str:
     if corpus["bad"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
         lines.append(
-            _line("left out", f"{sum(corpus['bad'].values()):,} bad documents", reasons, "see quarantine.jsonl")
+            _line(
+                "left out",
+                f"{sum(corpus['bad'].values()):,} bad documents",
+                reasons,
+                f"see {report.path / 'quarantine.jsonl'}",
+            )
         )
     if corpus["special_text_found"]:
         found = corpus["special_text_found"]
         lines.append(_line("special", f"{found:,} names", "special tokens' names found inside the text"))
+    if corpus["audited"]:
+        lines.append(_line("audit", f"{corpus['audited']:,} documents", "encoded by tiktoken as well: the same IDs"))
     for name, split in manifest.splits.items():
         stored = sum(shard.bytes for shard in split.shards)
         lines.append(

@@ -3,22 +3,25 @@
 A store is a JSON file that names chunks in their order; a chunk is a folder made from one input split:
 
     <cache>/stores/<id>.json
-    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, one end-of-text token behind each
-    document <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
+    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, an end-of-text token behind each
+                                                    document; a split without tokens has no file
+    <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
+    <cache>/chunks/<id>/quarantine.jsonl            its bad documents, if it has any
     <cache>/chunks/<id>/chunk.json                  counts and sources
 
-Chunks are built under a temporary name and renamed, so a chunk that is there is whole, and two runs that build the
-same one do not harm each other. A reader maps the IDs into memory: a store of any size costs no memory of its own.
+A long text may be cut: its pieces stand in chunks that follow each other, and end-of-text comes after the last one.
+
+Chunks are built under a temporary name and renamed (`write/chunks.py`), so a chunk that is there is whole, and two runs
+that build the same one do not harm each other. A reader maps the IDs into memory: a store of any size
+costs no memory of its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
-import shutil
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
+NPY_HEADER_BYTES = 128
 SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [
         ("split", "u1"),  # index into SPLITS
         ("source", "<i4"),  # index into the chunk's sources
-        ("row", "<i8"),  # the document's row or line in its source, from 0
+        ("row", "<i8"),  # the document's row or line in its source, from 0; of a text file 0
         ("first", "<i8"),  # its first token in its split's part of the chunk
         ("count", "<i8"),  # its tokens, the end-of-text token left out
     ]
@@ -45,11 +49,13 @@ class Chunk:
     """What one chunk holds, as its `chunk.json` says."""
 
     id: str
+    tokenizer: str  # its hash
     tokens: dict[str, int]  # by split, end-of-text tokens included
     num_documents: dict[str, int]  # by split; a document that goes on from the chunk before is not counted again
     characters: int
     bytes: int
-    special_text_found: int
+    special_text_found: int  # names of special tokens in the text
+    audited: int  # documents, whole or their begin, that a second engine encoded to the same IDs
     bad: dict[str, int]  # reason -> documents
     sources: list[str]
     continued: bool  # its first document goes on from the chunk before
@@ -138,9 +144,10 @@ class TokenStore:
         base = 0
         for chunk in self.chunks:
             table = np.load(self.cache / "chunks" / chunk.id / "documents.npy", mmap_mode="r")
-            table = table[table["split"] == SPLITS.index(split)]
-            first, count = table["first"] + base, table["count"].copy()
-            if chunk.continued and len(count) and counts:
+            mine = table["split"] == SPLITS.index(split)
+            continued = chunk.continued and bool(mine[0])  # else it is of the other split
+            first, count = table["first"][mine] + base, table["count"][mine]
+            if continued:
                 counts[-1][-1] += count[0]
                 first, count = first[1:], count[1:]
             if len(count):
@@ -198,41 +205,46 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
         chunk = find_chunk(cache, chunk_id)
         if chunk is None:
             raise ValueError(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again")
+        if chunk.tokenizer != fields["tokenizer"]["hash"]:
+            raise ValueError(
+                f"{path}: its chunk {chunk_id} was made with the tokenizer {chunk.tokenizer}, but the store with "
+                f"{fields['tokenizer']['name']} ({fields['tokenizer']['hash']})"
+            )
         chunks.append(chunk)
     return TokenStore(cache=cache, chunks=chunks, tokenizer=fields["tokenizer"], validation=fields["validation"])
 
 
 def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
-    """The finished chunk of that ID, or None."""
+    """The finished chunk of that ID, or None.
+
+    Raises:
+        ValueError: it is there, but one of its files is not as long as it should be.
+
+    """
     if not re.fullmatch(r"[0-9a-f]{64}", chunk_id):
         raise ValueError(f"a chunk's ID is a sha256 in hex, not {chunk_id!r}")
+    folder = cache / "chunks" / chunk_id
     try:
-        fields = json.loads((cache / "chunks" / chunk_id / "chunk.json").read_text())
+        chunk = Chunk(**json.loads((folder / "chunk.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    return Chunk(**fields)
-
-
-def write_chunk(
-    cache: Path, chunk: Chunk, *, ids: dict[str, np.ndarray], documents: np.ndarray, quarantine: list[dict[str, Any]]
-) -> Chunk:
-    """Write a chunk as one folder: whole under its name, or not there. Returns the chunk that is there afterwards."""
-    folder = cache / "chunks" / chunk.id
-    temporary = cache / "chunks" / f".{chunk.id}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir(parents=True)
-    try:
-        for split in SPLITS:
-            _save(temporary / f"{split}.npy", ids[split])
-        _save(temporary / "documents.npy", documents)
-        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in quarantine)
-        (temporary / "quarantine.jsonl").write_text(lines, encoding="utf-8")
-        write_json(temporary / "chunk.json", dataclasses.asdict(chunk))
-        temporary.rename(folder)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if find_chunk(cache, chunk.id) is None:  # else another run was first, and its chunk is the same
-            raise
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: its chunk.json is damaged ({error}); remove the folder and run again") from error
+    for split, count in chunk.tokens.items():
+        path = folder / f"{split}.npy"
+        size = path.stat().st_size if path.exists() else 0
+        if count and size not in {NPY_HEADER_BYTES + count * width for width in (2, 4)}:
+            raise ValueError(f"{path}: has {size} bytes, not those of {count} tokens; remove {folder} and run again")
     return chunk
+
+
+def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
+    """The header of a .npy file with a 1-D array, always `NPY_HEADER_BYTES` long: it is written when all IDs are there.
+
+    Format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    text = f"{{'descr': {dtype.newbyteorder('<').str!r}, 'fortran_order': False, 'shape': ({count},), }}"
+    return b"\x93NUMPY\x01\x00" + (NPY_HEADER_BYTES - 10).to_bytes(2, "little") + text.encode().ljust(117) + b"\n"
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
@@ -244,13 +256,6 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @lru_cache(maxsize=4096)

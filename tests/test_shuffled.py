@@ -10,12 +10,12 @@ from pipeline import write_shards
 from pipeline.permutation import make_key, permute
 from pipeline.token_store import TokenStream
 from pipeline.windows import Windows, gather_windows, read_windows
-from pipeline.write import corpus
+from pipeline.write import splits
 
 
 @pytest.fixture
 def write(tmp_path, books, monkeypatch):
-    monkeypatch.setattr(corpus, "SPLIT_BYTES", 1)  # a chunk for each file: windows lie across their borders
+    monkeypatch.setattr(splits, "SMALL_BYTES", 1)  # a chunk for each file: windows lie across their borders
 
     def run(name, **options):
         given = {"corpus": "text", "corpus_path": str(books), "tokenizer": "bytes", "max_length": 16, "stride": 3}

@@ -1,11 +1,11 @@
 """The engines that turn text into token IDs, and the rank files that tiktoken and gigatoken work from.
 
 Algorithm: an encoder takes an Arrow array of D strings and gives flat IDs and D counts. `tiktoken` encodes one document
-after the other. `gigatoken` takes the Arrow buffers as they are, with no Python string for a document. `huggingface`
-hands a list of strings to `tokenizers`. `bytes` reads the text itself as IDs.
+after the other. `gigatoken` takes the Arrow buffers as they are, with no Python string for a document. `bytes`
+reads the text itself as IDs.
 
 Guarantee: tiktoken and gigatoken give the same IDs for every valid UTF-8 text, which `Tokenizer.audit` checks on a
-sample in every run. Any number of threads may call an encoder at once; tiktoken, gigatoken and tokenizers release the
+sample in every run. Any number of threads may call an encoder at once; tiktoken and gigatoken release the
 GIL while they encode. A rank file is used only if all its lines can be read and its hash, where one is known, is right.
 
 Cost on one core of an AMD EPYC, in MB of technical English per second: tiktoken 13, gigatoken 200 to 400, bytes 8,000.
@@ -48,6 +48,14 @@ PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
+
+
+class DocumentError(ValueError):
+    """One document of a batch cannot be encoded; whoever knows where it comes from says so in place of its number."""
+
+    def __init__(self, document: int, what: str) -> None:
+        super().__init__(f"document {document} of this batch {what}")
+        self.document, self.what = document, what
 
 
 class Published(NamedTuple):
@@ -182,7 +190,7 @@ def string_buffers(texts: pa.Array) -> tuple[npt.NDArray[np.signedinteger[Any]],
     return offsets_D1, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
 
 
-def _flat(ids: list[Any]) -> tuple[Ids, Counts]:
+def flat(ids: list[Any]) -> tuple[Ids, Counts]:
     """D sequences of IDs as one array and the D lengths."""
     counts_D = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.concatenate(ids, dtype=np.uint32, casting="unsafe"), counts_D
@@ -197,7 +205,7 @@ def tiktoken_encoder(encoding: Any, *, control: bool) -> Encode:
     allowed = "all" if control else frozenset()
 
     def encode(texts: pa.Array) -> tuple[Ids, Counts]:
-        return _flat(
+        return flat(
             [
                 encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
                 for text in texts.to_pylist()
@@ -222,10 +230,10 @@ def refuse_lost_text(encode: Encode, token_lengths: dict[int, int], pattern: str
         lost_D = np.diff(string_buffers(texts)[0].astype(np.int64)) - np.diff(encoded)
         if lost_D.any():
             document = int(np.flatnonzero(lost_D)[0])
-            raise ValueError(
-                f"tokenizer.pattern must match every character, or text is lost: {pattern!r} leaves out "
-                f"{lost_D[document]} bytes of document {document} of this batch. End the pattern with an alternative "
-                r"that takes the rest, such as |[\s\S]."
+            raise DocumentError(
+                document,
+                f"would lose {lost_D[document]} bytes: tokenizer.pattern must match every character, and {pattern!r} "
+                r"does not. End the pattern with an alternative that takes the rest, such as |[\s\S].",
             )
         return ids, counts_D
 
@@ -269,16 +277,6 @@ def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[st
     return encode
 
 
-def huggingface_encoder(tokenizer: Any, *, control: bool) -> Encode:
-    """Encode with a `tokenizers.Tokenizer`, adding no tokens of its own (no BOS, no EOS)."""
-    tokenizer.encode_special_tokens = not control  # True: "encode special tokens' names as ordinary text"
-
-    def encode(texts: pa.Array) -> tuple[Ids, Counts]:
-        return _flat([e.ids for e in tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)])
-
-    return encode
-
-
 def bytes_encoder(special_tokens: dict[str, int], *, control: bool) -> Encode:
     """Each UTF-8 byte is its own ID."""
 
@@ -294,6 +292,6 @@ def bytes_encoder(special_tokens: dict[str, int], *, control: bool) -> Encode:
             for part in text.encode().split(name.encode()):
                 ids += [*part, token]
             documents.append(ids[:-1])
-        return _flat(documents)
+        return flat(documents)
 
     return encode_control if control else encode

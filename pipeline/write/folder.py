@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 WRITING = ".writing"
 SHARD_NAME = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
 _TOP = re.compile(
-    rf"data|README\.md|manifest\.json|{re.escape(WRITING)}|\.(manifest\.json|README\.md)-\d+-[0-9a-f]{{8}}"
+    rf"data|README\.md|manifest\.json|quarantine\.jsonl|{re.escape(WRITING)}"
+    r"|\.(manifest\.json|README\.md|quarantine\.jsonl)-\d+-[0-9a-f]{8}"
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -121,6 +122,7 @@ def prepare_folder(claim: Claim, names: set[str]) -> None:
     for leftover in (
         *folder.glob(".manifest.json-*"),
         *folder.glob(".README.md-*"),
+        *folder.glob(".quarantine.jsonl-*"),
         *folder.glob(f"{WRITING}/*.parquet"),
     ):
         leftover.unlink()

@@ -28,9 +28,11 @@ from pipeline.windows import Windows
 from pipeline.write.card import write_card
 from pipeline.write.corpus import CorpusOptions, find_splits
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
+from pipeline.write.quarantine import FILE as QUARANTINE
+from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
 from pipeline.write.shards import shard_names, write_split
 from pipeline.write.tokenizer import load_tokenizer
-from pipeline.write.tokens import chunk_id, describe_tokenizer, tokenize
+from pipeline.write.tokens import Policy, chunk_id, describe_tokenizer, tokenize
 
 if TYPE_CHECKING:
     import os
@@ -61,14 +63,18 @@ def write_shards(
     corpus_path: str | Sequence[str] | None = None,
     corpus_url: str | None = None,
     corpus_sha256: str | None = None,
+    corpus_subset: str | None = None,
+    corpus_part: str = "train",
+    text_field: str = "text",
     on_bad: str = "quarantine",
     max_bad_fraction: float = 0.01,
-    max_document_bytes: int = 1 << 30,
+    max_document_bytes: int | None = None,
     tokenizer: str = "gpt2",
     tokenizer_path: str | None = None,
     tokenizer_pattern: str | None = None,
     engine: str = "auto",
     special_text: str = "literal",
+    audit: float = 0.001,
     max_length: int = 256,
     stride: int | None = None,
     tail: str = "drop",
@@ -112,8 +118,19 @@ def write_shards(
         name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
     )
     paths = (corpus_path,) if isinstance(corpus_path, str) else tuple(corpus_path or ())
-    inputs = find_splits(corpus, CorpusOptions(paths=paths, url=corpus_url, sha256=corpus_sha256, cache=cache))
-    policy = {"validation": validation, "seed": split_seed, "on_bad": on_bad, "max_document_bytes": max_document_bytes}
+    options = CorpusOptions(
+        paths=paths,
+        text_field=text_field,
+        subset=corpus_subset,
+        part=corpus_part,
+        url=corpus_url,
+        sha256=corpus_sha256,
+        cache=cache,
+        cut_safe=encoder.cut_safe,
+        workers=workers,
+    )
+    inputs = find_splits(corpus, options)
+    policy = Policy(validation=validation, seed=split_seed, on_bad=on_bad, max_document_bytes=max_document_bytes)
     ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
     window: dict[str, Any] = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents}
     stored = {"order": order, "seed": order_seed if order == "shuffled" else None}
@@ -123,23 +140,23 @@ def write_shards(
     with explained(folder, "shards.path"):
         finished = find_finished(folder, identity)
         if finished:
+            bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
+            check_fraction(bad, good, max_bad_fraction=max_bad_fraction, path=folder / QUARANTINE)
             remove_leftovers(folder, identity)
             return report(
                 manifest=finished, finished_before=True, chunks_made=0, tokenize_seconds=0.0, write_seconds=0.0
             )
         with claim_folder(folder, identity, overwrite=overwrite) as claim:
-            with _bar("tokenize", sum(part.bytes for part in inputs), "B") as bar, explained(cache, "cache.path"):
+            with _bar("tokenize", sum(part.num_bytes for part in inputs), "B") as bar, explained(cache, "cache.path"):
                 store, made = tokenize(
                     inputs,
                     cache=cache,
                     tokenizer=encoder,
-                    validation=validation,
-                    seed=split_seed,
-                    on_bad=on_bad,
+                    policy=policy,
+                    audit=audit,
                     max_bad_fraction=max_bad_fraction,
-                    max_document_bytes=max_document_bytes,
                     workers=workers,
-                    advance=lambda chunk: bar.update(chunk.bytes),
+                    advance=bar.update,
                 )
             tokenized = time.perf_counter()
             plans = {name: plan_split(store, name, **window) for name in store.splits()}
@@ -180,6 +197,7 @@ def write_shards(
                 config=config or {},
             )
             write_card(folder, manifest, [name for chunk in store.chunks for name in chunk.sources])
+            write_quarantine(store, folder / QUARANTINE)
             sync_folder(folder / "data")
             write_manifest(folder, manifest)
             sync_folder(folder)
@@ -226,15 +244,13 @@ def plan_split(
 
 def count_corpus(store: TokenStore) -> dict[str, Any]:
     """What the corpus held, for the manifest and the summary."""
-    bad: Counter[str] = Counter()
-    for chunk in store.chunks:
-        bad.update(chunk.bad)
     return {
         "documents": store.num_documents,
         "characters": sum(chunk.characters for chunk in store.chunks),
         "bytes": sum(chunk.bytes for chunk in store.chunks),
         "special_text_found": sum(chunk.special_text_found for chunk in store.chunks),
-        "bad": dict(sorted(bad.items())),
+        "audited": sum(chunk.audited for chunk in store.chunks),
+        "bad": dict(sorted(count_bad(store.chunks).items())),
     }
 
 

@@ -26,14 +26,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.write import engines
-from pipeline.write.engines import END_OF_TEXT, PATTERNS, PUBLISHED, Counts, Encode, Ids
+from pipeline.write.audit import BEGIN_BYTES
+from pipeline.write.engines import END_OF_TEXT, PATTERNS, PUBLISHED, Counts, DocumentError, Encode, Ids
+from pipeline.write.places import safe_cuts
 
 NAMES = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "tiktoken_file", "huggingface", "bytes")
 ENGINES = ("auto", "tiktoken", "gigatoken")
 SPECIAL_TEXTS = ("literal", "control", "error")
-
-# What published Hugging Face tokenizers call the token between two documents, where no tokenizer_config.json says.
-END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 # One piece of every kind of character: a pattern of the user's own must match them all.
 PROBE = "Word words 12345 ,.;!?'s\t\r\n  \u00e9 e\u0301 \u6f22\u5b57 \U0001f642\u200d \u0660 \u20ac \x00\x7f\u00a0 "
@@ -103,18 +102,22 @@ class Tokenizer:
         document = int(np.flatnonzero(found_D)[0])
         text = array[document].as_py()
         place, name = min((text.find(name), name) for name in self.special_tokens if name in text)
-        raise ValueError(
-            f"document {document} of this batch holds the special token {name} at character {place}, and "
-            "tokenizer.special_text=error refuses that. tokenizer.special_text=literal encodes it as plain text, "
-            f"control as the token {self.special_tokens[name]}."
+        raise DocumentError(
+            document,
+            f"holds the special token {name} at character {place}, and tokenizer.special_text=error refuses that. "
+            "tokenizer.special_text=literal encodes it as plain text, control as the token "
+            f"{self.special_tokens[name]}.",
         )
 
-    def audit(self, texts: Sequence[str] | pa.Array, ids: Ids, counts: Counts, sample: Iterable[int]) -> int:
+    def audit(
+        self, texts: Sequence[str] | pa.Array, ids: Ids, counts: Counts, sample: Iterable[int], *, begin: bool = False
+    ) -> int:
         """Encode the documents `sample` of a batch with the reference, tiktoken, and compare. Returns how many.
 
-        `ids` and `counts` are what `encode_batch(texts)` gave. ValueError at the first difference. An engine that has
-        no other reference than itself (tiktoken, huggingface, bytes) has nothing to compare: then the answer is 0.
-        A sample proves nothing about the documents outside it.
+        `ids` and `counts` are what `encode_batch(texts)` gave. With `begin` the first `BEGIN_BYTES` or more of each are
+        compared, up to a place where a text may be cut. ValueError at the first difference. An engine that has no other
+        reference than itself (tiktoken, huggingface, bytes) has nothing to compare: then the answer is 0. A sample
+        proves nothing about the documents outside it.
         """
         if self._encode_reference is None:
             return 0
@@ -123,12 +126,17 @@ class Tokenizer:
         compared = 0
         for document in sample:
             got = ids[ends_D[document] - counts[document] : ends_D[document]]
-            expected, _ = self._encode_reference(array.slice(document, 1))
+            text, is_whole = array.slice(document, 1), True
+            if begin and (part := _begin(text)) is not None:
+                text, is_whole = part, False
+            expected, _ = self._encode_reference(text)
+            got = got if is_whole else got[: len(expected)]
             if not np.array_equal(got, expected):
-                raise ValueError(
-                    f"document {document} of this batch: {_first_difference(got, expected)}. The engines must agree, "
+                raise DocumentError(
+                    document,
+                    f"is encoded otherwise by tiktoken: {_first_difference(got, expected)}. The engines must agree, "
                     f"so no ID by {self.engine} can be trusted: use tokenizer.engine=tiktoken, and report the text "
-                    "to gigatoken's authors."
+                    "to gigatoken's authors.",
                 )
             compared += 1
         return compared
@@ -180,7 +188,9 @@ def load_cached(
         return _load_bytes(special_text)
     if name == "huggingface":
         assert path is not None, "load_tokenizer refuses huggingface without a path"
-        return _load_huggingface(path, special_text)
+        from pipeline.write.tokenizer_huggingface import load_huggingface
+
+        return load_huggingface(path, special_text)
     return _load_ranks(name, path, engine, special_text, pattern)
 
 
@@ -229,7 +239,7 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
         encode = engines.refuse_lost_text(encode, {token: len(text) for token, text in tokens.items()}, regex)
     return Tokenizer(
         name=name,
-        hash=_identity(ranks=rank_file, pattern=regex, special_tokens=special_tokens, vocab_size=max(tokens) + 1),
+        hash=identity_of(ranks=rank_file, pattern=regex, special_tokens=special_tokens, vocab_size=max(tokens) + 1),
         vocab_size=max(tokens) + 1,
         special_tokens=special_tokens,
         end_of_text=special_tokens[END_OF_TEXT],
@@ -247,7 +257,7 @@ def _load_bytes(special_text: str) -> Tokenizer:
     tokens = {byte: bytes([byte]) for byte in range(256)} | {256: END_OF_TEXT.encode()}
     return Tokenizer(
         name="bytes",
-        hash=_identity(ranks=bytes(range(256)), pattern="", special_tokens=special_tokens, vocab_size=257),
+        hash=identity_of(ranks=bytes(range(256)), pattern="", special_tokens=special_tokens, vocab_size=257),
         vocab_size=257,
         special_tokens=special_tokens,
         end_of_text=256,
@@ -256,108 +266,6 @@ def _load_bytes(special_text: str) -> Tokenizer:
         cut_safe=True,
         _encode=engines.bytes_encoder(special_tokens, control=special_text == "control"),
         _pieces=functools.partial(_look_up, "bytes", tokens),
-    )
-
-
-def _load_huggingface(path: str, special_text: str) -> Tokenizer:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError(
-            "tokenizer=huggingface needs the package tokenizers: pip install 'stridemill[huggingface]'"
-        ) from error
-
-    file, end_of_text_name = _huggingface_files(path)
-    try:
-        document = json.loads(file.read_text("utf-8"))
-        # Windows are cut and padded by this pipeline; a tokenizer that truncates would lose text in silence.
-        document |= {"truncation": None, "padding": None}
-        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        core = tokenizers.Tokenizer.from_str(canonical)
-    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
-        raise ValueError(f"tokenizer.path={path}: {file} cannot be loaded as a tokenizer.json: {error}") from error
-
-    name = f"huggingface:{path if not Path(path).exists() else Path(path).resolve().name}"
-    special_tokens = {token.content: i for i, token in core.get_added_tokens_decoder().items() if token.special}
-    end_of_text = _find_end_of_text(special_tokens, end_of_text_name, file)
-    known = set(core.get_vocab(with_added_tokens=True).values())
-    vocab_size = max(known) + 1
-
-    def pieces(ids: list[int]) -> list[bytes]:
-        unknown = [token for token in ids if token not in known]
-        if unknown:
-            raise _unknown_id(unknown[0], name)
-        return [core.decode([token], skip_special_tokens=False).encode() for token in ids]
-
-    return Tokenizer(
-        name=name,
-        hash=_identity(
-            tokenizer_json=canonical.encode(),
-            special_tokens=special_tokens,
-            vocab_size=vocab_size,
-            end_of_text=end_of_text,
-        ),
-        vocab_size=vocab_size,
-        special_tokens=special_tokens,
-        end_of_text=special_tokens[end_of_text],
-        engine="huggingface",
-        special_text=special_text,
-        cut_safe=False,
-        _encode=engines.huggingface_encoder(core, control=special_text == "control"),
-        _pieces=pieces,
-        _decode=functools.partial(core.decode, skip_special_tokens=False),
-    )
-
-
-def _huggingface_files(path: str) -> tuple[Path, str | None]:
-    """The tokenizer.json at `path`, and the end-of-text token that the tokenizer_config.json beside it names."""
-    local = Path(path).expanduser()
-    file = local / "tokenizer.json" if local.is_dir() else local
-    config: Path | None = file.with_name("tokenizer_config.json")
-    if not file.is_file():
-        if local.is_dir() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.endswith(".json"):
-            raise ValueError(f"tokenizer.path={path}: {file} does not exist")
-        file, config = _hub_files(path)
-    if config is None or not config.is_file():
-        return file, None
-    try:
-        eos = json.loads(config.read_text("utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"tokenizer.path={path}: {config} is not a JSON object: {error}") from error
-    return file, eos["content"] if isinstance(eos, dict) else eos
-
-
-def _hub_files(hub_name: str) -> tuple[Path, Path | None]:
-    """A hub repository's two files: from the local cache if they are there, so that a run works offline."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    try:
-        file = try_to_load_from_cache(hub_name, "tokenizer.json")
-        if isinstance(file, str):
-            config = try_to_load_from_cache(hub_name, "tokenizer_config.json")
-            return Path(file), Path(config) if isinstance(config, str) else None
-        file = hf_hub_download(hub_name, "tokenizer.json")
-    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a malformed name is a ValueError
-        raise ValueError(
-            f"tokenizer.path={hub_name} is no local file or folder, and fetching its tokenizer.json from the Hugging "
-            f"Face hub failed: {error}. Give a local tokenizer.json, or run once where there is a network."
-        ) from error
-    try:
-        return Path(file), Path(hf_hub_download(hub_name, "tokenizer_config.json"))
-    except OSError:
-        return Path(file), None
-
-
-def _find_end_of_text(special_tokens: dict[str, int], name: str | None, file: Path) -> str:
-    """The one special token that ends a document: what the config names, or else the only known name among them."""
-    candidates = [known for known in ([name] if name else END_OF_TEXT_NAMES) if known in special_tokens]
-    if len(candidates) == 1:
-        return candidates[0]
-    problem = f"tokenizer_config.json says eos_token={name!r}" if name else "no tokenizer_config.json names one"
-    raise ValueError(
-        f"{file}: cannot tell which special token ends a document. {problem}, and the special tokens are "
-        f"{', '.join(special_tokens) or 'none at all'}. Put a tokenizer_config.json beside it that says "
-        '{"eos_token": "<one of them>"}.'
     )
 
 
@@ -410,7 +318,7 @@ def _stamp(path: str | None) -> tuple[tuple[int, int], ...]:
     return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
 
 
-def _identity(**facts: Any) -> str:
+def identity_of(**facts: Any) -> str:
     """sha256 over named facts; bytes count by their own sha256."""
     plain = {key: hashlib.sha256(fact).hexdigest() if isinstance(fact, bytes) else fact for key, fact in facts.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
@@ -420,10 +328,11 @@ def _look_up(name: str, tokens: dict[int, bytes], ids: list[int]) -> list[bytes]
     try:
         return [tokens[token] for token in ids]
     except KeyError as error:
-        raise _unknown_id(error.args[0], name) from None
+        raise unknown_id(error.args[0], name) from None
 
 
-def _unknown_id(token: int, name: str) -> ValueError:
+def unknown_id(token: int, name: str) -> ValueError:
+    """The refusal to decode what is no ID."""
     return ValueError(f"the ID {token} is not in the vocabulary of the tokenizer {name}")
 
 
@@ -433,6 +342,16 @@ def _first_difference(got: Ids, expected: Ids) -> str:
     index = int(differing[0]) if len(differing) else shared
     theirs, ours = (str(ids[index]) if index < len(ids) else "missing" for ids in (expected, got))
     return f"token {index} is {ours}, and {theirs} by tiktoken"
+
+
+def _begin(text: pa.Array) -> pa.Array | None:
+    """The begin of the one text, up to the first safe cut behind `BEGIN_BYTES`; None if it has none."""
+    buffer = text[0].as_buffer()
+    if buffer.size <= BEGIN_BYTES:
+        return None
+    head = buffer.slice(0, min(buffer.size, 2 * BEGIN_BYTES)).to_pybytes()
+    place = next(safe_cuts(head, BEGIN_BYTES - 4), None)
+    return None if place is None else pa.array([head[:place].decode()], pa.large_string())
 
 
 def _as_arrow(texts: Sequence[str] | pa.Array) -> pa.Array:
@@ -449,7 +368,8 @@ def _as_arrow(texts: Sequence[str] | pa.Array) -> pa.Array:
             for document, text in enumerate(texts)
             if (match := re.search("[\ud800-\udfff]", text))
         )
-        raise ValueError(
-            f"document {document} of this batch holds half a surrogate pair at character {place}, which is no valid "
-            "Unicode and has no UTF-8; decode its bytes strictly before"
+        raise DocumentError(
+            document,
+            f"holds half a surrogate pair at character {place}, which is no valid Unicode and has no UTF-8; decode its "
+            "bytes strictly before",
         ) from None

@@ -1,33 +1,50 @@
 """Pass one of the write stage: every input split becomes a chunk of the token store.
 
-A task reads one split, encodes its documents and writes one chunk; it depends on nothing else, so tasks run in any
-order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides its content: the
-split's text, the tokenizer and the document policy. A chunk that is there already is not made again.
+A task reads one split batch by batch, encodes its documents and appends them to one chunk; it depends on nothing else,
+so tasks run in any order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides
+its content: the split's text, the tokenizer and the document policy. A chunk that is there already is not made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.token_store import DOCUMENT, FORMAT, SPLITS, Chunk, TokenStore, find_chunk, save_store, write_chunk
-from pipeline.write.corpus import read_split
+from pipeline.token_store import FORMAT, TokenStore, find_chunk, save_store
+from pipeline.write.audit import choose_documents
+from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
+from pipeline.write.documents import KEY_BYTES
+from pipeline.write.engines import DocumentError
 from pipeline.write.executor import run_tasks
+from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
+from pipeline.write.readers import place_of, read_split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    import pyarrow as pa
-
-    from pipeline.write.corpus import InputSplit
+    from pipeline.token_store import Chunk
+    from pipeline.write.documents import Batch, InputSplit
+    from pipeline.write.engines import Counts, Ids
     from pipeline.write.tokenizer import Tokenizer
+
+HOPELESS = 1000  # so many bad documents and no good one: the field's name or the format is wrong, and the rest is too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What decides, besides text and tokenizer, which documents a chunk holds and in which split."""
+
+    validation: float
+    seed: int
+    on_bad: str
+    max_document_bytes: int | None
 
 
 def tokenize(
@@ -35,115 +52,130 @@ def tokenize(
     *,
     cache: Path,
     tokenizer: Tokenizer,
-    validation: float,
-    seed: int,
-    on_bad: str,
+    policy: Policy,
+    audit: float,
     max_bad_fraction: float,
-    max_document_bytes: int,
     workers: int,
-    advance: Callable[[Chunk], object],
+    advance: Callable[[int], object],
 ) -> tuple[TokenStore, int]:
     """The token store of a corpus, and how many of its chunks were made now rather than found.
 
-    `advance` is called with each chunk, in order, as it is ready.
+    `audit` is the fraction of documents that a second engine encodes again. `advance` is called with the number of
+    input bytes that are done.
 
     Raises:
-        ValueError: no document is usable, or more than `max_bad_fraction` of them is bad.
+        ValueError: no document is usable, more than `max_bad_fraction` of them is bad, or the engines disagree.
 
     """
-    policy = {"validation": validation, "seed": seed, "on_bad": on_bad, "max_document_bytes": max_document_bytes}
-    task = partial(tokenize_split, cache=cache, tokenizer=tokenizer, policy=policy)
+    remove_leftovers(cache)
+    task = partial(tokenize_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
+    description = describe_tokenizer(tokenizer)
     chunks: list[Chunk] = []
     made = 0
-    for chunk, is_new in run_tasks(task, splits, workers=workers):
+    for split, (chunk, is_new) in zip(splits, run_tasks(task, splits, workers=workers), strict=True):
         chunks.append(chunk)
         made += is_new
-        advance(chunk)
-    store = TokenStore(cache=cache, chunks=chunks, tokenizer=describe_tokenizer(tokenizer), validation=validation)
-    _check(store, max_bad_fraction)
+        advance(split.num_bytes)
+        if count_bad([chunk]).total() >= HOPELESS and not any(any(one.num_documents.values()) for one in chunks):
+            break
+    store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=policy.validation)
+    quarantine = cache / "quarantine" / f"{store.id}.jsonl"
+    write_quarantine(store, quarantine)
+    bad = count_bad(chunks)
+    check_fraction(bad, store.num_documents, max_bad_fraction=max_bad_fraction, path=quarantine)
+    if store.num_documents == 0:
+        raise ValueError("the corpus holds no document; look at corpus.path")
+    assert len(chunks) == len(splits), "a run that is given up has too many bad documents"
     save_store(store)
     return store, made
 
 
-def chunk_id(split: InputSplit, *, tokenizer_hash: str, special_text: str, policy: dict[str, object]) -> str:
+def chunk_id(split: InputSplit, *, tokenizer_hash: str, special_text: str, policy: Policy) -> str:
     """The identity of the chunk that a split becomes: sha256 over its content, the tokenizer and the policy."""
-    parts = [FORMAT, split.reader, split.identity, tokenizer_hash, special_text, policy]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    rules = [policy.validation, policy.seed, policy.on_bad, policy.max_document_bytes]
+    parts = [FORMAT, split.identity, tokenizer_hash, special_text, rules]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def tokenize_split(
-    split: InputSplit, *, cache: Path, tokenizer: Tokenizer, policy: dict[str, object]
+    split: InputSplit, *, cache: Path, tokenizer: Tokenizer, policy: Policy, audit: float
 ) -> tuple[Chunk, bool]:
     """Read, encode and write one split. Returns its chunk, and whether it was made now."""
     identity = chunk_id(split, tokenizer_hash=tokenizer.hash, special_text=tokenizer.special_text, policy=policy)
     found = find_chunk(cache, identity)
     if found:
         return found, False
-    documents = read_split(
-        split, max_document_bytes=int(str(policy["max_document_bytes"])), on_bad=str(policy["on_bad"])
+    batches = read_split(
+        split,
+        max_document_bytes=policy.max_document_bytes,
+        on_bad=policy.on_bad,
+        cut_safe=tokenizer.cut_safe,
     )
-    ids, counts = tokenizer.encode_batch(documents.texts)
-    held_out = hold_out(documents.texts, fraction=float(str(policy["validation"])), seed=int(str(policy["seed"])))
-    table = np.zeros(len(counts), DOCUMENT)
-    table["split"], table["source"], table["row"], table["count"] = held_out, documents.sources, documents.rows, counts
-    parts = {}
-    for index, name in enumerate(SPLITS):
-        mine = held_out == index
-        flat, firsts = join_documents(ids, counts, mine, end_of_text=tokenizer.end_of_text)
-        table["first"][mine] = firsts
-        parts[name] = flat
-    chunk = Chunk(
-        id=identity,
-        tokens={name: len(part) for name, part in parts.items()},
-        num_documents={name: int(np.sum(held_out == index)) for index, name in enumerate(SPLITS)},
-        characters=pc.sum(pc.utf8_length(documents.texts)).as_py() or 0,
-        bytes=pc.sum(pc.binary_length(documents.texts)).as_py() or 0,
-        special_text_found=int(np.sum(tokenizer.count_special(documents.texts))),
-        bad=dict(Counter(bad.reason for bad in documents.bad)),
-        sources=list(split.names),
-        continued=False,
+    with ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text) as writer:
+        for number, batch in enumerate(batches):
+            if batch.abandoned:
+                writer.abandon()
+            writer.add_bad(batch.bad)
+            if not len(batch.texts):
+                continue
+            seed = int(identity[:12], 16) + number
+            ids, counts, totals = _encode(split, batch, tokenizer=tokenizer, audit=audit, seed=seed)
+            if batch.document is None:
+                texts = (memoryview(text.as_buffer()) for text in batch.texts)
+                held_out = hold_out(texts, len(counts), fraction=policy.validation, seed=policy.seed)
+                writer.add_documents(
+                    ids, counts, held_out=held_out, sources=batch.sources, rows=batch.rows, totals=totals
+                )
+            else:
+                held_out = hold_out([batch.document], 1, fraction=policy.validation, seed=policy.seed)
+                writer.add_piece(
+                    ids,
+                    held_out=int(held_out[0]),
+                    source=int(batch.sources[0]),
+                    row=int(batch.rows[0]),
+                    continued=split.start > 0,
+                    goes_on=batch.goes_on,
+                    totals=totals,
+                )
+        return writer.finish(sources=split.names, tokenizer=tokenizer.hash), True
+
+
+def _encode(
+    split: InputSplit, batch: Batch, *, tokenizer: Tokenizer, audit: float, seed: int
+) -> tuple[Ids, Counts, Totals]:
+    """Encode and audit a batch; an error names the document by its source."""
+    texts = batch.texts
+    try:
+        ids, counts = tokenizer.encode_batch(texts)
+        whole, begins = choose_documents(len(texts), fraction=audit if tokenizer.audited else 0.0, seed=seed)
+        audited = tokenizer.audit(texts, ids, counts, whole) + tokenizer.audit(texts, ids, counts, begins, begin=True)
+    except DocumentError as error:
+        place = place_of(split.reader, int(batch.rows[error.document]))
+        raise ValueError(f"{split.names[batch.sources[error.document]]}{place and ', '}{place} {error.what}") from error
+    return (
+        ids,
+        counts,
+        Totals(
+            characters=pc.sum(pc.utf8_length(texts)).as_py(),
+            bytes=pc.sum(pc.binary_length(texts)).as_py(),
+            special_text_found=int(np.sum(tokenizer.count_special(texts))),
+            audited=audited,
+        ),
     )
-    quarantine = [
-        {
-            "source": b.source,
-            "row": b.row,
-            "reason": b.reason,
-            "detail": b.detail,
-            "head": b.head.decode(errors="replace"),
-        }
-        for b in documents.bad
-    ]
-    return write_chunk(cache, chunk, ids=parts, documents=table, quarantine=quarantine), True
 
 
-def join_documents(
-    ids: np.ndarray, counts: np.ndarray, chosen: np.ndarray, *, end_of_text: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen documents' IDs with an end-of-text token behind each, and each one's first token, int64 [chosen].
+def hold_out(texts: Iterable[bytes | memoryview], count: int, *, fraction: float, seed: int) -> np.ndarray:
+    """Which of `count` documents are held out for validation: uint8 [count], 1 for validation.
 
-    `ids` holds all documents' IDs end to end, `counts` int64 [documents] how many each has, `chosen` bool [documents].
-    """
-    sizes = counts[chosen] + 1
-    ends = np.cumsum(sizes, dtype=np.int64)
-    joined = np.full(int(ends[-1]) if len(ends) else 0, end_of_text, dtype=ids.dtype)
-    is_text = np.ones(len(joined), dtype=bool)
-    is_text[ends - 1] = False
-    joined[is_text] = ids if chosen.all() else ids[np.repeat(chosen, counts)]
-    return joined, ends - sizes
-
-
-def hold_out(texts: pa.LargeStringArray, *, fraction: float, seed: int) -> np.ndarray:
-    """Which documents are held out for validation, uint8 [documents], 1 for validation.
-
-    By a keyed hash of the text itself: the choice is the same whatever file or format a document comes from, and two
-    copies of one text never lie on both sides.
+    By a keyed hash of the text itself, of its first `KEY_BYTES`: the choice is the same whatever file or format a
+    document comes from, two copies of one text never lie on both sides, and all pieces of a long one on the same.
     """
     if fraction == 0:
-        return np.zeros(len(texts), np.uint8)
+        return np.zeros(count, np.uint8)
     key = seed.to_bytes(8, "little", signed=True)
     bound = int(fraction * 2**64)
-    digests = (hashlib.blake2b(text.as_buffer(), digest_size=8, key=key).digest() for text in texts)
-    return np.fromiter((int.from_bytes(digest, "little") < bound for digest in digests), np.uint8, len(texts))
+    digests = (hashlib.blake2b(text[:KEY_BYTES], digest_size=8, key=key).digest() for text in texts)
+    return np.fromiter((int.from_bytes(digest, "little") < bound for digest in digests), np.uint8, count)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
@@ -154,21 +186,3 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": tokenizer.special_tokens,
     }
-
-
-def _check(store: TokenStore, max_bad_fraction: float) -> None:
-    bad: Counter[str] = Counter()
-    for chunk in store.chunks:
-        bad.update(chunk.bad)
-    total = store.num_documents + bad.total()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items()))
-    if bad.total() > max_bad_fraction * total:
-        examples = [store.cache / "chunks" / chunk.id / "quarantine.jsonl" for chunk in store.chunks if chunk.bad]
-        first = json.loads(examples[0].read_text(encoding="utf-8").splitlines()[0])
-        raise ValueError(
-            f"{bad.total()} of {total} documents are bad ({reasons}), more than "
-            f"corpus.max_bad_fraction={max_bad_fraction}; the first is {first['source']}: {first['detail']}. "
-            f"All are listed in {examples[0]}"
-        )
-    if store.num_documents == 0:
-        raise ValueError("the corpus holds no document; look at corpus.path")

@@ -1,0 +1,283 @@
+"""Readers: an input split to batches of documents, in memory that does not grow with the split.
+
+A reader yields texts as they are; `read_split` then sorts out, for all of them alike, what is null, empty, too long or
+not UTF-8. A text file that may be cut comes in pieces, whose IDs are those of the whole; a text that proves to be bad
+behind its first pieces is abandoned, and they are taken back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.write.compression import SUFFIXES, read_blocks
+from pipeline.write.documents import (
+    BATCH_BYTES,
+    HEAD_BYTES,
+    HELD_BYTES,
+    KEY_BYTES,
+    BadDocument,
+    Batch,
+    Fault,
+    InputSplit,
+    as_utf8,
+    one_batch,
+)
+from pipeline.write.hub import read_huggingface
+from pipeline.write.jsonl import parse_lines
+from pipeline.write.parquet import read_parquet
+from pipeline.write.places import safe_cuts
+from pipeline.write.splits import check_unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def read_split(split: InputSplit, *, max_document_bytes: int | None, on_bad: str, cut_safe: bool) -> Iterator[Batch]:
+    """The documents of one split: valid UTF-8, none empty; bad ones apart.
+
+    Without `max_document_bytes` a document may have `HELD_BYTES`, and a text that may be cut any size.
+
+    Raises:
+        ValueError: a document is bad and `on_bad` is `raise`: its file, its place, the rule and what to do. Or a file
+            cannot be read, is truncated or damaged, or was changed since it was hashed.
+
+    """
+    check_unchanged(split)
+    limit = max_document_bytes or HELD_BYTES
+    if split.reader == "text":
+        batches = _read_text(split, max_document_bytes=max_document_bytes, cut_safe=cut_safe)
+    elif split.reader == "jsonl":
+        batches = _read_jsonl(split, max(limit, HELD_BYTES))
+    elif split.reader == "parquet":
+        batches = read_parquet(split)
+    elif split.reader == "huggingface":
+        batches = read_huggingface(split)
+    else:
+        assert split.reader == "python_docs", split.reader
+        batches = _read_python_docs()
+    for raw in batches:
+        batch = raw if raw.document or raw.abandoned else _sort_out(split, raw, limit)
+        if batch.bad and on_bad == "raise":
+            raise ValueError(f"{batch.bad[0]}. Mend or remove it, or set corpus.on_bad=quarantine to leave it out")
+        yield batch
+    check_unchanged(split)
+
+
+def place_of(reader: str, row: int) -> str:
+    """Where in its source a document is, as people count."""
+    if reader == "text":
+        return ""
+    return f"line {row + 1}" if reader == "jsonl" else f"row {row}"
+
+
+def _bad(split: InputSplit, source: int, row: int, fault: Fault, head: bytes) -> BadDocument:
+    return BadDocument(
+        source=split.names[source],
+        place=place_of(split.reader, row),
+        row=row,
+        reason=fault.reason,
+        detail=fault.detail,
+        head=head[:HEAD_BYTES],
+    )
+
+
+def _sort_out(split: InputSplit, raw: Batch, limit: int) -> Batch:
+    """A reader's batch without its bad documents, which are listed apart."""
+    texts, whole = raw.texts, as_utf8(raw.texts)
+    sizes = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+    if whole is None:
+        suspects = np.arange(len(texts))
+    else:
+        suspects = np.flatnonzero((sizes == 0) | (sizes > limit))
+        if not len(suspects):
+            return Batch(texts=whole, sources=raw.sources, rows=raw.rows, bad=raw.bad)
+    bad, is_bad = list(raw.bad), np.zeros(len(texts), bool)
+    for at in suspects.tolist():
+        head, fault = _fault(texts[at], limit)
+        if fault:
+            is_bad[at] = True
+            bad.append(_bad(split, int(raw.sources[at]), int(raw.rows[at]), fault, head))
+    bad.sort(key=lambda one: (split.names.index(one.source), one.row))
+    good = ~is_bad
+    texts = texts.filter(pa.array(good)).cast(pa.large_string())
+    return Batch(texts=texts, sources=raw.sources[good], rows=raw.rows[good], bad=bad)
+
+
+def _fault(document: pa.LargeBinaryScalar, limit: int) -> tuple[bytes, Fault | None]:
+    """A document's first bytes, and what is wrong with it."""
+    if not document.is_valid:
+        return b"", Fault("null", "the field is null")
+    buffer = document.as_buffer()
+    if not buffer.size:
+        return b"", Fault("empty", "the document has no text")
+    head = buffer.slice(0, min(buffer.size, HEAD_BYTES)).to_pybytes()
+    return head, _too_long(buffer.size, limit) if buffer.size > limit else _not_utf8(buffer.to_pybytes(), 0)
+
+
+def _not_utf8(text: bytes, before: int) -> Fault | None:
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        value = text[error.start]
+        return Fault("not_utf8", f"byte {before + error.start} (0x{value:02x}) is not UTF-8: {error.reason}")
+    return None
+
+
+def _too_long(size: int, limit: int, what: str = "") -> Fault:
+    return Fault("too_long", f"{size} bytes{what} are more than corpus.max_document_bytes={limit}")
+
+
+def _read_python_docs() -> Iterator[Batch]:
+    from pydoc_data.topics import topics
+
+    yield one_batch([topics[name].encode() for name in sorted(topics)], [0] * len(topics), range(len(topics)))
+
+
+def _read_text(split: InputSplit, *, max_document_bytes: int | None, cut_safe: bool) -> Iterator[Batch]:
+    """Whole small files together, and a larger file in pieces where it may be cut."""
+    texts: list[bytes | None] = []
+    sources: list[int] = []
+    size = 0
+    for source, path in enumerate(split.paths):
+        file_size = split.stamps[source][0]
+        if max_document_bytes and file_size > max_document_bytes and not path.endswith(SUFFIXES):
+            if split.start == 0:  # of a file that is cut, the first piece speaks for all
+                head = next(read_blocks(path, stop=min(file_size, HEAD_BYTES)), b"")
+                bad = [_bad(split, source, 0, _too_long(file_size, max_document_bytes), head)]
+                yield one_batch([], [], [], bad=bad)
+            continue
+        for found in _pieces(split, source, max_document_bytes=max_document_bytes, cut_safe=cut_safe):
+            if isinstance(found, bytes):
+                texts.append(found)
+                sources.append(source)
+                size += len(found)
+            if texts and (size >= BATCH_BYTES or isinstance(found, Batch)):
+                yield one_batch(texts, sources, [0] * len(texts))
+                texts, sources, size = [], [], 0
+            if isinstance(found, Batch):
+                yield found
+    if texts:
+        yield one_batch(texts, sources, [0] * len(texts))
+
+
+def _pieces(
+    split: InputSplit, source: int, *, max_document_bytes: int | None, cut_safe: bool
+) -> Iterator[bytes | Batch]:
+    """One file: whole as bytes, or in pieces of about `BATCH_BYTES`."""
+    limit = max_document_bytes or HELD_BYTES
+    counts_whole = max_document_bytes is not None or not cut_safe
+    before = split.start
+    document = b"".join(read_blocks(split.paths[source], stop=KEY_BYTES)) if split.is_piece else None
+    held, searched, taken = bytearray(), 0, 0
+    head = b""
+    for block in read_blocks(split.paths[source], start=split.start, stop=split.stop):
+        held += block
+        head = head or bytes(held[:HEAD_BYTES])
+        taken += len(block)
+        size = taken if counts_whole else len(held)
+        if size > limit:
+            what = "" if counts_whole else " without an ASCII space to cut at"
+            yield _abandon(split, source, _too_long(size, limit, what), head)
+            return
+        if not cut_safe or len(held) <= BATCH_BYTES:
+            continue
+        place = _last_cut(held, searched)
+        searched = len(held) - 4
+        if place:
+            document = document or bytes(held[:KEY_BYTES])
+            piece = _piece(
+                split, source, bytes(held[:place]), before=before, document=document, head=head, goes_on=True
+            )
+            yield piece
+            if piece.abandoned:
+                return
+            before, held, searched = before + place, held[place:], 0
+    if document:
+        yield _piece(split, source, bytes(held), before=before, document=document, head=head, goes_on=split.goes_on)
+    else:
+        yield bytes(held)
+
+
+def _piece(
+    split: InputSplit, source: int, text: bytes, *, before: int, document: bytes, head: bytes, goes_on: bool
+) -> Batch:
+    texts = as_utf8(pa.array([text], pa.large_binary()))
+    if texts is None:
+        fault = _not_utf8(text, before)
+        assert fault, "Arrow refuses what Python reads as UTF-8"
+        return _abandon(split, source, fault, head)
+    return Batch(
+        texts=texts,
+        sources=np.array([source], np.int32),
+        rows=np.zeros(1, np.int64),
+        document=document,
+        goes_on=goes_on,
+    )
+
+
+def _abandon(split: InputSplit, source: int, fault: Fault, head: bytes) -> Batch:
+    assert not split.is_piece, f"{split.paths[source]} was cut as whole UTF-8, but is not: {fault.detail}"
+    return one_batch([], [], [], bad=[_bad(split, source, 0, fault, head)], abandoned=True)
+
+
+def _last_cut(text: bytearray, searched: int) -> int | None:
+    """A place near the end where a text may be cut, or else the last one behind `searched`."""
+    for start in (max(searched, len(text) - (64 << 10)), searched):
+        if place := max(safe_cuts(text, max(0, start - 4)), default=None):
+            return place
+    return None
+
+
+def _read_jsonl(split: InputSplit, limit: int) -> Iterator[Batch]:
+    for source, path in enumerate(split.paths):
+        row = split.first_row
+        blocks = read_blocks(path, start=split.start, stop=split.stop)
+        for block, too_long in _whole_lines(blocks, limit, is_start=split.start == 0):
+            if too_long:
+                fault = _too_long(too_long, limit, " of one line")
+                yield one_batch([], [], [], bad=[_bad(split, source, row, fault, block)])
+                row += 1
+                continue
+            lines = parse_lines(block, split.field)
+            yield Batch(
+                texts=lines.texts,
+                sources=np.full(len(lines.texts), source, np.int32),
+                rows=lines.rows + row,
+                bad=[_bad(split, source, row + at, fault, line) for at, fault, line in lines.faults],
+            )
+            row += lines.num_lines
+
+
+def _whole_lines(blocks: Iterator[bytes], limit: int, *, is_start: bool) -> Iterator[tuple[bytes, int]]:
+    """Blocks of whole lines. A line over `limit` bytes comes alone: its first bytes, and how many there were so far."""
+    held: list[bytes] = []  # the begin of a line that has not ended yet
+    size = 0
+    skipping = False
+    for raw in blocks:
+        block = raw.removeprefix(BYTE_ORDER_MARK) if is_start else raw
+        is_start = False
+        end = block.rfind(b"\n") + 1
+        if end and skipping:
+            skipping = False
+            first = block.find(b"\n") + 1
+            block, end = block[first:], end - first
+        elif skipping:
+            continue
+        if end:
+            yield b"".join([*held, block[:end]]), 0
+            held, size = [], 0
+            block = block[end:]
+        if block:
+            held.append(block)
+            size += len(block)
+        if size > limit:
+            yield held[0][:HEAD_BYTES], size
+            held, size, skipping = [], 0, True
+    if held:
+        yield b"".join(held), 0

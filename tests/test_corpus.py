@@ -1,0 +1,524 @@
+"""Corpora: every format gives the same documents, wherever a file is cut, and each bad input has its own outcome."""
+
+import bz2
+import gzip
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.write import compression, hub, parquet, readers, splits, tokens
+from pipeline.write.compression import read_blocks
+from pipeline.write.corpus import CorpusOptions, find_splits
+from pipeline.write.files import find_files
+from pipeline.write.places import safe_cuts
+from pipeline.write.readers import read_split
+from pipeline.write.tokenizer import load_tokenizer
+from pipeline.write.tokens import Policy, tokenize
+
+TEXTS = [f"Document {n}: {'naïve cafés, ' * (n % 7)}and {n * 37} cats.\r\n\tEnd {'x' * n}" for n in range(120)]
+TEXTS[17] = "\ufeff starts with a mark, has \u2028 and \x00 and \U0001f642"
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.Codec("zstd").compress(content, asbytes=True),
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Splits, batches and blocks of a few hundred bytes, so that small files are cut as large ones are."""
+
+    def shrink(split_bytes=2000, batch_bytes=300):
+        for module in (splits, parquet, hub):
+            monkeypatch.setattr(module, "SPLIT_BYTES", split_bytes)
+        for module in (readers, parquet, hub):
+            monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
+        for module in (readers, splits, tokens):
+            monkeypatch.setattr(module, "KEY_BYTES", 64)
+        monkeypatch.setattr(splits, "SMALL_BYTES", split_bytes // 4)
+        monkeypatch.setattr(splits, "GROUP_FILES", 16)
+        monkeypatch.setattr(compression, "BLOCK_BYTES", 128)
+
+    return shrink
+
+
+def options(path, cache, **more):
+    paths = tuple(map(str, path)) if isinstance(path, list) else (str(path),)
+    return CorpusOptions(paths=paths, cache=cache, **{"cut_safe": True, "workers": 2, **more})
+
+
+def read_all(corpus, path, *, on_bad="quarantine", max_document_bytes=None, cut_safe=True, **more):
+    """Every document's text and place, and every bad one; pieces put together again."""
+    texts, bad = [], []
+    for split in find_splits(corpus, options(path, Path("none"), cut_safe=cut_safe, **more)):
+        is_open = split.start > 0 and split.is_piece
+        for batch in read_split(split, max_document_bytes=max_document_bytes, on_bad=on_bad, cut_safe=cut_safe):
+            bad += batch.bad
+            if batch.abandoned and is_open:
+                texts.pop()
+            for text, source, row in zip(batch.texts.to_pylist(), batch.sources, batch.rows, strict=True):
+                if batch.document and is_open:
+                    texts[-1] = (texts[-1][0] + text, *texts[-1][1:])
+                else:
+                    texts.append((text, split.names[source], int(row)))
+            is_open = bool(batch.document) and batch.goes_on
+    return texts, bad
+
+
+def make_store(
+    corpus, path, cache, *, tokenizer="bytes", workers=2, validation=0.0, engine="auto", audit=0.001, **more
+):
+    """A token store, and for each split its IDs and its documents' first tokens and counts."""
+    encoder = load_tokenizer(name=tokenizer, engine=engine)
+    policy = Policy(validation=validation, seed=0, on_bad="quarantine", max_document_bytes=None)
+    inputs = find_splits(corpus, options(path, cache, cut_safe=encoder.cut_safe, workers=workers, **more))
+    store, made = tokenize(
+        inputs,
+        cache=cache,
+        tokenizer=encoder,
+        policy=policy,
+        audit=audit,
+        max_bad_fraction=1.0,
+        workers=workers,
+        advance=lambda _: None,
+    )
+    return store, made
+
+
+def hash_ids(store, split="train"):
+    stream = store.stream(split)
+    firsts, counts = store.documents(split)
+    return hashlib.sha256(stream.read(0, len(stream)).tobytes() + firsts.tobytes() + counts.tobytes()).hexdigest()
+
+
+def write_corpus(folder, kind, packing=""):
+    """The documents of TEXTS in one format; returns the corpus's name and path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "text":
+        for number, text in enumerate(TEXTS):
+            (folder / f"{number:04}.txt{packing}").write_bytes(PACK[packing](text.encode()))
+        return "text", folder
+    if kind == "jsonl":
+        lines = "".join(json.dumps({"id": n, "text": t}, ensure_ascii=n % 2 == 0) + "\n" for n, t in enumerate(TEXTS))
+        path = folder / f"lines.jsonl{packing}"
+        path.write_bytes(PACK[packing](lines.encode()))
+        return "jsonl", path
+    if kind.startswith("parquet"):
+        types = {
+            "parquet": pa.string(),
+            "parquet-dictionary": pa.dictionary(pa.int32(), pa.string()),
+            "parquet-binary": pa.binary(),
+        }
+        values = [t.encode() for t in TEXTS] if kind == "parquet-binary" else TEXTS
+        column = pa.array(values, pa.string() if "dictionary" in kind else types[kind])
+        table = pa.table({"n": range(len(TEXTS)), "text": column.cast(types[kind])})
+        pq.write_table(table, folder / "rows.parquet", row_group_size=17, compression=packing or "none")
+        return "parquet", folder
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": TEXTS})
+    if kind == "saved":
+        data.save_to_disk(str(folder / "saved"))
+        return "huggingface", folder / "saved"
+    data.to_parquet(str(folder / "train.parquet"))
+    return "huggingface", folder
+
+
+FORMATS = [
+    *[("text", packing) for packing in PACK],
+    *[("jsonl", packing) for packing in PACK],
+    *[("parquet", codec) for codec in ("", "zstd", "snappy", "gzip")],
+    ("parquet-dictionary", "zstd"),
+    ("parquet-binary", ""),
+    ("saved", ""),
+    ("folder", ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "packing"), FORMATS)
+@pytest.mark.filterwarnings("default")  # datasets and what it imports warn of their own affairs
+def test_every_format_and_compression_gives_the_same_ids(kind, packing, tmp_path, tiny, monkeypatch):
+    if kind in ("saved", "folder"):
+        pytest.importorskip("datasets")
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    tiny()
+    store, _ = make_store(*write_corpus(tmp_path / "in", kind, packing), tmp_path / "cache")
+    ids = b"\0".join(text.encode() for text in TEXTS)
+    stream = store.stream("train").read(0, len(store.stream("train")))
+    assert np.where(stream == 256, 0, stream).astype(np.uint8).tobytes() == ids
+    firsts, counts = store.documents("train")
+    assert counts.tolist() == [len(text.encode()) for text in TEXTS]
+    assert firsts.tolist() == (np.cumsum(counts + 1) - counts - 1).tolist()
+    assert len(store.chunks) > 1 or packing in PACK, "cut, unless it is packed"
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
+def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(kind, tmp_path, tiny):
+    tiny()
+    corpus, path = write_corpus(tmp_path / "in", kind)
+    first, made = make_store(corpus, path, tmp_path / "one", workers=1, validation=0.3)
+    assert made == len(first.chunks) > 2
+    for workers in (2, 5):
+        again, _ = make_store(corpus, path, tmp_path / str(workers), workers=workers, validation=0.3)
+        assert again.chunks == first.chunks
+        for file in (tmp_path / "one" / "chunks").rglob("*.*"):
+            copy = tmp_path / str(workers) / file.relative_to(tmp_path / "one")
+            assert copy.is_dir() if file.is_dir() else copy.read_bytes() == file.read_bytes()
+    assert make_store(corpus, path, tmp_path / "one", validation=0.3)[1] == 0
+
+
+def test_each_document_is_known_by_its_source_and_line(tmp_path, tiny):
+    tiny()
+    _, path = write_corpus(tmp_path, "jsonl")
+    (tmp_path / "more.jsonl").write_text('\n{"text": "one"}\n\n{"text": "two"}')
+    found, bad = read_all("jsonl", tmp_path)
+    assert not bad
+    assert [row for _, name, row in found if name == path.name] == list(range(len(TEXTS)))
+    assert [(text, row) for text, name, row in found if name == "more.jsonl"] == [("one", 1), ("two", 3)]
+
+
+@settings(max_examples=60)
+@given(
+    parts=st.lists(
+        st.sampled_from(["word", " ", "  ", "\n", "\u3000", "\xa0", "漢字", "é", ".", "42", "'s", "\x1c "]), max_size=80
+    ),
+    sizes=st.tuples(st.integers(8, 200), st.integers(1, 60)),
+)
+def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes, tmp_path_factory):
+    text = "".join(parts) * 3
+    folder = tmp_path_factory.mktemp("cut")
+    (folder / "long.txt").write_text(text, encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "SPLIT_BYTES", sizes[0])
+        patch.setattr(splits, "SMALL_BYTES", 1)
+        patch.setattr(readers, "BATCH_BYTES", sizes[1])
+        patch.setattr(compression, "BLOCK_BYTES", 16)
+        for module in (readers, splits, tokens):
+            patch.setattr(module, "KEY_BYTES", 1)
+        found, bad = read_all("text", folder)
+        assert [one[0] for one in found] == ([text] if text else [])
+        assert len(bad) == (not text)
+        if not text:
+            return
+        for engine in ("tiktoken", "auto"):
+            store, _ = make_store(
+                "text", folder, folder / engine, tokenizer="gpt2", engine=engine, validation=0.0, audit=1.0
+            )
+            encoder = load_tokenizer(name="gpt2", engine="tiktoken")
+            assert (
+                store.stream("train").read(0, len(store.stream("train"))).tolist()
+                == encoder.encode_batch([text])[0].tolist()
+            )
+            assert store.documents("train")[0].tolist() == [0]
+            assert store.num_documents == 1
+
+
+def test_a_long_text_is_cut_only_if_the_tokenizer_allows_it(tmp_path, tiny):
+    tiny()
+    (tmp_path / "long.txt").write_text("many words in a row " * 1000)
+    assert len(find_splits("text", options(tmp_path, tmp_path))) > 5
+    assert len(find_splits("text", options(tmp_path, tmp_path, cut_safe=False))) == 1
+    ((text, _, _),), _ = read_all("text", tmp_path, cut_safe=False)
+    assert text == "many words in a row " * 1000
+
+
+def test_where_a_text_may_be_cut_by_eye():
+    assert list(safe_cuts(b"a b  c \n d")) == [1, 3, 6]
+    assert list(safe_cuts("é x\u3000 y\xa0 z漢 w".encode())) == [2, 16]
+    assert list(safe_cuts(b"\xff a \xe6\xbc b")) == [3]
+
+
+def test_a_cut_document_lies_in_one_split_and_counts_once(tmp_path, tiny):
+    tiny()
+    for number in range(12):
+        (tmp_path / f"{number:02}.txt").write_text(f"{number} says so again and again. " * (300 if number % 2 else 3))
+    whole, _ = make_store("text", tmp_path, tmp_path / "cache", validation=0.5)
+    tiny(split_bytes=10**6, batch_bytes=10**6)
+    uncut, _ = make_store("text", tmp_path, tmp_path / "other", validation=0.5)
+    assert len(whole.chunks) > len(uncut.chunks)
+    for split in ("train", "validation"):
+        assert hash_ids(whole, split) == hash_ids(uncut, split)
+        assert 0 < len(whole.documents(split)[0]) < 12
+    assert whole.num_documents == uncut.num_documents == 12
+
+
+def test_one_long_document_gives_its_last_part_to_validation(tmp_path, tiny):
+    tiny()
+    (tmp_path / "long.txt").write_text(" ".join(map(str, range(3000))))
+    store, _ = make_store("text", tmp_path, tmp_path / "cache", validation=0.25)
+    train, validation = (store.stream(split).read(0, len(store.stream(split))) for split in ("train", "validation"))
+    assert bytes([*train.astype(np.uint8), *validation.astype(np.uint8)]).decode() == " ".join(map(str, range(3000)))
+    assert len(validation) == round((len(train) + len(validation)) * 0.25)
+
+
+def test_documents_are_held_out_by_their_text_in_any_format(tmp_path, tiny):
+    tiny()
+    by_format = [
+        make_store(*write_corpus(tmp_path / kind, kind), tmp_path / "cache", validation=0.3)[0]
+        for kind in ("text", "jsonl", "parquet")
+    ]
+    for split in ("train", "validation"):
+        assert len({hash_ids(store, split) for store in by_format}) == 1
+    assert 15 < len(by_format[0].documents("validation")[0]) < 60
+
+
+def test_a_changed_file_redoes_its_own_chunks_alone(tmp_path, tiny):
+    tiny()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number:03}.txt").write_text(f"document {number} " * (200 if number % 50 == 7 else 3))
+    chunks, made = make_store("text", folder, tmp_path / "cache")
+    assert made == len(chunks.chunks) > 10
+    (folder / "011.txt").write_text("grown and changed " * 10)
+    assert make_store("text", folder, tmp_path / "cache")[1] == 1
+    (folder / "0115.txt").write_text("new")
+    assert make_store("text", folder, tmp_path / "cache")[1] <= 2, "a group, or the two that it parts one into"
+    with (folder / "007.txt").open("a") as file:
+        file.write("more")
+    assert make_store("text", folder, tmp_path / "cache")[1] <= 2, "the last piece of a long file, or its last two"
+
+
+def test_files_come_once_and_in_the_order_of_their_names(tmp_path):
+    for name in ("b/2.txt", "a/10.txt", "a/9.md.gz", "c.rst.zst", "no.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = ["a/10.txt", "a/9.md.gz", "b/2.txt", "c.rst.zst"]
+    assert [name for _, name in find_files([str(tmp_path)], (".txt", ".md", ".rst"))] == names
+    doubled = [str(tmp_path / "b" / "2.txt"), str(tmp_path), str(tmp_path / "**" / "*.gz")]
+    assert [name for _, name in find_files(doubled, (".txt", ".md", ".rst"))] == names
+
+
+@pytest.mark.parametrize("packing", [suffix for suffix in PACK if suffix])
+def test_packed_files_of_several_streams_give_all_of_them(packing, tmp_path):
+    path = tmp_path / f"two{packing}"
+    path.write_bytes(PACK[packing](b"first " * 1000) + PACK[packing](b"second"))
+    assert b"".join(read_blocks(path)) == b"first " * 1000 + b"second"
+    path.write_bytes(PACK[packing](b""))
+    assert b"".join(read_blocks(path)) == b""
+
+
+@pytest.mark.parametrize("packing", [suffix for suffix in PACK if suffix])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_packed_file_that_is_cut_short_anywhere_is_an_error_with_its_byte(packing, data, tmp_path_factory):
+    content = PACK[packing](bytes(range(256)) * 300)
+    place = data.draw(st.integers(0, len(content) - 1))
+    path = tmp_path_factory.getbasetemp() / f"short{packing}"
+    path.write_bytes(content[:place])
+    with pytest.raises(ValueError, match=rf"short\{packing}: truncated: it ends at byte {place}"):
+        list(read_blocks(path))
+
+
+@pytest.mark.parametrize("packing", [suffix for suffix in PACK if suffix])
+def test_what_follows_a_packed_stream_is_read_or_refused(packing, tmp_path):
+    """The standard library passes over such a rest for bzip2 and xz: a second part with a broken head would be lost."""
+    path = tmp_path / f"rest{packing}"
+    path.write_bytes(PACK[packing](b"text") + b"rest that is no stream")
+    with pytest.raises(ValueError, match=r"rest.*damaged.* between byte 0 and byte"):
+        list(read_blocks(path))
+    (tmp_path / f"plain{packing}").write_bytes(b"not packed at all, in spite of its name")
+    with pytest.raises(ValueError, match=r"plain.*damaged"):
+        list(read_blocks(tmp_path / f"plain{packing}"))
+
+
+def test_a_file_that_changes_during_the_run_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    (split,) = find_splits("text", options(path, tmp_path))
+    path.write_text("after that")
+    with pytest.raises(ValueError, match=r"a\.txt: was changed while this run was reading it; run again"):
+        list(read_split(split, max_document_bytes=None, on_bad="raise", cut_safe=True))
+
+
+def parquet_of(**columns):
+    def write(path):
+        pq.write_table(pa.table(columns), path)
+
+    return write
+
+
+def damaged_parquet(path):
+    pq.write_table(
+        pa.table({"text": ["a page of text " * 50] * 50}),
+        path,
+        compression="none",
+        write_page_checksum=True,
+        use_dictionary=False,
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+LONG = b"long words " * 200
+# Each: the corpus, the file's name, its content beside a good document; then the reason under which it is counted and
+# its place, or None where the input is an error whatever `on_bad` says; and what the message holds.
+BAD = {
+    "text: bytes that are no UTF-8": (
+        "text",
+        "b.txt",
+        b"fine until \xff here",
+        "not_utf8",
+        "",
+        r"byte 11 \(0xff\) is not UTF-8",
+    ),
+    "text: a character that is cut": (
+        "text",
+        "b.txt",
+        "caf\u00e9".encode()[:-1],
+        "not_utf8",
+        "",
+        "unexpected end of data",
+    ),
+    "text: UTF-16": ("text", "b.txt", "text".encode("utf-16"), "not_utf8", "", r"byte 0 \(0xff\)"),
+    "text: an encoded surrogate": ("text", "b.txt", b"a\xed\xa0\x80", "not_utf8", "", "byte 1"),
+    "text: empty": ("text", "b.txt", b"", "empty", "", "has no text"),
+    "text: too long": (
+        "text",
+        "b.txt",
+        LONG * 3,
+        "too_long",
+        "",
+        "6600 bytes are more than corpus.max_document_bytes=2000",
+    ),
+    "text: packed and too long": ("text", "b.txt.gz", gzip.compress(LONG * 3), "too_long", "", "are more than"),
+    "text: packed and no UTF-8": ("text", "b.txt.gz", gzip.compress(b"a\xff"), "not_utf8", "", r"byte 1 \(0xff\)"),
+    "text: truncated gzip": (
+        "text",
+        "b.txt.gz",
+        gzip.compress(LONG[:1500])[:-4],
+        None,
+        "",
+        "truncated: it ends at byte",
+    ),
+    "text: damaged gzip": (
+        "text",
+        "b.txt.gz",
+        gzip.compress(LONG[:1500])[:-8] + b"\0" * 8,
+        None,
+        "",
+        "damaged.* between byte",
+    ),
+    "text: empty gzip": ("text", "b.txt.gz", b"", None, "", "truncated: it ends at byte 0"),
+    "text: no gzip": ("text", "b.txt.gz", b"plain", None, "", "damaged"),
+    "text: truncated bzip2": ("text", "b.txt.bz2", bz2.compress(LONG[:1500])[:-4], None, "", "truncated"),
+    "text: truncated xz": ("text", "b.txt.xz", lzma.compress(LONG[:1500])[:-4], None, "", "truncated"),
+    "text: truncated zstd": ("text", "b.txt.zst", PACK[".zst"](LONG[:1500])[:-4], None, "", "truncated"),
+    "jsonl: no JSON": ("jsonl", "b.jsonl", b'\n{"text": "a"', "not_json", "line 2", "it is no JSON"),
+    "jsonl: two objects on a line": (
+        "jsonl",
+        "b.jsonl",
+        b'{"text": "a"} {"text": "b"}',
+        "not_json",
+        "line 1",
+        "Extra data",
+    ),
+    "jsonl: an array": ("jsonl", "b.jsonl", b'["text"]', "not_object", "line 1", "it is no JSON object, but an array"),
+    "jsonl: a string": ("jsonl", "b.jsonl", b'"text"', "not_object", "line 1", "but a string"),
+    "jsonl: null alone": ("jsonl", "b.jsonl", b"null", "not_object", "line 1", "but null"),
+    "jsonl: no such field": ("jsonl", "b.jsonl", b'{"body": "a"}', "missing", "line 1", "corpus.text_field.*'body'"),
+    "jsonl: a null": ("jsonl", "b.jsonl", b'{"text": null}', "null", "line 1", "is null"),
+    "jsonl: a number": ("jsonl", "b.jsonl", b'{"text": 5}', "not_string", "line 1", "is a number, not a string"),
+    "jsonl: nested text": ("jsonl", "b.jsonl", b'{"text": {"text": "a"}}', "not_string", "line 1", "is an object"),
+    "jsonl: the field twice": (
+        "jsonl",
+        "b.jsonl",
+        b'{"text": "a", "text": "b"}',
+        "duplicate",
+        "line 1",
+        "comes 2 times",
+    ),
+    "jsonl: half a surrogate pair": (
+        "jsonl",
+        "b.jsonl",
+        b'{"text": "a\\ud800"}',
+        "not_unicode",
+        "line 1",
+        "at character 1",
+    ),
+    "jsonl: an empty text": ("jsonl", "b.jsonl", b'{"text": ""}', "empty", "line 1", "has no text"),
+    "jsonl: no UTF-8": ("jsonl", "b.jsonl", b'\r\n{"text": "a\xff"}', "not_utf8", "line 2", r"0xff"),
+    "jsonl: a control character": ("jsonl", "b.jsonl", b'{"text": "a\x01"}', "not_json", "line 1", "control character"),
+    "jsonl: too long": ("jsonl", "b.jsonl", b'{"text": "' + LONG + b'"}', "too_long", "line 1", "2200 bytes are more"),
+    "jsonl: truncated": ("jsonl", "b.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], None, "", "truncated"),
+    "parquet: a null": ("parquet", "b.parquet", parquet_of(text=["a", None]), "null", "row 1", "is null"),
+    "parquet: an empty text": ("parquet", "b.parquet", parquet_of(text=[""]), "empty", "row 0", "has no text"),
+    "parquet: no UTF-8": ("parquet", "b.parquet", parquet_of(text=[b"a", b"a\xff"]), "not_utf8", "row 1", "byte 1"),
+    "parquet: too long": ("parquet", "b.parquet", parquet_of(text=["x" * 3000]), "too_long", "row 0", "3000 bytes"),
+    "parquet: no such column": (
+        "parquet",
+        "b.parquet",
+        parquet_of(body=["a"]),
+        None,
+        "",
+        r"'text'.* is not there; its columns are body",
+    ),
+    "parquet: numbers": ("parquet", "b.parquet", parquet_of(text=[1]), None, "", "is int64, no text"),
+    "parquet: truncated": ("parquet", "b.parquet", b"PAR1 and no more", None, "", "is no whole Parquet file"),
+    "parquet: a flipped bit": ("parquet", "b.parquet", damaged_parquet, None, "", "cannot be read behind row"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_each_bad_input_has_its_outcome(case, tmp_path):
+    corpus, name, content, reason, place, message = BAD[case]
+    good = {"text": ("a.txt", b"good"), "jsonl": ("a.jsonl", b'{"text": "good"}\n')}
+    if corpus == "parquet":
+        pq.write_table(pa.table({"text": ["good"]}), tmp_path / "a.parquet")
+    else:
+        (tmp_path / good[corpus][0]).write_bytes(good[corpus][1])
+    content(tmp_path / name) if callable(content) else (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refusal:
+        read_all(corpus, tmp_path, on_bad="raise", max_document_bytes=2000)
+    assert name in str(refusal.value)
+    if reason is None:
+        with pytest.raises(ValueError, match=message):
+            read_all(corpus, tmp_path, max_document_bytes=2000)
+        return
+    assert f"{name}, {place}: {reason}" in str(refusal.value) or (
+        not place and f"{name}: {reason}" in str(refusal.value)
+    )
+    assert "corpus.on_bad=quarantine" in str(refusal.value)
+    texts, bad = read_all(corpus, tmp_path, max_document_bytes=2000)
+    assert "good" in [text for text, _, _ in texts]
+    assert [(one.source, one.place, one.reason) for one in bad] == [(name, place, reason)]
+
+
+def test_a_long_text_that_proves_to_be_bad_late_is_left_out_as_a_whole(tmp_path, tiny):
+    tiny()
+    content = b"many good words " * 500 + b"\xff" + b" more words" * 500
+    (tmp_path / "bad.txt").write_bytes(content)
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "good.txt").write_text("good " * 100)
+    store, _ = make_store("text", tmp_path, tmp_path / "cache")
+    assert store.num_documents == 1
+    assert len(store.stream("train")) == 500
+    assert [chunk.bad for chunk in store.chunks if chunk.bad] == [{"not_utf8": 1}] * 2
+    assert sum(chunk.bytes for chunk in store.chunks) == 500
+    _, bad = read_all("text", tmp_path)
+    assert {one.detail for one in bad} == {"byte 8000 (0xff) is not UTF-8: invalid start byte"}
+
+
+def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "HELD_BYTES", 1000)
+    monkeypatch.setattr(compression, "BLOCK_BYTES", 256)
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "a"}\n{"text": "' + b"x" * 5000 + b'"}\n{"text": "b"}\n' + b"y" * 3000
+    )
+    texts, bad = read_all("jsonl", tmp_path)
+    assert [(text, row) for text, _, row in texts] == [("a", 0), ("b", 2)]
+    assert [(one.place, one.reason, one.head[:3]) for one in bad] == [
+        ("line 2", "too_long", b'{"t'),
+        ("line 4", "too_long", b"yyy"),
+    ]

@@ -1,0 +1,272 @@
+"""The token store under audit, bad documents, kills and company: whole chunks, each made once, nothing wrong unseen."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import random
+import signal
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import read_manifest, write_shards
+from pipeline.token_store import find_chunk, npy_header, open_store
+from pipeline.write import audit, splits, tokens
+from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
+from pipeline.write.corpus import CorpusOptions, find_splits
+from pipeline.write.tokenizer import load_tokenizer
+from pipeline.write.tokens import Policy, tokenize
+
+LINES = [json.dumps({"text": f"Line {n} says {n * n} in many words. " * (1 + n % 9)}) for n in range(900)]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """A file of JSON lines that is cut into many splits."""
+    monkeypatch.setattr(splits, "SPLIT_BYTES", 8000)
+    monkeypatch.setattr(splits, "SMALL_BYTES", 1)
+    (tmp_path / "in.jsonl").write_text("\n".join(LINES))
+    return tmp_path / "in.jsonl"
+
+
+def run(path, cache, *, encoder=None, workers=2, fraction=0.001, **policy):
+    encoder = encoder or load_tokenizer(name="bytes")
+    options = CorpusOptions(paths=(str(path),), cache=cache, cut_safe=encoder.cut_safe, workers=workers)
+    rules = {"validation": 0.0, "seed": 0, "on_bad": "quarantine", "max_document_bytes": None}
+    return tokenize(
+        find_splits("jsonl", options),
+        cache=cache,
+        tokenizer=encoder,
+        policy=Policy(**{**rules, **policy}),
+        audit=fraction,
+        max_bad_fraction=0.01,
+        workers=workers,
+        advance=lambda _: None,
+    )
+
+
+def contents(cache):
+    """Every file of the chunks and stores, with its bytes."""
+    return {file.relative_to(cache): file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+
+
+def in_a_child(task):
+    """Run a task in a copy of this process, and return the copy's number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that the copy lacks: it needs none of them
+        child = os.fork()
+    if child:
+        return child
+    signal.alarm(60)  # rather than wait for ever
+    try:
+        task()
+    finally:
+        os._exit(0)
+
+
+def test_twenty_kills_and_a_finishing_run_leave_what_an_undisturbed_run_leaves(corpus, tmp_path):
+    begun = time.perf_counter()
+    run(corpus, tmp_path / "calm", validation=0.2)
+    seconds = time.perf_counter() - begun
+    draw = random.Random(0)
+    interrupted = []
+    for _ in range(20):
+        child = in_a_child(lambda: run(corpus, tmp_path / "killed", validation=0.2))
+        time.sleep(draw.uniform(0, seconds / 4))
+        os.kill(child, signal.SIGKILL)
+        interrupted.append(os.waitpid(child, 0)[1] == signal.SIGKILL)
+    run(corpus, tmp_path / "killed", validation=0.2)
+    assert any(interrupted)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
+    assert not list((tmp_path / "killed" / "chunks").glob(".*"))
+
+
+def test_two_runs_at_once_on_one_cache_do_not_harm_each_other(corpus, tmp_path):
+    run(corpus, tmp_path / "calm")
+    children = [in_a_child(lambda: run(corpus, tmp_path / "shared")) for _ in range(3)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert contents(tmp_path / "shared") == contents(tmp_path / "calm")
+
+
+def test_two_threads_that_make_one_chunk_both_get_it(corpus, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: run(corpus, tmp_path / "shared", workers=1)[0], range(4)))
+    assert all(store.chunks == stores[0].chunks for store in stores)
+
+
+def test_leftovers_are_removed_when_their_process_is_gone_and_only_then(tmp_path):
+    bytes_ = np.dtype(np.uint16)
+    ChunkWriter(tmp_path, "a" * 64, dtype=bytes_, end_of_text=256)  # of a run that is alive: this one
+    child = in_a_child(lambda: ChunkWriter(tmp_path, "b" * 64, dtype=bytes_, end_of_text=256))
+    os.waitpid(child, 0)
+    assert len(list((tmp_path / "chunks").iterdir())) == 4
+    remove_leftovers(tmp_path)
+    left = sorted(path.name for path in (tmp_path / "chunks").iterdir())
+    assert [name[:3] for name in left] == [".aa", ".aa"]
+    lock = os.open(tmp_path / "chunks" / left[1], os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock)
+
+
+def test_a_failed_task_leaves_nothing_behind(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not_string"):
+        run(tmp_path / "in.jsonl", tmp_path / "cache", on_bad="raise")
+    assert list((tmp_path / "cache" / "chunks").iterdir()) == []
+
+
+def test_a_chunk_whose_file_was_cut_short_is_refused(corpus, tmp_path):
+    store, _ = run(corpus, tmp_path / "cache")
+    file = tmp_path / "cache" / "chunks" / store.chunks[0].id / "train.npy"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"train\.npy: has .* bytes, not those of .* tokens; remove .* and run again"):
+        run(corpus, tmp_path / "cache")
+
+
+def test_the_store_names_its_tokenizer_and_refuses_chunks_of_another(corpus, tmp_path):
+    store, _ = run(corpus, tmp_path)
+    (path,) = (tmp_path / "stores").iterdir()
+    assert {chunk.tokenizer for chunk in open_store(path).chunks} == {load_tokenizer(name="bytes").hash}
+    file = tmp_path / "chunks" / store.chunks[3].id / "chunk.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer": "f" * 64}))
+    with pytest.raises(ValueError, match=r"was made with the tokenizer ffff.*, but the store with bytes \("):
+        open_store(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+@pytest.mark.parametrize("count", [0, 1, 10**6, 10**17])
+def test_the_header_of_ids_is_numpys(dtype, count, tmp_path):
+    header = npy_header(np.dtype(dtype), count)
+    assert len(header) == 128
+    with (tmp_path / "a.npy").open("w+b") as file:
+        file.write(header)
+        file.seek(0)
+        assert np.lib.format.read_magic(file) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(file) == ((count,), False, np.dtype(dtype))
+
+
+def test_the_audit_is_part_of_every_run_and_the_same_for_any_number_of_workers(corpus, tmp_path):
+    encoder = load_tokenizer(name="gpt2")
+    if not encoder.audited:
+        pytest.skip("the extra `fast` is not installed")
+    one, _ = run(corpus, tmp_path / "one", encoder=encoder, workers=1)
+    two, _ = run(corpus, tmp_path / "two", encoder=encoder, workers=3)
+    assert [chunk.audited for chunk in one.chunks] == [chunk.audited for chunk in two.chunks]
+    assert all(chunk.audited >= audit.AT_LEAST for chunk in one.chunks)
+    everything, _ = run(corpus, tmp_path / "all", encoder=encoder, fraction=1.0)
+    assert sum(chunk.audited for chunk in everything.chunks) == len(LINES)
+    nothing, _ = run(corpus, tmp_path / "none", encoder=encoder, fraction=0.0)
+    assert sum(chunk.audited for chunk in nothing.chunks) == 0
+
+
+def test_a_difference_between_the_engines_stops_the_run_with_the_document_and_the_token(corpus, tmp_path):
+    encoder = load_tokenizer(name="gpt2")
+    if not encoder.audited:
+        pytest.skip("the extra `fast` is not installed")
+
+    def lies(texts):
+        ids, counts = encoder.encode_batch(texts)
+        wrong = ids.copy()
+        wrong[2] += 1
+        return wrong, counts
+
+    liar = dataclasses.replace(encoder, _encode=lies)
+    with pytest.raises(ValueError, match=r"in\.jsonl, line \d+ is encoded otherwise by tiktoken: token 2 is \d+, and"):
+        run(corpus, tmp_path / "cache", encoder=liar, fraction=1.0)
+    assert list((tmp_path / "cache" / "chunks").iterdir()) == []
+
+
+def test_a_fraction_of_the_documents_is_audited_whole():
+    chosen = [audit.choose_documents(1000, fraction=0.05, seed=seed) for seed in range(100)]
+    assert 4500 < sum(len(whole) for whole, _ in chosen) < 5500
+    assert all(len(begins) == audit.AT_LEAST and not set(whole) & set(begins) for whole, begins in chosen)
+    assert len({tuple(whole) for whole, _ in chosen}) == 100
+    assert audit.choose_documents(2, fraction=1e-9, seed=3) == ([], [0, 1])
+
+
+def test_special_tokens_in_the_text_are_counted_and_errors_name_the_source(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b <|endoftext|> c <|endoftext|>"}\n')
+    for special_text in ("literal", "control"):
+        encoder = load_tokenizer(name="gpt2", special_text=special_text)
+        store, _ = run(tmp_path / "in.jsonl", tmp_path / special_text, encoder=encoder)
+        assert sum(chunk.special_text_found for chunk in store.chunks) == 2
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2 holds the special token <\|endoftext\|> at character 2"):
+        run(tmp_path / "in.jsonl", tmp_path / "c", encoder=load_tokenizer(name="gpt2", special_text="error"))
+
+
+def test_a_hopeless_corpus_is_given_up_early(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "HOPELESS", 5)
+    corpus.write_text(corpus.read_text().replace('"text"', '"body"'))
+    with pytest.raises(ValueError, match=r"documents are bad \(\d+ missing\).*in\.jsonl, line 1: .*fields are 'body'"):
+        run(corpus, tmp_path / "cache", workers=1)
+    assert len(list((tmp_path / "cache" / "chunks").iterdir())) < 5
+
+
+def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
+    with corpus.open("a") as file:
+        file.write('\n{"text": 5}\n{"text": "a\\ud800"}\n{"text": null')
+    report = write_shards(
+        tmp_path / "shards",
+        cache_path=tmp_path / "cache",
+        corpus="jsonl",
+        corpus_path=str(corpus),
+        tokenizer="bytes",
+        max_length=64,
+    )
+    assert read_manifest(report.path).corpus["bad"] == {"not_json": 1, "not_string": 1, "not_unicode": 1}
+    found = [json.loads(line) for line in (report.path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(bad["source"], bad["place"], bad["row"], bad["reason"]) for bad in found] == [
+        ("in.jsonl", f"line {len(LINES) + more}", len(LINES) + more - 1, reason)
+        for more, reason in [(1, "not_string"), (2, "not_unicode"), (3, "not_json")]
+    ]
+    assert found[0]["head"] == '{"text": 5}'
+    again = {"corpus": "jsonl", "corpus_path": str(corpus), "tokenizer": "bytes", "max_length": 64}
+    assert write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **again).finished_before
+    with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* line 901: .* All are listed in .*shards/quar"):
+        write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again)
+    with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* All are listed in (.*)") as refusal:
+        write_shards(tmp_path / "other", cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again)
+    assert len(Path(str(refusal.value).rpartition(" in ")[2]).read_text().splitlines()) == 3
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_command_line_takes_each_corpus_and_tokenizer(cli, corpus, tmp_path):
+    done = cli("stages=[write]", "corpus=jsonl", f"corpus.path={corpus}", "tokenizer=gpt2", "tokenizer.audit=0.01")
+    assert done.returncode == 0, done.stderr
+    assert "900 documents" in done.stdout
+    refused = cli("corpus=jsonl", f"corpus.path={corpus}", "corpus.text_field=")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "corpus.text_field: must not be empty" in refused.stderr
+    assert "corpus.path: corpus=parquet needs a file" in cli("corpus=parquet").stderr
+    assert "corpus.path: corpus=huggingface needs one folder or hub name" in cli("corpus=huggingface").stderr
+
+
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
+        find_splits("huggingface", CorpusOptions(paths=("no/such",), cache=tmp_path, cut_safe=True))
+
+
+def test_chunks_of_pieces_by_eye(tmp_path):
+    def piece(writer, ids, **more):
+        writer.add_piece(np.array(ids, np.uint16), held_out=0, source=0, row=0, totals=Totals(bytes=len(ids)), **more)
+
+    with ChunkWriter(tmp_path, "a" * 64, dtype=np.dtype(np.uint16), end_of_text=9) as writer:
+        piece(writer, [1, 2], continued=False, goes_on=True)
+        writer.abandon()
+        piece(writer, [3], continued=False, goes_on=False)
+        piece(writer, [4, 5], continued=False, goes_on=True)
+        chunk = writer.finish(sources=["x"], tokenizer="t")
+    assert np.load(tmp_path / "chunks" / chunk.id / "train.npy").tolist() == [3, 9, 4, 5]
+    assert (chunk.num_documents, chunk.tokens, chunk.bytes) == (
+        {"train": 2, "validation": 0},
+        {"train": 4, "validation": 0},
+        3,
+    )
+    assert find_chunk(tmp_path, chunk.id) == chunk
