@@ -1,0 +1,197 @@
+"""`python scripts/bench.py load`: batches a second from shards, beside what a training program could do instead.
+
+Yardsticks, taken by turns in the same rounds:
+
+* slices: random slices of a uint16 memory map into int64 tensors, one by one, as nanoGPT's `get_batch` does.
+* copy: one contiguous slice of the map for a whole batch, the ceiling: nothing is shuffled.
+* embedding: `nn.Embedding` alone on one ready batch, against embedded batches from the loader.
+
+The map holds the same tokens as the shards. Figures are medians over the rounds; compare the ratios, a machine's speed
+drifts. Memory is measured in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from bench_corpus import make_jsonl
+from torch.utils.data import DataLoader
+
+from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Item = TypeVar("Item")
+MEMORY = """
+import resource, sys
+from pipeline import ShardLoader
+import torch, pyarrow.parquet
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+base = peak()
+loader = ShardLoader(sys.argv[1], batch_size=8, shuffle=sys.argv[2])
+for epoch in range(int(sys.argv[3])):
+    for batch in loader: pass
+print(peak() - base)
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(prog="bench.py load", description=__doc__)
+    parser.add_argument(
+        "--megabytes", type=int, default=60, help="of text; the loader's target is stated for 1 GB of shards"
+    )
+    parser.add_argument("--corpus", type=Path, help="a JSONL file to use instead of one that is made")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=50, help="of the second memory measurement")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args(arguments)
+    shards = make_shards(options.corpus or make_jsonl(options.megabytes), options.max_length)
+    for shuffle in ("lanes", "full"):
+        compare(shards, shuffle, options)
+    memory(shards, options.epochs)
+
+
+def make_shards(corpus: Path, max_length: int) -> Path:
+    """The corpus as a data set; made if it is not there."""
+    path = Path(f"outputs/bench/load-{corpus.stem}-{max_length}")
+    report = write_shards(
+        path,
+        corpus="jsonl",
+        corpus_path=str(corpus),
+        max_length=max_length,
+        cache_path="outputs/bench/cache",
+        workers=os.cpu_count() or 1,
+    )
+    split = report.manifest.splits["train"]
+    size = sum(shard.bytes for shard in split.shards)
+    print(f"{path}: {split.num_windows:,} windows of {max_length}, {size / 1e6:.0f} MB\n")
+    return path
+
+
+def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
+    """Print the rates of all ways in one table, each as a ratio of the memory map's slices."""
+    batch, length = options.batch_size, options.max_length
+    loader = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
+    embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
+    plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
+    workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
+    ready = next(iter(ShardLoader(shards, batch_size=batch, shuffle=shuffle))).input_ids
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        tokens = write_map(shards, Path(folder) / "tokens.bin")
+        ways: dict[str, Callable[[], float]] = {
+            "slices": lambda: rate(slices(tokens, batch, length), batch * length, options.seconds),
+            "copy": lambda: rate(copies(tokens, batch, length), batch * length, options.seconds),
+            "loader": lambda: rate(forever(loader), batch * length, options.seconds),
+            f"loader, {options.workers} workers": lambda: rate(forever(workers), batch * length, options.seconds),
+            f"DataLoader, {options.workers} workers": lambda: rate(
+                DataLoader(plain, batch_size=None, num_workers=options.workers), batch * length, options.seconds
+            ),
+            "embedding alone": lambda: rate((embedding(ready) for _ in forever([0])), batch * length, options.seconds),
+            "embedded batches": lambda: rate(
+                embed_batches(forever(loader), embedding), batch * length, options.seconds
+            ),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                rates[name].append(way())
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"order {shuffle}, batches of {batch} x {length}")
+    for name, value in middle.items():
+        spread = f"{min(rates[name]) / 1e6:.0f} to {max(rates[name]) / 1e6:.0f}"
+        print(f"  {name:<24}{value / 1e6:8.1f} Mtok/s  ({spread})   {value / middle['slices']:.2f} x slices")
+    print(f"  embedded batches are {middle['embedded batches'] / middle['embedding alone']:.2f} of the embedding alone")
+    for place, name in ((0.0, "start"), (0.5, "resume at 50 %")):
+        print(f"  first batch, {name}: {statistics.median(first(shards, shuffle, place) for _ in range(5)):.3f} s")
+    print()
+
+
+def first(shards: Path, shuffle: str, place: float) -> float:
+    """Seconds from opening a data set to the first batch behind a place of the epoch."""
+    started = time.perf_counter()
+    loader = ShardLoader(shards, shuffle=shuffle)
+    loader.load_state_dict({**loader.state_dict(), "consumed": int(place * len(loader.order))})
+    batches = iter(loader)
+    next(batches)
+    seconds = time.perf_counter() - started
+    batches.close()
+    return seconds
+
+
+def rate(batches: Iterable[object], tokens: int, seconds: float) -> float:
+    """Tokens a second of what an iterable gives, its start left out."""
+    running = iter(batches)
+    for _ in islice(running, 20):
+        pass
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        if next(running, None) is None:
+            break
+        count += 1
+    result = count * tokens / (time.perf_counter() - started)
+    close = getattr(running, "close", None)
+    if close:
+        close()
+    return result
+
+
+def forever(batches: Iterable[Item]) -> Iterable[Item]:
+    """Epoch after epoch."""
+    while True:
+        yield from batches
+
+
+def slices(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
+    """As in https://github.com/karpathy/nanoGPT, `get_batch` of train.py."""
+    while True:
+        starts = torch.randint(len(tokens) - length - 1, (batch,)).tolist()
+        inputs = torch.stack([torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in starts])
+        targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + length].astype(np.int64)) for i in starts])
+        yield inputs, targets
+
+
+def copies(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
+    """Inputs and targets of a batch in one piece each."""
+    while True:
+        for start in range(0, len(tokens) - batch * length - 1, batch * length):
+            inputs = torch.from_numpy(tokens[start : start + batch * length].astype(np.int64))
+            targets = torch.from_numpy(tokens[start + 1 : start + 1 + batch * length].astype(np.int64))
+            yield inputs.view(batch, length), targets.view(batch, length)
+
+
+def write_map(shards: Path, path: Path) -> np.memmap:
+    """The data set's inputs end to end, uint16."""
+    with path.open("wb") as file:
+        for batch in ShardLoader(shards, shuffle="none", batch_size=64):
+            file.write(batch.input_ids.numpy().astype(np.uint16).tobytes())
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+def memory(shards: Path, epochs: int) -> None:
+    """Print the peak memory beyond the imports, in processes of their own."""
+    for shuffle in ("lanes", "full"):
+        for count in (1, epochs):
+            done = subprocess.run(
+                [sys.executable, "-c", MEMORY, str(shards), shuffle, str(count)],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            print(f"memory, {shuffle}, after {count} epochs: +{float(done.stdout):.0f} MiB")
