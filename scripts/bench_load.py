@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 MEMORY = """
-import resource, sys
+import sys
 from pipeline import ShardLoader
 import torch, pyarrow.parquet
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak(): # of this program alone: getrusage's figure is inherited through fork and exec
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 base = peak()
 loader = ShardLoader(sys.argv[1], batch_size=8, shuffle=sys.argv[2])
 for epoch in range(int(sys.argv[3])):
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--corpus", type=Path, help="a JSONL file to use instead of one that is made")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=50, help="of the second memory measurement")
     parser.add_argument("--workers", type=int, default=2)
@@ -99,13 +101,20 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
             "slices": lambda: rate(slices(tokens, batch, length), batch * length, options.seconds),
             "copy": lambda: rate(copies(tokens, batch, length), batch * length, options.seconds),
             "loader": lambda: rate(forever(loader), batch * length, options.seconds),
-            f"loader, {options.workers} workers": lambda: rate(forever(workers), batch * length, options.seconds),
-            f"DataLoader, {options.workers} workers": lambda: rate(
-                DataLoader(plain, batch_size=None, num_workers=options.workers), batch * length, options.seconds
+            f"loader, {options.workers} workers": lambda: rate(
+                forever(workers), batch * length, options.seconds, skip=100
             ),
-            "embedding alone": lambda: rate((embedding(ready) for _ in forever([0])), batch * length, options.seconds),
+            f"DataLoader, {options.workers} workers": lambda: rate(
+                DataLoader(plain, batch_size=None, num_workers=options.workers),
+                batch * length,
+                options.seconds,
+                skip=100,
+            ),
+            "embedding alone": lambda: rate(
+                (embedding(ready) for _ in forever([0])), batch * length, options.seconds, skip=5
+            ),
             "embedded batches": lambda: rate(
-                embed_batches(forever(loader), embedding), batch * length, options.seconds
+                embed_batches(forever(loader), embedding), batch * length, options.seconds, skip=5
             ),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -135,10 +144,13 @@ def first(shards: Path, shuffle: str, place: float) -> float:
     return seconds
 
 
-def rate(batches: Iterable[object], tokens: int, seconds: float) -> float:
-    """Tokens a second of what an iterable gives, its start left out."""
+def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 0) -> float:
+    """Tokens a second of what an iterable gives behind the first `skip` batches.
+
+    None is skipped where reading ahead would be work done before the clock starts; the start of processes is.
+    """
     running = iter(batches)
-    for _ in islice(running, 20):
+    for _ in islice(running, skip):
         pass
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -161,7 +173,7 @@ def forever(batches: Iterable[Item]) -> Iterable[Item]:
 def slices(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
     """As in https://github.com/karpathy/nanoGPT, `get_batch` of train.py."""
     while True:
-        starts = torch.randint(len(tokens) - length - 1, (batch,)).tolist()
+        starts = torch.randint(len(tokens) - length - 1, (batch,))
         inputs = torch.stack([torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in starts])
         targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + length].astype(np.int64)) for i in starts])
         yield inputs, targets

@@ -19,6 +19,7 @@ import os
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -306,7 +307,16 @@ class ShardLoader(IterableDataset[Batch]):
     def _needs(self, epoch: int, start: int) -> Iterator[Need]:
         shared = gcd(self.world_size, self.order.lanes)
         stretches = self.order.stretches(start, epoch, rank=self.rank % shared, world_size=shared)
-        return (Need(stretch.group, stretch.last) for stretch in stretches)
+        begun, coming = [], None
+        for stretch in stretches:
+            if stretch.first >= start:
+                coming = stretch
+                break
+            begun.append(stretch)
+        # Those that a resume finds begun are decoded in the order in which its first batches need their lanes.
+        begun.sort(key=lambda stretch: (stretch.first - start) % self.order.lanes)
+        for stretch in chain(begun, [coming] if coming else [], stretches):
+            yield Need(stretch.group, stretch.last)
 
     def _count_places(self) -> int:
         """Row groups to hold at once: what the order needs at any position, and as many again to decode ahead."""
