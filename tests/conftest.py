@@ -1,6 +1,7 @@
 """What tests share: the command line as a user calls it, small corpora, and the teaching text where it is at hand."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,22 @@ def books(tmp_path):
     (folder / "b.md").write_text("A dog — naïve, brave — ran after it. " * 30, encoding="utf-8")
     (folder / "more" / "c.txt").write_text("Then both slept until the evening came. " * 20, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def browse():
+    """A page in headless Chromium, with no name of any host resolved: its DOM, and what its console said."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+
+    def load(path, folder):
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += ["--enable-logging=stderr", f"--user-data-dir={folder}", f"--log-net-log={folder}/net.json"]
+        done = subprocess.run(
+            [*command, "--dump-dom", path.absolute().as_uri()], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return load

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,25 +23,6 @@ def table(folder):
     (file,) = Path(folder).rglob("sweep.csv")
     with file.open(newline="") as rows:
         return list(csv.DictReader(rows))
-
-
-@pytest.fixture
-def browse():
-    """A page in headless Chromium, with no name of any host resolved: its DOM, and what its console said."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium on this machine (apt-get install chromium)")
-
-    def load(path, folder):
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        command += ["--enable-logging=stderr", f"--user-data-dir={folder}", f"--log-net-log={folder}/net.json"]
-        done = subprocess.run(
-            [*command, "--dump-dom", path.absolute().as_uri()], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-    return load
 
 
 def test_a_sweep_tokenizes_once_and_leaves_a_table_and_a_page(cli, tmp_path, browse):

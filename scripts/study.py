@@ -1,0 +1,176 @@
+"""The stride study: `python scripts/study.py experiment=stride_study`, or `experiment=stride_study_quick`.
+
+Trains one and the same model at several strides, with several seeds, twice: at equal numbers of updates, and at equal
+passes over the text, where a smaller stride means more updates. Every model is scored on the same held-out windows,
+which do not overlap. Then the perplexity of the best one is taken with overlapping evaluation windows, where each token
+is scored once (`score=new`). Windows are cut from the token store as they are read, so no stride needs a data set.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from train import main, open_evaluation, settings_of
+from training import evaluate, train
+
+from pipeline import ShardLoader
+from pipeline.__main__ import run_write
+from pipeline.config import ConfigError
+from pipeline.report import write_text
+from pipeline.svg import Series, chart
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gpt import GPT
+    from training_config import TrainConfig
+
+BUDGETS = ("updates", "passes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run of the study: a line of `study.csv`."""
+
+    budget: str  # what was equal among strides: of BUDGETS
+    stride: int
+    seed: int
+    updates: int
+    tokens: int  # delivered
+    passes: float  # how often each token of the text was seen, on average
+    validation_loss: float  # nats per token, held-out windows without overlap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A line of `evaluation.csv`: one trained model, scored with windows that overlap."""
+
+    stride: int
+    targets: int  # each scored once
+    loss: float
+    perplexity: float
+
+
+def run(config: TrainConfig, output: Path) -> None:
+    """Train at every stride, with every seed and budget; score; write tables and pictures; print what they show."""
+    study, length = config.study, config.window.max_length
+    bad = [stride for stride in (*study.strides, *study.evaluation_strides) if not 1 <= stride <= length]
+    if not study.strides or bad:
+        rule = f"must be from 1 to window.max_length={length} (experiment=stride_study names some)"
+        raise ConfigError(f"study.strides, study.evaluation_strides: {rule}; got {bad or study.strides}")
+    report = run_write(config)
+    store = f"{config.cache.path}/stores/{report.manifest.store}.json"
+    runs: list[Run] = []
+    for budget in BUDGETS:
+        for stride in study.strides:
+            for seed in study.seeds:
+                found, trained = train_once(config, store, budget=budget, stride=stride, seed=seed)
+                runs.append(found)
+                write_text(output / "study.csv", to_csv(runs))
+                print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {found.updates:>6,} updates", end="")
+                print(f"   held out {found.validation_loss:.4f}", flush=True)
+                if found == min(runs, key=lambda one: one.validation_loss):
+                    best = trained
+    evaluations = [
+        score(best, store, length=length, stride=stride) for stride in sorted(study.evaluation_strides, reverse=True)
+    ]
+    write_text(output / "evaluation.csv", to_csv(evaluations))
+    for budget in BUDGETS:
+        write_text(output / f"{budget}.svg", picture(runs, budget))
+    if evaluations:
+        points = [(float(one.stride), one.perplexity) for one in evaluations]
+        axes: dict[str, Any] = {
+            "x_label": "stride of the evaluation windows",
+            "y_label": "perplexity per token",
+            "log": "x",
+        }
+        series = Series(name="the best model", points=points, line=points)
+        ticks = [x for x, _ in points]
+        write_text(output / "evaluation.svg", chart([series], title="Evaluation with overlap", x_ticks=ticks, **axes))
+    print(describe(runs, evaluations, seeds=len(study.seeds)))
+    print(f"\n  in {output}: study.csv, evaluation.csv, updates.svg, passes.svg, evaluation.svg")
+
+
+def train_once(config: TrainConfig, store: str, *, budget: str, stride: int, seed: int) -> tuple[Run, GPT]:
+    """One run: the seed decides the initial weights and the order of windows."""
+    length = config.window.max_length
+    assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
+    loader = ShardLoader(
+        store, batch_size=config.loader.batch_size, seed=seed, max_length=length, stride=stride, threads=1
+    )
+    steps = config.train.steps if budget == "updates" else config.study.passes * len(loader)
+    model, _ = train(loader, None, settings_of(config, steps=steps, seed=seed), validate_every=steps, progress=False)
+    held_out = evaluate(model, open_evaluation(store, max_length=length, stride=length))
+    tokens = steps * loader.batch_size * length
+    once = len(loader.order) * stride  # the text, to within one window
+    found = Run(
+        budget=budget,
+        stride=stride,
+        seed=seed,
+        updates=steps,
+        tokens=tokens,
+        passes=tokens / once,
+        validation_loss=held_out,
+    )
+    return found, model
+
+
+def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
+    """The model's loss on the held-out text with windows `stride` apart, each token counted once."""
+    loader = open_evaluation(store, max_length=length, stride=stride, score="new")
+    targets = sum(int((batch.target_ids >= 0).sum()) for batch in loader)
+    loss = evaluate(model, loader)
+    return Evaluation(stride=stride, targets=targets, loss=loss, perplexity=math.exp(loss))
+
+
+def to_csv(rows: Sequence[Run] | Sequence[Evaluation]) -> str:
+    """Dataclasses as a table, their fields as its head."""
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+    return table.getvalue()
+
+
+def picture(runs: list[Run], budget: str) -> str:
+    """Held-out loss against stride: every seed's point, the mean as a line."""
+    mine = [run for run in runs if run.budget == budget]
+    strides = sorted({run.stride for run in mine})
+    means = [(float(s), statistics.fmean(run.validation_loss for run in mine if run.stride == s)) for s in strides]
+    points = [(float(run.stride), run.validation_loss) for run in mine]
+    axes: dict[str, Any] = {"x_label": "stride of the training windows", "y_label": "held-out loss, nats per token"}
+    series = Series(name="one seed each; line: mean", points=points, line=means)
+    return chart([series], title=f"Equal {budget}", log="x", x_ticks=[x for x, _ in means], **axes)
+
+
+def describe(runs: list[Run], evaluations: list[Evaluation], *, seeds: int) -> str:
+    """The study in two tables."""
+    lines = ["", f"study: held-out loss in nats per token, mean of {seeds} seeds, lowest to highest"]
+    for budget in BUDGETS:
+        lines.append(f"  equal {budget}")
+        for stride in sorted({run.stride for run in runs}, reverse=True):
+            mine = [run for run in runs if (run.budget, run.stride) == (budget, stride)]
+            losses = [run.validation_loss for run in mine]
+            lines.append(
+                f"    stride {stride:<5} {mine[0].updates:>6,} updates   each token seen {mine[0].passes:5.1f} times   "
+                f"{statistics.fmean(losses):.4f}   {min(losses):.4f} to {max(losses):.4f}"
+            )
+    if evaluations:
+        lines.append("evaluation with overlap: the best model, each held-out token scored once")
+        lines += [
+            f"    stride {one.stride:<5} {one.targets:,} tokens   loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
+            for one in evaluations
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(run)

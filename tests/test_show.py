@@ -1,0 +1,135 @@
+"""What `scripts/show.py` shows is what the loader hands over, and where it comes from."""
+
+import argparse
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pipeline import ShardLoader, WindowDataset, write_shards
+from pipeline.manifest import read_manifest
+from pipeline.token_store import open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
+
+import show  # noqa: E402
+
+from pipeline.load.reader import open_split  # noqa: E402
+
+
+@pytest.fixture
+def shards(books, tmp_path):
+    def write(**options):
+        write_shards(
+            tmp_path / "shards",
+            corpus="text",
+            corpus_path=str(books),
+            tokenizer="bytes",
+            cache_path=tmp_path / "outputs/cache",
+            **{"max_length": 24, "stride": 16, **options},
+        )
+        return tmp_path / "shards"
+
+    return write
+
+
+def opened(path):
+    manifest = read_manifest(path)
+    (store,) = (path.parent / "outputs/cache/stores").glob("*.json")
+    return manifest, open_split(path, "train"), open_store(store)
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
+    path = shards()
+    for rank in (0, 1):
+        options = {"batch_size": 3, "shuffle": shuffle, "seed": 5, "lanes": 4, "rank": rank, "world_size": 2}
+        loader = ShardLoader(path, **options)
+        loader.set_epoch(2)
+        for step, batch in enumerate(loader):
+            given = argparse.Namespace(path=path, step=step, epoch=2, **options)
+            assert show.batch_windows(open_split(path, "train"), given) == batch.window_ids.tolist()
+
+
+@pytest.mark.parametrize("documents", ["join", "separate"])
+@pytest.mark.parametrize("tail", ["drop", "pad"])
+@pytest.mark.parametrize("stride", [1, 10, 16, 24])
+def test_the_overlap_is_what_neighbours_share(shards, documents, tail, stride):
+    path = shards(documents=documents, tail=tail, stride=stride, validation=0.0)
+    manifest, reader, store = opened(path)
+    windows = [show.find_window(manifest, reader, k, store, "train") for k in range(len(WindowDataset(path)))]
+    for before, after in pairwise(windows):
+        shared = before.start + before.length - after.start
+        if after.before:
+            assert shared == before.after <= after.before
+            if shared > 0:
+                assert before.ids[: before.length][-shared:] == after.ids[:shared]
+        else:
+            assert before.after == 0
+    assert windows[0].before == windows[-1].after == 0
+
+
+def test_a_windows_documents_are_named_with_their_places(shards, books):
+    path = shards(documents="join")
+    manifest, reader, store = opened(path)
+    first = show.find_window(manifest, reader, 0, store, "train")
+    assert first.documents == ["a.txt, row 0: tokens 0 to 23 of it"]
+    edge = len((books / "a.txt").read_bytes())  # its end-of-text token is no part of it
+    (across,) = [
+        window
+        for window in (show.find_window(manifest, reader, k, store, "train") for k in range(len(WindowDataset(path))))
+        if len(window.documents) == 2 and window.documents[0].startswith("a.txt")
+    ][:1]
+    inside = across.start + across.length - edge - 1
+    assert across.documents[1].startswith(f"b.md, row 0: tokens 0 to {inside - 1} of it")
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/show.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_shows_a_window_and_a_page(shards, tmp_path, browse):
+    shards()
+    done = run("shards", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "window 1: 24 tokens from token 16 of the split" in done.stdout
+    assert "overlap 8 tokens with the window before (<), 8 with the one after (>)" in done.stdout
+    assert "a.txt, row 0: tokens 16 to 39 of it" in done.stdout
+    assert "\x1b[" not in done.stdout, "no colours off a terminal"
+    assert run("shards", "--step", "0", "--batch-size", "2", "--html", "batch.html", cwd=tmp_path).returncode == 0
+    dom, console = browse(tmp_path / "batch.html", tmp_path / "browser")
+    assert console == []
+    assert dom.count('class="pair') == 2 * 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shards", "100000"], "the train split has windows 0 to"),
+        (["shards", "--step", "9999"], "an epoch has the steps 0 to"),
+        (["nothing", "0"], "nothing does not exist"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(shards, tmp_path, arguments, message):
+    shards()
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_colours_mark_each_token_alike_in_both_rows():
+    window = show.Shown(window=0, start=0, length=2, ids=[65, 66, 67], before=1, after=1, documents=["a, row 0"])
+    text = show.describe(window, lambda ids: bytes(ids).decode(), coloured=True)
+    assert text.count("\x1b[30;48;5;223m") == 2, "the second input is the first target"
