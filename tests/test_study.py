@@ -1,4 +1,4 @@
-"""The stride study in its quick form: its tables, its pictures, and the arithmetic behind them."""
+"""The stride study and the neighbours of words in their quick forms: tables, pictures, and their arithmetic."""
 
 import csv
 import os
@@ -6,9 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
+
+import neighbors  # noqa: E402
 
 
 def run(script, *arguments, cwd):
@@ -52,3 +57,24 @@ def test_a_study_without_strides_is_refused(tmp_path):
     done = run("study.py", cwd=tmp_path)
     assert done.returncode == 2
     assert "experiment=stride_study names some" in done.stderr
+
+
+def test_the_quick_look_at_neighbours_leaves_its_table_and_pictures(tmp_path):
+    done = run("neighbors.py", "experiment=neighbors_quick", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path, "similarity.csv")] == ["0", "6", "12"]
+    pictures = {path.stem: path.read_text().count('class="point"') for path in tmp_path.rglob("*.svg")}
+    assert pictures["similarity"] == 6
+    assert pictures["before"] == pictures["after"] > 20, "a point for each word that is one token"
+    assert "' the'    before" in done.stdout
+
+
+def test_nearest_tokens_and_random_pairs_by_hand():
+    table_VD = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    assert [token for token, _ in neighbors.nearest(table_VD, 0, np.arange(4))] == [1, 2, 3]
+    counts_V = torch.arange(1000, 0, -1)
+    pairs = neighbors.random_pairs(counts_V, [500], seed=0)
+    assert pairs.min() >= 480
+    assert pairs.max() <= 520
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert neighbors.related_pairs({"a": (1, 0), "b": (2, 0), "c": (3, 1)}).tolist() == [[1, 2]]
