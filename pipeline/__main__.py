@@ -23,9 +23,12 @@ from pipeline.sweep import folders as sweep_folders
 from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omegaconf import DictConfig
 
     from pipeline.verify import VerifyReport
+    from pipeline.write.plan import PlanReport
     from pipeline.write.stage import WriteReport
 
 
@@ -75,64 +78,90 @@ def run(composed: DictConfig) -> None:
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
     reports: dict[str, Any] = {}
     faults = 0
-    report: Any
     for stage in config.stages:
-        report = {"write": run_write, "verify": run_verify, "load": run_load, "report": run_report}[stage](config)
-        reports[stage] = dataclasses.asdict(report)
+        report = RUNNERS[stage](config, reports)
+        reports[stage] = report
         print(flush=True)
-        faults = len(reports[stage].get("faults", ()))
+        faults = len(getattr(report, "faults", ()))
         if faults:
             break
-    write_json(output / "summary.json", jsonable({"point": point, **reports}))
+    write_json(
+        output / "summary.json",
+        jsonable({"point": point, **{stage: dataclasses.asdict(report) for stage, report in reports.items()}}),
+    )
     if faults:
         raise ValueError(f"{config.shards.path} has {faults} fault{'s' * (faults > 1)}, listed above")
 
 
-def run_write(config: Config) -> WriteReport:
-    """The write stage: text to shards."""
-    from pipeline.summary import describe_write
-    from pipeline.write.stage import write_shards
-
+def job_options(config: Config) -> dict[str, Any]:
+    """What decides a data set's bytes, as keyword arguments: plan and write both take them."""
     corpus, tokenizer, window, shards = config.corpus, config.tokenizer, config.window, config.shards
-    report = write_shards(
-        shards.path,
-        corpus=corpus.name,
-        corpus_path=corpus.path,
-        corpus_url=corpus.url,
-        corpus_sha256=corpus.sha256,
-        corpus_subset=corpus.subset,
-        corpus_part=corpus.part,
-        text_field=corpus.text_field,
-        on_bad=corpus.on_bad,
-        max_bad_fraction=corpus.max_bad_fraction,
-        max_document_bytes=corpus.max_document_bytes,
-        tokenizer=tokenizer.name,
-        tokenizer_path=tokenizer.path,
-        tokenizer_pattern=tokenizer.pattern,
-        engine=tokenizer.engine,
-        special_text=tokenizer.special_text,
-        audit=tokenizer.audit,
-        max_length=window.max_length,
-        stride=window.stride,
-        tail=window.tail,
-        documents=window.documents,
-        validation=config.split.validation,
-        split_seed=config.split.seed,
-        windows_per_shard=shards.windows_per_shard,
-        windows_per_group=shards.windows_per_group,
-        compression=shards.compression,
-        order=shards.order,
-        order_seed=shards.seed,
-        overwrite=shards.overwrite,
-        cache_path=config.cache.path,
-        workers=config.executor.workers or 1,
-        config=dataclasses.asdict(config),
-    )
-    print(describe_write(report))
+    return {
+        "corpus": corpus.name,
+        "corpus_path": corpus.path,
+        "corpus_url": corpus.url,
+        "corpus_sha256": corpus.sha256,
+        "corpus_subset": corpus.subset,
+        "corpus_part": corpus.part,
+        "text_field": corpus.text_field,
+        "on_bad": corpus.on_bad,
+        "max_document_bytes": corpus.max_document_bytes,
+        "tokenizer": tokenizer.name,
+        "tokenizer_path": tokenizer.path,
+        "tokenizer_pattern": tokenizer.pattern,
+        "engine": tokenizer.engine,
+        "special_text": tokenizer.special_text,
+        "max_length": window.max_length,
+        "stride": window.stride,
+        "tail": window.tail,
+        "documents": window.documents,
+        "validation": config.split.validation,
+        "split_seed": config.split.seed,
+        "windows_per_shard": shards.windows_per_shard,
+        "windows_per_group": shards.windows_per_group,
+        "compression": shards.compression,
+        "order": shards.order,
+        "order_seed": shards.seed,
+        "cache_path": config.cache.path,
+        "workers": config.executor.workers or 1,
+    }
+
+
+def run_plan(config: Config, _: dict[str, Any]) -> PlanReport:
+    """The plan stage: what the write stage will make and cost."""
+    from pipeline.summary import describe_plan
+    from pipeline.write.job import prepare_job
+    from pipeline.write.plan import plan_job
+
+    job = prepare_job(**job_options(config))
+    workers = config.executor.workers or 1
+    report = plan_job(job, Path(config.shards.path), audit=config.tokenizer.audit, workers=workers)
+    print(describe_plan(report))
     return report
 
 
-def run_verify(config: Config) -> VerifyReport:
+def run_write(config: Config, earlier: dict[str, Any] | None = None) -> WriteReport:
+    """The write stage: text to shards."""
+    from pipeline.summary import describe_held, describe_write
+    from pipeline.write.stage import write_shards
+
+    report = write_shards(
+        config.shards.path,
+        **job_options(config),
+        max_bad_fraction=config.corpus.max_bad_fraction,
+        audit=config.tokenizer.audit,
+        overwrite=config.shards.overwrite,
+        config=dataclasses.asdict(config),
+    )
+    print(describe_write(report))
+    plan = (earlier or {}).get("plan")
+    if plan and not report.finished_before:
+        print()
+        print(describe_held(plan, report))
+    return report
+
+
+def run_verify(config: Config, _: dict[str, Any]) -> VerifyReport:
     """The verify stage: every fault of the data set."""
     from pipeline.summary import describe_verify
     from pipeline.verify import verify_shards
@@ -142,7 +171,7 @@ def run_verify(config: Config) -> VerifyReport:
     return report
 
 
-def run_load(config: Config) -> Any:
+def run_load(config: Config, _: dict[str, Any]) -> Any:
     """The load stage: shards to embedded batches."""
     from pipeline.load.stage import load_batches
     from pipeline.summary import describe_load, describe_window
@@ -175,11 +204,19 @@ def run_load(config: Config) -> Any:
     return report
 
 
-def run_report(config: Config) -> Report:
+def run_report(config: Config, _: dict[str, Any]) -> Report:
     """The report stage: a sweep's table and pictures, made again from what its points left."""
     assert config.sweep.path, "the config asks for it"
     return finish_sweep(Path(config.sweep.path))
 
+
+RUNNERS: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
+    "plan": run_plan,
+    "write": run_write,
+    "verify": run_verify,
+    "load": run_load,
+    "report": run_report,
+}
 
 if __name__ == "__main__":
     main()

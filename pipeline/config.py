@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 ORDERS = ("sequential", "shuffled")
-STAGES = ("write", "verify", "load", "report")
+STAGES = ("plan", "write", "verify", "load", "report")
 
 
 class ConfigError(ValueError):

@@ -36,18 +36,31 @@ def shard_schema(max_length: int, *, padded: bool) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
-def group_table(ids_BT1: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, padded: bool) -> pa.Table:
+def group_table(
+    ids_BT1: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    padded: bool,
+    scratch_2BT: np.ndarray | None = None,
+) -> pa.Table:
     """The rows of one row group: ids_BT1 int32 [B, L + 1], starts int64 [B], lengths int32 [B].
 
-    Of disjoint windows that lie end to end in memory nothing is copied; of all others each column once.
+    Of disjoint windows that lie end to end in memory nothing is copied; of all others each column once, into
+    `scratch_2BT`, int32 [2, B or more, L], where it is given: the table is then valid until that is used again.
+    Memory that is not fresh takes the copy in a third of the time.
     """
     max_length = ids_BT1.shape[1] - 1
-    inputs_BT, targets_BT = np.ascontiguousarray(ids_BT1[:, :-1]), np.ascontiguousarray(ids_BT1[:, 1:])
     short = np.flatnonzero(lengths < max_length)
+    inputs_BT, targets_BT = ids_BT1[:, :-1], ids_BT1[:, 1:]
+    if len(short) or not inputs_BT.flags.c_contiguous:
+        if scratch_2BT is None:
+            scratch_2BT = np.empty((2, len(starts), max_length), np.int32)
+        scratch_2BT[0, : len(starts)], scratch_2BT[1, : len(starts)] = inputs_BT, targets_BT
+        inputs_BT, targets_BT = scratch_2BT[:, : len(starts)]
     if len(short):
-        behind = np.arange(max_length) >= lengths[short, None]
-        targets_BT = targets_BT.copy()
-        targets_BT[short] = np.where(behind, IGNORED, targets_BT[short])
+        behind_BT = np.arange(max_length) >= lengths[short, None]
+        targets_BT[short] = np.where(behind_BT, IGNORED, targets_BT[short])
     schema = shard_schema(max_length, padded=padded)
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),

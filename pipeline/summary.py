@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.load.stage import LoadReport
     from pipeline.verify import VerifyReport
+    from pipeline.write.plan import Estimate, PlanReport
     from pipeline.write.stage import WriteReport
     from pipeline.write.tokenizer import Tokenizer
 
@@ -77,6 +80,45 @@ def describe_write(report: WriteReport) -> str:
             )
         )
     return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
+
+
+def describe_plan(report: PlanReport) -> str:
+    """What a write stage will make and cost, each with its margin."""
+    share = report.sampled_bytes / max(1, report.input_bytes)
+    lines = [
+        _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share:.0%} of the input"),
+        *(_line(name, _margin(getattr(report, name), show)) for name, show in PLANNED.items()),
+    ]
+    return "\n".join(["plan", *lines, f"  {'for':<10}{report.path}"])
+
+
+def describe_held(plan: PlanReport, report: WriteReport) -> str:
+    """How well a plan held: each quantity as planned, as it came, and whether that lies within the margin."""
+    splits = report.manifest.splits.values()
+    came = {
+        "documents": sum(split.num_documents for split in splits),
+        "tokens": sum(split.num_tokens for split in splits),
+        "windows": sum(split.num_windows for split in splits),
+        "shards": sum(len(split.shards) for split in splits),
+        "bytes": sum(shard.bytes for split in splits for shard in split.shards),
+        "memory": report.peak_memory,
+        "seconds": report.start_seconds + report.tokenize_seconds + report.write_seconds,
+    }
+    lines = []
+    for name, show in PLANNED.items():
+        planned = getattr(plan, name)
+        off = (came[name] - planned.value) / max(planned.value, 1e-9)
+        # A plan of all splits has no margin; a document that is cut in two, or a text's end, is one off.
+        is_within = abs(came[name] - planned.value) <= max(planned.margin, 0.001 * planned.value + 1)
+        verdict = "within the margin" if is_within else "outside the margin"
+        lines.append(
+            _line(name, f"{_margin(planned, show)} planned", f"{show(came[name])} came", f"{off:+.1%}", verdict)
+        )
+    return "\n".join(["plan held", *lines])
+
+
+def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:
+    return f"{show(estimate.value)} ± {show(estimate.margin)}" if estimate.margin else f"{show(estimate.value)}"
 
 
 def describe_verify(report: VerifyReport) -> str:
@@ -155,12 +197,27 @@ def seconds(duration: float) -> str:
     return f"{duration:.3g} s" if duration < 100 else f"{duration:,.0f} s"
 
 
+def _count(value: float) -> str:
+    return f"{round(value):,}"
+
+
 def _scaled(value: float) -> str:
     for unit in ("", "k", "M", "G"):
         if value < 1000:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} T"
+
+
+PLANNED: dict[str, Callable[[float], str]] = {
+    "documents": _count,
+    "tokens": _count,
+    "windows": _count,
+    "shards": _count,
+    "bytes": size,
+    "memory": size,
+    "seconds": seconds,
+}
 
 
 def _line(name: str, *parts: str) -> str:

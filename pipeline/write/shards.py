@@ -17,6 +17,8 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.manifest import ShardEntry
 from pipeline.shard_format import group_table, shard_schema, shard_writer
 from pipeline.windows import read_rows
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import BinaryIO
-
-    import numpy as np
 
     from pipeline.layout import Layout
     from pipeline.token_store import TokenStream
@@ -120,13 +120,15 @@ def write_shard(
     temporary = folder / WRITING / name
     padded = windows.tail == "pad"
     groups = []
+    rows = min(layout.windows_per_group, last - first)
+    scratch_2BT = np.empty((2, rows, windows.max_length), np.int32)  # no memory until it is touched
     with temporary.open("wb") as file:
         sink = _HashingFile(file)
         schema = shard_schema(windows.max_length, padded=padded)
         with shard_writer(sink, schema, compression=layout.compression) as writer:
             for begin in range(first, last, layout.windows_per_group):
                 end = min(begin + layout.windows_per_group, last)
-                writer.write_table(group_table(*read(begin, end), padded=padded))
+                writer.write_table(group_table(*read(begin, end), padded=padded, scratch_2BT=scratch_2BT))
                 groups.append(end - begin)
         file.flush()
         os.fsync(file.fileno())

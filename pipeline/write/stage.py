@@ -7,8 +7,6 @@ disk.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections import Counter
@@ -17,28 +15,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.layout import Layout, choose_layout
-from pipeline.manifest import FORMAT_VERSION, Manifest, SplitEntry, write_manifest
-from pipeline.token_store import store_id
-from pipeline.windows import Windows
+from pipeline.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.write.card import write_card
-from pipeline.write.corpus import CorpusOptions, find_splits
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
+from pipeline.write.job import Job, prepare_job
+from pipeline.write.plan import peak_memory
 from pipeline.write.quarantine import FILE as QUARANTINE
 from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
 from pipeline.write.shards import shard_names, write_split
-from pipeline.write.tokenizer import load_tokenizer
-from pipeline.write.tokens import Policy, chunk_id, describe_tokenizer, tokenize
+from pipeline.write.tokens import describe_tokenizer, tokenize
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
     from pipeline.token_store import TokenStore, TokenStream
+    from pipeline.windows import Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +49,7 @@ class WriteReport:
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
     write_seconds: float
+    peak_memory: int  # bytes resident at most in this process so far, mapped files included
 
 
 def write_shards(
@@ -94,9 +90,8 @@ def write_shards(
     """Write a corpus as a data set of token windows in Parquet shards.
 
     The arguments are the config's keys of the same names (`order_seed` is `shards.seed`); `stride` left out is
-    `max_length`. `config` is recorded in
-    the manifest and has no other effect. A data set that is there already and has the same fingerprint is left as it
-    is.
+    `max_length`. `config` is recorded in the manifest and has no other effect. A data set that is there already and has
+    the same fingerprint is left as it is.
 
     After a crash the same call keeps the shards whose bytes are as recorded, and writes the rest.
 
@@ -105,38 +100,41 @@ def write_shards(
             another run writes there; the disk is full, or a folder cannot be written.
 
     """
-    folder, cache = Path(path), Path(cache_path)
-    stride = max_length if stride is None else stride
     started = time.perf_counter()
-    layout = choose_layout(
-        max_length=max_length,
-        windows_per_group=windows_per_group,
-        windows_per_shard=windows_per_shard,
-        compression=compression,
-    )
-    encoder = load_tokenizer(
-        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
-    )
-    paths = (corpus_path,) if isinstance(corpus_path, str) else tuple(corpus_path or ())
-    options = CorpusOptions(
-        paths=paths,
+    job = prepare_job(
+        corpus=corpus,
+        corpus_path=corpus_path,
+        corpus_url=corpus_url,
+        corpus_sha256=corpus_sha256,
+        corpus_subset=corpus_subset,
+        corpus_part=corpus_part,
         text_field=text_field,
-        subset=corpus_subset,
-        part=corpus_part,
-        url=corpus_url,
-        sha256=corpus_sha256,
-        cache=cache,
-        cut_safe=encoder.cut_safe,
+        on_bad=on_bad,
+        max_document_bytes=max_document_bytes,
+        tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
+        tokenizer_pattern=tokenizer_pattern,
+        engine=engine,
+        special_text=special_text,
+        max_length=max_length,
+        stride=stride,
+        tail=tail,
+        documents=documents,
+        validation=validation,
+        split_seed=split_seed,
+        windows_per_shard=windows_per_shard,
+        windows_per_group=windows_per_group,
+        compression=compression,
+        order=order,
+        order_seed=order_seed,
+        cache_path=cache_path,
         workers=workers,
     )
-    inputs = find_splits(corpus, options)
-    policy = Policy(validation=validation, seed=split_seed, on_bad=on_bad, max_document_bytes=max_document_bytes)
-    ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
-    window: dict[str, Any] = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents}
-    stored = {"order": order, "seed": order_seed if order == "shuffled" else None}
-    identity = fingerprint(store_id(ids, validation=validation), {**window, **stored}, layout)
+    folder, encoder, identity = Path(path), job.encoder, job.fingerprint
     ready = time.perf_counter()
-    report = partial(WriteReport, path=folder, chunks=len(ids), engine=encoder.engine, start_seconds=ready - started)
+    report = partial(
+        WriteReport, path=folder, chunks=len(job.inputs), engine=encoder.engine, start_seconds=ready - started
+    )
     with explained(folder, "shards.path"):
         finished = find_finished(folder, identity)
         if finished:
@@ -144,23 +142,33 @@ def write_shards(
             check_fraction(bad, good, max_bad_fraction=max_bad_fraction, path=folder / QUARANTINE)
             remove_leftovers(folder, identity)
             return report(
-                manifest=finished, finished_before=True, chunks_made=0, tokenize_seconds=0.0, write_seconds=0.0
+                manifest=finished,
+                finished_before=True,
+                chunks_made=0,
+                tokenize_seconds=0.0,
+                write_seconds=0.0,
+                peak_memory=peak_memory(),
             )
         with claim_folder(folder, identity, overwrite=overwrite) as claim:
-            with _bar("tokenize", sum(part.num_bytes for part in inputs), "B") as bar, explained(cache, "cache.path"):
+            with (
+                _bar("tokenize", sum(part.num_bytes for part in job.inputs), "B") as bar,
+                explained(job.cache, "cache.path"),
+            ):
                 store, made = tokenize(
-                    inputs,
-                    cache=cache,
+                    job.inputs,
+                    cache=job.cache,
                     tokenizer=encoder,
-                    policy=policy,
+                    policy=job.policy,
                     audit=audit,
                     max_bad_fraction=max_bad_fraction,
                     workers=workers,
                     advance=bar.update,
                 )
             tokenized = time.perf_counter()
-            plans = {name: plan_split(store, name, **window) for name in store.splits()}
-            names = {file for name, (_, windows) in plans.items() for file in shard_names(name, len(windows), layout)}
+            plans = {name: cut_split(job, store, name) for name in store.splits()}
+            names = {
+                file for name, (_, windows) in plans.items() for file in shard_names(name, len(windows), job.layout)
+            }
             prepare_folder(claim, names)
             splits = {}
             with _bar("write", sum(len(windows) for _, windows in plans.values()), "windows") as bar:
@@ -170,7 +178,7 @@ def write_shards(
                         name,
                         stream=stream,
                         windows=windows,
-                        layout=layout,
+                        layout=job.layout,
                         order=order,
                         seed=order_seed,
                         pad_id=encoder.end_of_text,
@@ -183,7 +191,7 @@ def write_shards(
                         num_tokens=len(stream),
                         num_windows=len(windows),
                         max_length=max_length,
-                        stride=stride,
+                        stride=windows.stride,
                         shards=entries,
                     )
             manifest = Manifest(
@@ -191,7 +199,7 @@ def write_shards(
                 tokenizer=describe_tokenizer(encoder),
                 corpus=count_corpus(store),
                 store=store.id,
-                windows={**window, **stored, "pad_id": encoder.end_of_text if tail == "pad" else None},
+                windows={**job.stored, "pad_id": encoder.end_of_text if tail == "pad" else None},
                 splits=splits,
                 written_by={"pyarrow": pa.__version__},
                 config=config or {},
@@ -207,37 +215,26 @@ def write_shards(
         chunks_made=made,
         tokenize_seconds=tokenized - ready,
         write_seconds=time.perf_counter() - tokenized,
+        peak_memory=peak_memory(),
     )
 
 
-def fingerprint(store: str, window: dict[str, Any], layout: Layout) -> str:
-    """A data set's identity: sha256 over the token store's identity, the windows with their order, and the layout."""
-    parts = [FORMAT_VERSION, store, window, layout.windows_per_group, layout.windows_per_shard, layout.compression]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def plan_split(
-    store: TokenStore, split: str, *, max_length: int, stride: int, tail: str, documents: str
-) -> tuple[TokenStream, Windows]:
+def cut_split(job: Job, store: TokenStore, split: str) -> tuple[TokenStream, Windows]:
     """A split's token stream and its windows.
 
     Raises:
         ValueError: the split has no token, or is too short for a single window.
 
     """
-    stream = store.stream(split)
-    if documents == "separate":
-        firsts, sizes = store.documents(split)
-    else:
-        firsts, sizes = np.zeros(1, np.int64), np.array([len(stream)], np.int64)
-    windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride, tail=tail)
+    stream, windows = job.cut(store, split)
     if len(windows) == 0:
         remedy = "lower window.max_length or set window.tail=pad" if len(stream) > 1 else "look at the corpus"
         if store.validation:
             remedy += ", or change split.validation or split.seed"
+        segments = len(windows.firsts) if len(stream) else 0
         raise ValueError(
-            f"the {split} split has {len(stream)} tokens in {len(firsts) if len(stream) else 0} segments, but a window "
-            f"of window.max_length={max_length} needs {max_length + 1} tokens of one; {remedy}"
+            f"the {split} split has {len(stream)} tokens in {segments} segments, but a window of window.max_length="
+            f"{windows.max_length} needs {windows.max_length + 1} tokens of one; {remedy}"
         )
     return stream, windows
 

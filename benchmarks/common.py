@@ -1,0 +1,46 @@
+"""What the peers' scripts share: their command line, GPT-2 by tiktoken, and the line that they end with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tiktoken
+from tiktoken.load import load_tiktoken_bpe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RANKS = Path(__file__).resolve().parents[1] / "pipeline" / "data" / "gpt2.tiktoken"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+END_OF_TEXT = 50256
+
+
+def arguments() -> tuple[list[str], Path, int, int]:
+    """The JSONL files (one folder, cut into as many parts as there are workers), the output, workers, max_length."""
+    folder, output, workers, max_length = sys.argv[1:5]
+    return sorted(str(file) for file in Path(folder).glob("*.jsonl")), Path(output), int(workers), int(max_length)
+
+
+@cache
+def gpt2() -> tiktoken.Encoding:
+    """GPT-2's encoding from the packaged ranks: no network."""
+    ranks = load_tiktoken_bpe(str(RANKS))
+    return tiktoken.Encoding(
+        "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END_OF_TEXT}
+    )
+
+
+def documents(file: str) -> Iterator[str]:
+    """The texts of one JSONL file."""
+    with Path(file).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+
+
+def report(seconds: float, tokens: int) -> None:
+    """The last line that a script prints: what run.py reads."""
+    print(f"RESULT {seconds} {tokens}", flush=True)

@@ -1,0 +1,42 @@
+"""MosaicML Streaming: MDS shards of windows, zstd, a process for each worker, their indexes merged."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from common import END_OF_TEXT, arguments, documents, gpt2, report
+from streaming import MDSWriter
+from streaming.base.util import merge_index
+
+
+def convert(file: str, *, output: Path, max_length: int) -> int:
+    """One part to a folder of MDS shards; its tokens."""
+    held: list[int] = []
+    tokens = 0
+    columns = {"tokens": "ndarray:uint16"}
+    with MDSWriter(out=str(output / Path(file).stem), columns=columns, compression="zstd") as writer:
+        for text in documents(file):
+            held += [*gpt2().encode_ordinary(text), END_OF_TEXT]
+            while len(held) > max_length:
+                writer.write({"tokens": np.array(held[: max_length + 1], np.uint16)})
+                held = held[max_length:]
+                tokens += max_length
+    return tokens
+
+
+def main() -> None:
+    """Tokenize all parts."""
+    files, output, workers, max_length = arguments()
+    started = time.perf_counter()
+    with ProcessPoolExecutor(workers) as pool:
+        tokens = sum(pool.map(partial(convert, output=output, max_length=max_length), files))
+    merge_index(str(output))
+    report(time.perf_counter() - started, tokens)
+
+
+if __name__ == "__main__":
+    main()

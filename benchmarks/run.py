@@ -1,0 +1,93 @@
+"""The same JSONL to train-ready files by stridemill and by its peers, by turns in one run.
+
+    python benchmarks/run.py --python peers/bin/python --file corpus.jsonl --megabytes 20
+
+`--python` has benchmarks/requirements.txt installed; stridemill runs under the Python that runs this. The time is each
+script's own, imports left out. What each leaves differs: stridemill writes inputs and targets, hashed, flushed and
+listed; datatrove, LitData and the Megatron style write each ID once. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PEERS = ("datatrove", "litdata", "datasets", "streaming", "megatron")
+
+OURS = """
+import sys, time
+import pyarrow.parquet, pipeline.write.stage
+from pipeline import write_shards
+folder, output, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+started = time.perf_counter()
+report = write_shards(output + "/shards", cache_path=output + "/cache", corpus="jsonl", corpus_path=folder,
+                      max_length=max_length, workers=workers)
+print("RESULT", time.perf_counter() - started, report.manifest.splits["train"].num_tokens)
+"""
+
+
+def main() -> None:
+    """Run all by turns and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default=sys.executable, help="the Python that has the peers")
+    parser.add_argument("--file", type=Path, required=True, help="a JSONL file with the fields text and id")
+    parser.add_argument("--megabytes", type=int, default=20, help="how much of it")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = cut(given.file, Path(folder), megabytes=given.megabytes, parts=given.workers)
+        commands = {"stridemill": [sys.executable, "-c", OURS]}
+        commands |= {name: [given.python, str(HERE / f"peer_{name}.py")] for name in given.peers}
+        taken: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(given.rounds):
+            for name, command in commands.items():
+                result = run([*command, folder, "OUT", str(given.workers), str(given.max_length)], name)
+                if result is not None:
+                    taken[name].append(result)
+    if not taken["stridemill"]:
+        sys.exit("stridemill failed: nothing to compare with")
+    ours = statistics.median(taken["stridemill"])
+    print(f"{parts / 1e6:.0f} MB, {given.workers} workers, max_length {given.max_length}, {given.rounds} rounds")
+    for name, times in taken.items():
+        if times:
+            median = statistics.median(times)
+            print(f"  {name:<12}{parts / 1e6 / median:8.1f} MB/s   stridemill is {median / ours:6.1f} times as fast")
+
+
+def cut(file: Path, folder: Path, *, megabytes: int, parts: int) -> int:
+    """The first megabytes of a JSONL file as so many files of equal size; their bytes."""
+    limit, size = megabytes * 1_000_000, 0
+    with file.open("rb") as lines:
+        for part in range(parts):
+            with (folder / f"part-{part}.jsonl").open("wb") as out:
+                while size < limit * (part + 1) // parts and (line := lines.readline()):
+                    size += out.write(line)
+    return size
+
+
+def run(command: list[str], name: str) -> float | None:
+    """The seconds that a script says it took; None if it failed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as output:
+        command = [output if part == "OUT" else part for part in command]
+        done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
+    results = [line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if done.returncode or not results:
+        reason = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
+        print(f"  {name}: left out: {reason}", file=sys.stderr)
+        return None
+    print(f"  {name}: {float(results[-1][1]):.2f} s, {int(results[-1][2]):,} tokens", flush=True)
+    return float(results[-1][1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The plan stage: what a write job will make and cost, from a sample, before any shard is written.
+
+Algorithm: up to `SAMPLED_SPLITS` input splits, evenly spread, are tokenized, and a few row groups of their windows are
+encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
+chapter 6), and their margins from how the splits differ: half a 95 % interval by Student's t. What the sample tokenized
+stays in the cache, so the write stage does not do it again; a corpus of no more splits is planned exactly.
+
+Time and memory are measured on the sample, at this machine's present load; their margins are flat.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.shard_format import group_table, shard_schema, shard_writer
+from pipeline.token_store import TokenStore, find_chunk
+from pipeline.windows import read_rows
+from pipeline.write.executor import run_tasks
+from pipeline.write.tokens import describe_tokenizer, tokenize_split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.write.job import Job
+
+SAMPLED_SPLITS = 6
+SAMPLED_GROUPS = 4
+STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57)  # 97.5 % quantiles for 1 to 5 degrees of freedom
+TIME_MARGIN = 0.5  # equal work on a shared machine differs up to 1.8-fold from run to run
+MEMORY_MARGIN = 0.4  # what an engine caches grows with the text
+ROW_BYTES = 16  # a window's token while it is written: two columns of int32, and as much in the Parquet writer
+SHARD_BYTES = 1500  # a footer of few row groups
+FALLBACK_RATE = 1e7  # bytes of text a second and worker, where the whole sample was in the cache already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A quantity and its margin, half of about a 95 % interval, in the same unit."""
+
+    value: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What the write stage is expected to make and to cost."""
+
+    path: Path
+    input_bytes: int
+    sampled_bytes: int
+    documents: Estimate
+    tokens: Estimate
+    windows: Estimate
+    shards: Estimate
+    bytes: Estimate  # on disk, the data set's
+    memory: Estimate  # bytes resident at most, the mapped token store included, which the system takes back if it must
+    seconds: Estimate  # of the write stage that follows
+
+
+def plan_job(job: Job, path: Path, *, audit: float, workers: int) -> PlanReport:
+    """Estimate a job's outcome. Writes nothing but what the sample tokenizes, into the cache; `audit` as in `tokenize`.
+
+    Raises:
+        ValueError: the sample holds no document, or a document is bad and `corpus.on_bad=raise`.
+
+    """
+    inputs = job.inputs
+    places = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_SPLITS, len(inputs))).round().astype(int))
+    sample = [inputs[place] for place in places]
+    task = partial(tokenize_split, cache=job.cache, tokenizer=job.encoder, policy=job.policy, audit=audit)
+    started = time.perf_counter()
+    made = list(run_tasks(task, sample, workers=workers))
+    taken = time.perf_counter() - started
+    chunks = [chunk for chunk, _ in made]
+    new_bytes = sum(part.num_bytes for part, (_, is_new) in zip(sample, made, strict=True) if is_new)
+    total = sum(part.num_bytes for part in inputs)
+    sizes = [part.num_bytes for part in sample]
+    extend = partial(estimate_total, sizes=sizes, total=total, population=len(inputs))
+    documents = extend([sum(chunk.num_documents.values()) for chunk in chunks])
+    if documents.value == 0:
+        raise ValueError("the sample holds no document; look at corpus.path")
+    store = TokenStore(
+        cache=job.cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=job.policy.validation
+    )
+    is_whole = len(sample) == len(inputs)
+    parts = [_plan_split(job, store, name, is_whole=is_whole, extend=extend) for name in store.splits()]
+    tokens, windows = _add([tokens for tokens, _ in parts]), _add([windows for _, windows in parts])
+    shards = _add([_count_shards(job, windows_of_split) for _, windows_of_split in parts])
+    per_window, seconds_per_window = _encode_sample(job, store, is_whole=is_whole)
+    rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
+    chunks_by_split = zip(inputs, job.chunk_ids, strict=True)
+    left = sum(part.num_bytes for part, chunk in chunks_by_split if find_chunk(job.cache, chunk) is None)
+    busy = min(workers, max(1.0, shards.value))
+    seconds = job.seconds + left / rate + windows.value * seconds_per_window / busy
+    mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * job.encoder.dtype.itemsize
+    groups = (workers - 1) * ROW_BYTES * job.layout.windows_per_group * job.window["max_length"]
+    memory = peak_memory() + mapped + groups
+    return PlanReport(
+        path=path,
+        input_bytes=total,
+        sampled_bytes=sum(sizes),
+        documents=documents,
+        tokens=tokens,
+        windows=windows,
+        shards=shards,
+        bytes=Estimate(
+            value=windows.value * per_window.value + shards.value * SHARD_BYTES,
+            margin=math.hypot(windows.margin * per_window.value, windows.value * per_window.margin),
+        ),
+        memory=Estimate(value=memory, margin=memory * MEMORY_MARGIN),
+        seconds=Estimate(value=seconds, margin=seconds * TIME_MARGIN),
+    )
+
+
+def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: float, population: int) -> Estimate:
+    """The total of a quantity over all splits, from its values in some of them and the splits' sizes.
+
+    Args:
+        found: the quantity in each sampled split.
+        sizes: the size of each sampled split.
+        total: the size of all splits.
+        population: how many splits there are.
+
+    """
+    values, weights = np.asarray(found, float), np.asarray(sizes, float)
+    ratio = values.sum() / max(1.0, weights.sum())
+    value, n = ratio * total, len(values)
+    if n == population:
+        return Estimate(value=float(values.sum()), margin=0.0)
+    if n == 1:
+        return Estimate(value=value, margin=value)
+    spread = math.sqrt(n / (n - 1) * float(np.square(values - ratio * weights).sum()))
+    left = 1 - n / population
+    return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(left))
+
+
+def _plan_split(job: Job, store: TokenStore, name: str, *, is_whole: bool, extend: Any) -> tuple[Estimate, Estimate]:
+    """A split's tokens and windows."""
+    stream, windows = job.cut(store, name)
+    if is_whole:
+        return Estimate(value=len(stream), margin=0.0), Estimate(value=len(windows), margin=0.0)
+    tokens = extend([chunk.tokens[name] for chunk in store.chunks])
+    if job.window["documents"] == "join":  # one segment: nearly a window for each stride
+        stride = job.window["stride"]
+        value = max(0.0, (tokens.value - job.window["max_length"]) / stride)
+        return tokens, Estimate(value=value, margin=tokens.margin / stride)
+    per_token = len(windows) / max(1, len(stream))
+    documents = extend([chunk.num_documents[name] for chunk in store.chunks])
+    margin = tokens.margin * per_token + documents.margin  # a document more or less has a tail more or less
+    return tokens, Estimate(value=tokens.value * per_token, margin=margin)
+
+
+def _count_shards(job: Job, windows: Estimate) -> Estimate:
+    """The files of a split: their size depends on the number of windows too, so the margin is found by trial."""
+
+    def count(num_windows: float) -> int:
+        rounded = max(0, round(num_windows))
+        return -(-rounded // job.layout.shard_size(rounded))
+
+    value = count(windows.value)
+    around = (count(windows.value - windows.margin), count(windows.value + windows.margin))
+    return Estimate(value=value, margin=max(abs(value - other) for other in around))
+
+
+def _encode_sample(job: Job, store: TokenStore, *, is_whole: bool) -> tuple[Estimate, float]:
+    """Bytes on disk for a window with the margin of their mean, and the seconds that one core takes for one."""
+    sizes: list[int] = []
+    counts: list[int] = []
+    taken, groups = 0.0, 0
+    padded = job.window["tail"] == "pad"
+    for name in store.splits():
+        stream, windows = job.cut(store, name)
+        group = job.layout.windows_per_group
+        groups += -(-len(windows) // group)
+        firsts = np.unique(np.linspace(0, max(0, len(windows) - group), SAMPLED_GROUPS).astype(int))
+        sink = pa.BufferOutputStream()
+        with shard_writer(
+            sink, shard_schema(windows.max_length, padded=padded), compression=job.layout.compression
+        ) as writer:
+            for first in firsts if len(windows) else ():
+                started = time.perf_counter()
+                last = min(int(first) + group, len(windows))
+                group_rows = read_rows(
+                    stream, windows, int(first), last, order=job.order, seed=job.seed, pad_id=job.encoder.end_of_text
+                )
+                writer.write_table(group_table(*group_rows, padded=padded))
+                taken += time.perf_counter() - started
+                counts.append(last - int(first))
+        metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+        sizes += [_stored_bytes(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
+    if not counts:
+        return Estimate(value=0.0, margin=0.0), 0.0
+    rows = sum(counts)
+    stored = estimate_total(sizes, sizes=counts, total=rows, population=groups if is_whole else sys.maxsize)
+    return Estimate(value=stored.value / rows, margin=min(stored.margin, stored.value) / rows), taken / rows
+
+
+def _stored_bytes(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(number).total_compressed_size for number in range(group.num_columns))
+
+
+def _add(estimates: Sequence[Estimate]) -> Estimate:
+    """A sum of estimates from one sample: their errors go together, so the margins add up."""
+    return Estimate(value=sum(one.value for one in estimates), margin=sum(one.margin for one in estimates))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had resident, in bytes; pages of mapped token stores count."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,241 @@
+"""Writing, beside the least that could do the same: `python scripts/bench.py write [end] [windows] [--megabytes 60]`.
+
+`end`: a JSONL file to finished shards, ours with all guarantees on against a bare script of gigatoken, numpy and
+`write_table`, which has none: no check of the text, no audit, no hash, no flush to the disk, no manifest, no resume,
+all in memory. Each run is a process of its own with an empty cache; imports are left out of the time.
+
+`windows`: the pass from token store to shards alone, against `write_table` of the same prepared tables with the same
+settings, on the same number of threads.
+
+Both run by turns; the figures are medians, and the ratio is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.layout import choose_layout
+from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
+from pipeline.token_store import TokenStream
+from pipeline.windows import Windows, read_windows
+from pipeline.write.shards import write_split
+from pipeline.write.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OURS = """
+import sys, time
+import pyarrow.parquet, pipeline.write.stage
+from pipeline import write_shards
+file, folder, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+started = time.perf_counter()
+report = write_shards(folder + "/shards", cache_path=folder + "/cache", corpus="jsonl", corpus_path=file,
+                      max_length=max_length, workers=workers)
+print(time.perf_counter() - started, report.manifest.splits["train"].num_windows)
+"""
+
+BARE = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import awkward, numpy as np, pyarrow as pa, pyarrow.json, pyarrow.parquet as pq
+from gigatoken.gigatoken_rs import BPETokenizer
+file, folder, workers, L = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+started = time.perf_counter()
+pa.set_cpu_count(workers)
+encoder = BPETokenizer.from_tiktoken(sys.argv[5], "gpt2", {})
+table = pyarrow.json.read_json(file, read_options=pyarrow.json.ReadOptions(block_size=16 << 20))
+lists = encoder.encode_batch(awkward.from_arrow(table["text"]), parallel=workers > 1).layout
+starts, flat = np.asarray(lists.offsets.data), np.asarray(lists.content.data)
+ends = np.cumsum(np.diff(starts) + 1)
+ids = np.full(ends[-1], 50256, np.int32)
+is_text = np.ones(len(ids), bool)
+is_text[ends - 1] = False
+ids[is_text] = flat[starts[0] : starts[-1]]
+n = -(-(len(ids) - 1 - L) // L)
+def column(shift):
+    return pa.FixedSizeListArray.from_arrays(pa.array(ids[shift : shift + n * L]), L)
+table = pa.table({"input_ids": column(0), "target_ids": column(1)})
+def write(part):
+    rows = -(-n // (4 * workers))
+    pq.write_table(table.slice(part * rows, rows), f"{folder}/{part}.parquet", row_group_size=max(1, (1 << 19) // L),
+                   compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False)
+list(ThreadPoolExecutor(workers).map(write, range(4 * workers)))
+print(time.perf_counter() - started, n)
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the command line names; both parts by default."""
+    parser = argparse.ArgumentParser(prog="bench.py write", description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["end", "windows"], help="end, windows")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
+    parser.add_argument("--megabytes", type=int, default=60, help="of the file that is made")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args(arguments)
+    file = given.file
+    if file is None:
+        from bench_corpus import make_jsonl
+
+        file = make_jsonl(given.megabytes)
+    if "end" in given.parts:
+        bench_end(file, max_length=given.max_length, workers=given.workers, rounds=given.rounds)
+    if "windows" in given.parts:
+        bench_windows(file, workers=given.workers, rounds=given.rounds)
+
+
+def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None:
+    """Text to finished shards."""
+    megabytes = file.stat().st_size / 1e6
+    ranks = ROOT / "pipeline" / "data" / "gpt2.tiktoken"
+
+    def run(code: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-c", code, str(file), folder, str(workers), str(max_length), str(ranks)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            seconds, windows = done.stdout.split()
+            counts.add(int(windows))
+            return float(seconds)
+
+    counts: set[int] = set()
+    print(f"end to end: {file.name}, {megabytes:.0f} MB, max_length {max_length}, {workers} workers, {rounds} rounds")
+    times = by_turns({"stridemill": lambda: run(OURS), "bare script": lambda: run(BARE)}, rounds)
+    assert len(counts) == 1, f"both write the same windows: {counts}"
+    for name, taken in times.items():
+        print(f"  {name:<14}{megabytes / statistics.median(taken):8.1f} MB/s   median {statistics.median(taken):.2f} s")
+    print_ratio(times, "stridemill", "bare script")
+
+
+def bench_windows(file: Path, *, workers: int, rounds: int) -> None:
+    """Token store to shards, disjoint windows of 1,024 and windows of 256 with stride 1."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ids = encode_text(file, megabytes=20)
+        np.save(folder / "ids.npy", ids)
+        for max_length, stride, tokens in [(1024, 1024, len(ids)), (256, 1, 300_000)]:
+            bench_split(folder, ids[:tokens], max_length, stride, workers=workers, rounds=rounds)
+
+
+def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, workers: int, rounds: int) -> None:
+    """One shape of windows: `write_split` against `write_table`."""
+    stream = TokenStream([folder / "ids.npy"], [len(ids)])
+    firsts, sizes = np.zeros(1, np.int64), np.array([len(ids)], np.int64)
+    windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride)
+    layout = choose_layout(max_length=max_length, windows_per_group=None, windows_per_shard=None, compression="zstd")
+    size, group = layout.shard_size(len(windows)), layout.windows_per_group
+    tables = [
+        group_table(*read_windows(stream, windows, first, min(first + size, len(windows)), pad_id=0), padded=False)
+        for first in range(0, len(windows), size)
+    ]
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            (Path(place) / "data").mkdir()
+            (Path(place) / ".writing").mkdir()
+            started = time.perf_counter()
+            entries = write_split(
+                Path(place),
+                "train",
+                stream=stream,
+                windows=windows,
+                layout=layout,
+                order="sequential",
+                seed=0,
+                pad_id=0,
+                workers=workers,
+                recorded={},
+                advance=lambda _: None,
+            )
+            taken = time.perf_counter() - started
+        stored.append(sum(entry.bytes for entry in entries))
+        return taken
+
+    def bare() -> float:
+        def write(at: int) -> None:
+            pq.write_table(
+                tables[at],
+                f"{place}/{at}.parquet",
+                row_group_size=group,
+                compression="zstd",
+                compression_level=ZSTD_LEVEL,
+                use_dictionary=False,
+                column_encoding={"start": "DELTA_BINARY_PACKED"},
+                data_page_size=PAGE_BYTES,
+                write_statistics=["start"],
+                write_page_checksum=True,
+            )
+
+        with tempfile.TemporaryDirectory(dir=folder) as place, ThreadPoolExecutor(workers) as pool:
+            started = time.perf_counter()
+            list(pool.map(write, range(len(tables))))
+            return time.perf_counter() - started
+
+    stored: list[int] = []
+    print(f"windows: max_length {max_length}, stride {stride}, {len(windows):,} windows, {workers} workers")
+    times = by_turns({"stridemill": ours, "write_table": bare}, rounds)
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        rate = len(windows) / median
+        print(f"  {name:<14}{rate / 1e3:8.1f} kwindows/s   {rate * max_length / 1e6:7.1f} Mtokens/s")
+    print(f"  {'on disk':<14}{stored[0] / len(windows) / stride:8.2f} bytes per token of text")
+    print_ratio(times, "stridemill", "write_table")
+
+
+def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each run's seconds in every round; a first round that warms the disk's cache is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            taken = run()
+            if number:
+                times[name].append(taken)
+    return times
+
+
+def print_ratio(times: dict[str, list[float]], ours: str, other: str) -> None:
+    """The speed of one as a part of the other's, median over the rounds."""
+    ratios = [theirs / mine for mine, theirs in zip(times[ours], times[other], strict=True)]
+    print(
+        f"  {'ratio':<14}{statistics.median(ratios):8.2f} of {other}'s speed ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def encode_text(file: Path, *, megabytes: int) -> np.ndarray:
+    """The IDs of the first so many megabytes of a JSONL file, uint16, end-of-text behind each document."""
+    tokenizer = load_tokenizer(name="gpt2", path=None, pattern=None, engine="auto", special_text="literal")
+    texts, left = [], megabytes * 1_000_000
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            texts.append(json.loads(line)["text"])
+            left -= len(line)
+            if left < 0:
+                break
+    ids, counts = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
+    joined = np.full(len(ids) + len(counts), tokenizer.end_of_text, np.uint16)
+    is_text = np.ones(len(joined), bool)
+    is_text[np.cumsum(counts + 1) - 1] = False
+    joined[is_text] = ids
+    return joined
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

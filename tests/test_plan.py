@@ -1,0 +1,118 @@
+"""The plan: exact where all of the input is the sample, and else with margins that hold."""
+
+import numpy as np
+import pytest
+
+from pipeline import write_shards
+from pipeline.write import splits
+from pipeline.write.job import prepare_job
+from pipeline.write.plan import estimate_total, plan_job
+
+REST = {
+    "corpus_url": None,
+    "corpus_sha256": None,
+    "corpus_subset": None,
+    "corpus_part": "train",
+    "text_field": "text",
+    "on_bad": "quarantine",
+    "max_document_bytes": None,
+    "tokenizer": "bytes",
+    "tokenizer_path": None,
+    "tokenizer_pattern": None,
+    "engine": "auto",
+    "special_text": "literal",
+    "split_seed": 0,
+    "windows_per_shard": 64,
+    "windows_per_group": 32,
+    "compression": "zstd",
+    "order": "sequential",
+    "order_seed": 0,
+    "workers": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """60 texts of different lengths."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    sizes = np.random.default_rng(5).integers(200, 2000, 60)
+    for number, size in enumerate(sizes):
+        (folder / f"{number:02}.txt").write_text(f"text {number} " * (int(size) // 8), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path, folder):
+    def run(**window):
+        given = {"max_length": 16, "stride": 16, "tail": "drop", "documents": "join", "validation": 0.0, **window}
+        options = {**REST, **given, "corpus": "text", "corpus_path": str(folder), "cache_path": tmp_path / "cache"}
+        job = prepare_job(**options)
+        return plan_job(job, tmp_path / "shards", audit=0.0, workers=2), options
+
+    return run
+
+
+WINDOWS = [
+    {},
+    {"stride": 3},
+    {"stride": 5, "tail": "pad"},
+    {"documents": "separate", "tail": "pad"},
+    {"validation": 0.3},
+    {"order": "shuffled"},
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_corpus_that_is_its_own_sample_is_planned_exactly(plan, tmp_path, window):
+    planned, options = plan(**window)
+    assert not (tmp_path / "shards").exists(), "nothing is written"
+    report = write_shards(tmp_path / "shards", **options)
+    entries = report.manifest.splits.values()
+    assert planned.documents.value == 60
+    assert planned.tokens.value == sum(split.num_tokens for split in entries)
+    assert planned.windows.value == sum(split.num_windows for split in entries)
+    assert planned.shards.value == sum(len(split.shards) for split in entries)
+    assert planned.tokens.margin == planned.windows.margin == planned.shards.margin == 0
+    assert report.chunks_made == 0, "what the sample tokenized is not done again"
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_sample_of_a_corpus_holds_within_its_margins(plan, tmp_path, monkeypatch, window):
+    monkeypatch.setattr(splits, "GROUP_FILES", 2)  # about 30 splits
+    planned, options = plan(**window)
+    assert 0 < planned.sampled_bytes < planned.input_bytes / 2
+    report = write_shards(tmp_path / "shards", **options)
+    entries = report.manifest.splits.values()
+    came = {
+        "documents": sum(split.num_documents for split in entries),
+        "tokens": sum(split.num_tokens for split in entries),
+        "windows": sum(split.num_windows for split in entries),
+        "shards": sum(len(split.shards) for split in entries),
+    }
+    for name, value in came.items():
+        estimate = getattr(planned, name)
+        assert abs(value - estimate.value) <= estimate.margin + 1, name
+        assert estimate.margin < estimate.value, name
+    assert report.chunks_made < report.chunks
+
+
+def test_the_ratio_estimator_by_eye():
+    exact = estimate_total([10, 20], sizes=[1, 2], total=3, population=2)
+    assert (exact.value, exact.margin) == (30, 0)
+    even = estimate_total([10, 20], sizes=[1, 2], total=30, population=20)
+    assert (even.value, even.margin) == (300, 0), "ten for each unit of size, everywhere"
+    uneven = estimate_total([10, 20, 60], sizes=[1, 2, 3], total=60, population=30)
+    assert uneven.value == 900
+    assert uneven.margin == pytest.approx(4.30 * 60 / 6 * np.sqrt(3 / 2 * (5**2 + 10**2 + 15**2)) * np.sqrt(0.9))
+
+
+def test_plan_is_a_stage_and_the_write_summary_says_how_well_it_held(cli, tmp_path):
+    done = cli("stages=[plan]", "tokenizer=bytes")
+    assert done.returncode == 0, done.stderr
+    for line in ("documents 79", "tokens    ", "windows   ", "shards    1", "bytes     ", "memory    ", "seconds   "):
+        assert f"  {line}" in done.stdout
+    assert not list(tmp_path.rglob("*.parquet"))
+    done = cli("stages=[plan,write]", "tokenizer=bytes")
+    assert "plan held" in done.stdout
+    assert "documents 79 planned   79 came   +0.0%   within the margin" in done.stdout
