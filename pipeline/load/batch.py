@@ -21,7 +21,6 @@ class Batch:
     input_ids: torch.Tensor  # int64 [B, T]
     target_ids: torch.Tensor  # int64 [B, T]: the same one token later; -100 where there is nothing to predict
     window_ids: torch.Tensor  # int64 [B]: each window's number in its split, -1 for a row that only fills the batch
-    source_ids: torch.Tensor | None = None  # int64 [B]: of a mixture, each window's data set
     document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
     position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
 
@@ -31,7 +30,6 @@ def widen(
     rows: slice,
     *,
     window_ids: torch.Tensor,
-    source_ids: torch.Tensor | None = None,
     end_of_text: int | None = None,
 ) -> Batch:
     """Rows of a block as a batch of int64. With `end_of_text` documents are numbered, see `number_documents`."""
@@ -45,7 +43,6 @@ def widen(
         input_ids=inputs_BT,
         target_ids=targets_BT,
         window_ids=window_ids[rows],
-        source_ids=None if source_ids is None else source_ids[rows],
         document_ids=documents_BT,
         position_ids=places_BT,
     )
@@ -75,11 +72,11 @@ def number_documents(ids_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tens
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor but `window_ids` and `source_ids`, which name samples, on `device`."""
+    """The batch with every tensor but `window_ids`, which names samples, on `device`."""
     if batch.input_ids.device == device:
         return batch
     moved = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     for name, tensor in moved.items():
-        if tensor is not None and name not in ("window_ids", "source_ids"):
+        if tensor is not None and name != "window_ids":
             moved[name] = tensor.to(device, non_blocking=True)
     return Batch(**moved)

@@ -28,14 +28,15 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.load.batch import Batch, widen
+from pipeline.load.device import DeviceBlock
 from pipeline.load.held import Gathered, HeldGroups, Need, place_bytes
 from pipeline.load.order import Order, default_block, num_batches, rank_positions, resolve_shuffle
 from pipeline.load.reader import end_of_text_id, open_split
 from pipeline.load.scoring import check_score
-from pipeline.load.workers import CONTEXTS, Parcel, worker_blocks
+from pipeline.load.workers import CONTEXTS, make_parcel, worker_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
 STATE_FORMAT = 1
 MEMORY_BUDGET = 1 << 29  # 512 MiB: what `auto` asks for fits, whatever the windows and the vocabulary
@@ -69,6 +70,7 @@ class ShardLoader(IterableDataset[Batch]):
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         threads: that decode; the machine's cores, at most 4, when left out.
         memory_budget: bytes of row groups held in memory, at most.
+        device: where batches are to be; see `pipeline.load.device`. They are made in memory when left out.
         workers: processes that decode, instead of threads in this one; see `pipeline.load.workers`.
         worker_context: how they are started: `fork`, `spawn`, `forkserver`; torch's default when left out.
         max_length, stride, tail, documents, windows_per_group, windows_per_shard: of a token store's windows; see
@@ -98,6 +100,7 @@ class ShardLoader(IterableDataset[Batch]):
         tokenizer: Mapping[str, Any] | None = None,
         threads: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        device: torch.device | str | None = None,
         workers: int = 0,
         worker_context: str | None = None,
         max_length: int | None = None,
@@ -138,6 +141,7 @@ class ShardLoader(IterableDataset[Batch]):
         self.order.check_world_size(self.world_size)
         self.workers, self.worker_context = workers, worker_context
         self.memory_budget = memory_budget
+        self.device = None if device is None else torch.device(device)
         self._end_of_text = end_of_text_id(self.reader.tokenizer) if document_ids else None
         self._count_places()
         self._kept: HeldGroups | None = None  # under `full`, from one epoch to the next
@@ -215,32 +219,35 @@ class ShardLoader(IterableDataset[Batch]):
 
     def _hand_over(self, left: int) -> Generator[Batch, None, bool]:
         """Yield the next `left` batches. Ends early, with True, where the loader was moved: by a state, or a reader."""
-        worker, first = get_worker_info(), left
+        worker = get_worker_info()
+        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # in a plain DataLoader's workers
+        first = left
         with closing(self._any_blocks(left)) as blocks:
             for block in blocks:
-                window_ids = torch.from_numpy(block.window_ids)
+                make = self._maker(block)
                 for at in range(block.batches):
                     if block.held is not None and block.held.error is not None:
                         raise block.held.error
-                    rows = slice(at * self.batch_size, (at + 1) * self.batch_size)
-                    batch: Any = None
-                    if worker is None:
-                        batch = widen(block.gathered, rows, window_ids=window_ids, end_of_text=self._end_of_text)
-                    elif left % worker.num_workers == (first - worker.id) % worker.num_workers:
-                        ids, bounds = block.gathered
-                        parts = Gathered(ids[rows], None if bounds is None else bounds[rows])
-                        batch = Parcel(parts, block.window_ids[rows], self._end_of_text)
                     left -= 1
                     self.consumed += self.batch_size * self.world_size
                     if not left:  # the end of an epoch is the start of the next
                         self._begin(self.epoch + 1)
-                    if batch is None:  # another worker's
-                        continue
                     here = (self.epoch, self.consumed)
-                    yield batch
+                    if (first - left - 1) % turns == turn:
+                        yield make(slice(at * self.batch_size, (at + 1) * self.batch_size))
                     if (self.epoch, self.consumed) != here:
                         return True
         return False
+
+    def _maker(self, block: Block) -> Callable[[slice], Batch]:
+        """What makes a batch of some rows of a block."""
+        window_ids, end_of_text = torch.from_numpy(block.window_ids), self._end_of_text
+        if get_worker_info() is not None:
+            return lambda rows: make_parcel(block.gathered, rows, window_ids=block.window_ids, end_of_text=end_of_text)
+        if self.device is not None:
+            on_device = DeviceBlock(block.gathered, self.device)
+            return lambda rows: on_device.widen(rows, window_ids=window_ids, end_of_text=end_of_text)
+        return lambda rows: widen(block.gathered, rows, window_ids=window_ids, end_of_text=end_of_text)
 
     def _batches_from(self, consumed: int) -> int:
         left = max(0, len(self.order) - consumed)

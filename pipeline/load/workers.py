@@ -87,11 +87,17 @@ def worker_blocks(
         del parts  # ends the processes
 
 
-class Parcel:
-    """A narrow batch on its way out of a worker of a plain DataLoader: unpickled, it is a `Batch`."""
+def make_parcel(gathered: Gathered, rows: slice, *, window_ids: np.ndarray, end_of_text: int | None) -> Any:
+    """Rows of a block on their way out of a worker of a plain DataLoader: unpickled, a parcel is a `Batch`."""
+    bounds = None if gathered.bounds is None else gathered.bounds[rows]
+    return Parcel((gathered.ids[rows], bounds, window_ids[rows], end_of_text))
 
-    def __init__(self, gathered: Gathered, window_ids: np.ndarray, end_of_text: int | None) -> None:
-        self.parts = (gathered.ids, gathered.bounds, window_ids, end_of_text)
+
+class Parcel:
+    """A narrow batch that is widened where it is unpickled."""
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
         return _unpack, self.parts
