@@ -12,6 +12,7 @@ def report(input_ids, target_ids):
         tokens=len(input_ids),
         seconds=1.0,
         first_batch_seconds=0.5,
+        load_seconds=0.2,
         shapes={},
         weight=[],
         shuffle="none",

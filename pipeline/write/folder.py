@@ -76,7 +76,6 @@ def claim_folder(folder: Path, identity: str, *, overwrite: bool) -> Iterator[Cl
 
     """
     is_new = not folder.exists()
-    (folder / WRITING).mkdir(parents=True, exist_ok=True)
     try:
         with _locked(folder):
             recorded = _find_recorded(folder, identity, overwrite=overwrite)
@@ -171,7 +170,11 @@ def explained(folder: Path, key: str) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / WRITING / "lock"
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # a run that has just ended took the folder away
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,7 +188,6 @@ def _locked(folder: Path) -> Iterator[None]:
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
         os.close(descriptor)
-        path.parent.mkdir(exist_ok=True)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
