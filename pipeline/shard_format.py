@@ -56,8 +56,15 @@ def group_table(
     if len(short) or not inputs_BT.flags.c_contiguous:
         if scratch_2BT is None:
             scratch_2BT = np.empty((2, len(starts), max_length), np.int32)
-        scratch_2BT[0, : len(starts)], scratch_2BT[1, : len(starts)] = inputs_BT, targets_BT
-        inputs_BT, targets_BT = scratch_2BT[:, : len(starts)]
+        rows = len(starts)
+        if ids_BT1.strides[0] == ids_BT1.strides[1] and not len(short):
+            # Stride 1: a window's targets are the next window's inputs, so one copy serves both columns.
+            rows_BT = scratch_2BT.reshape(-1, max_length)
+            rows_BT[:rows], rows_BT[rows] = inputs_BT, targets_BT[-1]
+            inputs_BT, targets_BT = rows_BT[:rows], rows_BT[1 : rows + 1]
+        else:
+            scratch_2BT[0, :rows], scratch_2BT[1, :rows] = inputs_BT, targets_BT
+            inputs_BT, targets_BT = scratch_2BT[:, :rows]
     if len(short):
         behind_BT = np.arange(max_length) >= lengths[short, None]
         targets_BT[short] = np.where(behind_BT, IGNORED, targets_BT[short])
