@@ -39,7 +39,7 @@ REFUSED = {
     "embedding.positions=rotary": "embedding.positions: must be one of learned, sinusoidal, none; got 'rotary'",
     "executor.workers=0": "executor.workers: must be at least 1; got 0",
     "stages=[wriet]": "stages: must be one of plan, write, verify, load, report (did you mean 'write'?); got 'wriet'",
-    "stages=[]": "stages: must name at least one of write, verify, load, report; got []",
+    "stages=[]": "stages: must name at least one of plan, write, verify, load, report; got []",
     "corpus=text": "corpus.path: corpus=text needs a file, a folder, a glob, or a list of them; got None",
     "corpus.path=[]": "corpus.path: must be a file, folder or glob, or a list of them; got []",
     "corpus.path=3": "corpus.path: must be a file, folder or glob, or a list of them; got 3",
