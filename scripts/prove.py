@@ -92,7 +92,7 @@ def show_quality(shuffle: str, whole: np.ndarray, loader: ShardLoader) -> None:
     for windows in (whole, generator.permutation(len(whole))):
         distance = float(np.abs(np.diff(windows)).mean()) / max(1.0, len(windows) / 3)
         batches = windows[: len(windows) // BATCH * BATCH].reshape(-1, BATCH)
-        reach = -(-loader.reader.max_length // loader.reader.stride)
+        reach = -(-loader.reader.max_length // loader.reader.part(0)[0].stride)
         pairs = sum(int((np.abs(batches[:, a] - batches[:, b]) < reach).sum()) for a in range(BATCH) for b in range(a))
         rows.append((distance, pairs / max(1, len(batches))))
     (mixed, near), (random_distance, random_near) = rows

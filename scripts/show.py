@@ -28,7 +28,7 @@ from pipeline.write.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.load.reader import Reader
+    from pipeline.load.reader import ShardReader, StoreReader
     from pipeline.manifest import Manifest
 
 BACKGROUNDS = (153, 223, 183, 217)  # of the 256 colours of a terminal; a token's turn, so that neighbours differ
@@ -113,7 +113,7 @@ def show(given: argparse.Namespace) -> None:
         print("\n" + describe(window, decode, coloured=sys.stdout.isatty()))
 
 
-def batch_windows(reader: Reader, given: argparse.Namespace) -> list[int]:
+def batch_windows(reader: ShardReader | StoreReader, given: argparse.Namespace) -> list[int]:
     """The windows that the loader hands a rank at a step, by the same arithmetic."""
     kind = resolve_shuffle(given.shuffle, num_windows=sum(reader.groups), max_length=reader.max_length)
     block = default_block(reader.groups, max_length=reader.max_length)
@@ -132,7 +132,9 @@ def batch_windows(reader: Reader, given: argparse.Namespace) -> list[int]:
     return numbers
 
 
-def find_window(manifest: Manifest, reader: Reader, number: int, store: TokenStore | None, split: str) -> Shown:
+def find_window(
+    manifest: Manifest, reader: ShardReader | StoreReader, number: int, store: TokenStore | None, split: str
+) -> Shown:
     """A window's tokens, its overlap with its neighbours, and its documents."""
     ends = np.cumsum(reader.groups)
     group = int(np.searchsorted(ends, number, side="right"))

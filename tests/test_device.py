@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
+from pipeline.load.batch import Names
 from pipeline.load.device import DeviceBlock
 from pipeline.load.held import Gathered
 
@@ -52,7 +53,9 @@ def test_batches_on_a_device_are_those_in_memory(shards, device):
 def test_the_largest_ids_survive_the_narrow_copy(device, dtype):
     highest = 65_535 if dtype == np.uint16 else 2**31 - 1
     ids = np.array([[0, 32_767, 32_768, highest]], dtype)
-    batch = DeviceBlock(Gathered(ids, None), torch.device(device)).widen(slice(0, 1), window_ids=torch.zeros(1))
+    batch = DeviceBlock(Gathered(ids, None), torch.device(device)).widen(
+        slice(0, 1), names=Names(np.zeros(1, np.int64))
+    )
     assert batch.input_ids.tolist() == [[0, 32_767, 32_768]]
     assert batch.target_ids.tolist() == [[32_767, 32_768, highest]]
 

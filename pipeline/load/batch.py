@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +21,19 @@ class Batch:
     input_ids: torch.Tensor  # int64 [B, T]
     target_ids: torch.Tensor  # int64 [B, T]: the same one token later; -100 where there is nothing to predict
     window_ids: torch.Tensor  # int64 [B]: each window's number in its split, -1 for a row that only fills the batch
+    source_ids: torch.Tensor | None = None  # int64 [B]: of a mix, the number of each window's data set
     document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
     position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
 
 
-def widen(
-    gathered: Gathered,
-    rows: slice,
-    *,
-    window_ids: torch.Tensor,
-    end_of_text: int | None = None,
-) -> Batch:
+class Names(NamedTuple):
+    """What the windows of a block are called."""
+
+    windows: np.ndarray  # int64 [B]: each window's number in its split, -1 for a row that only fills a batch
+    sources: np.ndarray | None = None  # int64 [B]: of a mix, the number of each window's data set
+
+
+def widen(gathered: Gathered, rows: slice, *, names: Names, end_of_text: int | None = None) -> Batch:
     """Rows of a block as a batch of int64. With `end_of_text` documents are numbered, see `number_documents`."""
     ids_BT1 = gathered.ids[rows]
     inputs_BT = torch.from_numpy(ids_BT1[:, :-1].astype(np.int64))
@@ -42,7 +44,8 @@ def widen(
     return Batch(
         input_ids=inputs_BT,
         target_ids=targets_BT,
-        window_ids=window_ids[rows],
+        window_ids=torch.from_numpy(names.windows[rows]),
+        source_ids=None if names.sources is None else torch.from_numpy(names.sources[rows]),
         document_ids=documents_BT,
         position_ids=places_BT,
     )
@@ -72,11 +75,11 @@ def number_documents(ids_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tens
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor but `window_ids`, which names samples, on `device`."""
+    """The batch with every tensor on `device` but `window_ids` and `source_ids`, which name samples."""
     if batch.input_ids.device == device:
         return batch
     moved = {field.name: getattr(batch, field.name) for field in fields(Batch)}
     for name, tensor in moved.items():
-        if tensor is not None and name != "window_ids":
+        if tensor is not None and name not in ("window_ids", "source_ids"):
             moved[name] = tensor.to(device, non_blocking=True)
     return Batch(**moved)

@@ -15,6 +15,7 @@ import torch
 from pipeline.load.batch import Batch, ignore_targets, number_documents
 
 if TYPE_CHECKING:
+    from pipeline.load.batch import Names
     from pipeline.load.held import Gathered
 
 
@@ -27,8 +28,8 @@ class DeviceBlock:
         self._ids = _copy(torch.from_numpy(ids.view(np.int16) if self._is_unsigned else ids), device)
         self._bounds = None if gathered.bounds is None else _copy(torch.from_numpy(gathered.bounds), device)
 
-    def widen(self, rows: slice, *, window_ids: torch.Tensor, end_of_text: int | None = None) -> Batch:
-        """Rows of the block as a batch of int64 on the device; `window_ids`, which names samples, stays where it is."""
+    def widen(self, rows: slice, *, names: Names, end_of_text: int | None = None) -> Batch:
+        """Rows of the block as a batch of int64 on the device; what names samples stays in memory."""
         inputs_BT, targets_BT = self._widened(self._ids[rows, :-1]), self._widened(self._ids[rows, 1:])
         if self._bounds is not None:
             ignore_targets(targets_BT, self._bounds[rows])
@@ -36,7 +37,8 @@ class DeviceBlock:
         return Batch(
             input_ids=inputs_BT,
             target_ids=targets_BT,
-            window_ids=window_ids[rows],
+            window_ids=torch.from_numpy(names.windows[rows]),
+            source_ids=None if names.sources is None else torch.from_numpy(names.sources[rows]),
             document_ids=documents_BT,
             position_ids=places_BT,
         )

@@ -32,6 +32,7 @@ Permutations are keyed bijections (`pipeline.permutation`), so none is ever stor
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias, cast
 
@@ -114,6 +115,8 @@ class Order:
     starts: Int64 = field(init=False, repr=False)  # [G + 1] the first window of each row group; the last is N
     _lines: dict[int, _Line] = field(init=False, repr=False, default_factory=dict)  # by epoch: this one and the next
 
+    endless = False  # an epoch ends with its last window
+
     def __post_init__(self) -> None:
         counts = np.array(self.groups, dtype=np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
@@ -131,6 +134,24 @@ class Order:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def first(self, epoch: int) -> int:  # noqa: ARG002 - a mix counts on from epoch to epoch
+        """The position at which an epoch begins."""
+        return 0
+
+    def stop(self, epoch: int) -> int:  # noqa: ARG002
+        """The position behind an epoch's last."""
+        return len(self)
+
+    def follow(self, epoch: int, consumed: int) -> tuple[int, int]:  # noqa: ARG002
+        """Where a reader stands that has come to the end of an epoch: the epoch, and the samples consumed of it."""
+        return epoch + 1, 0
+
+    def num_held(self, world_size: int) -> int:
+        """Row groups that a rank must hold at once."""
+        count = len(self.starts) - 1
+        lanes = self.lanes // gcd(world_size, self.lanes) * self.block
+        return min(count, {"none": 1, "full": count, "lanes": lanes}[self.shuffle])
 
     def check_world_size(self, world_size: int) -> None:
         """Raise ValueError where the lanes cannot be shared equally; `none` and `full` suit any world size."""
@@ -174,9 +195,10 @@ class Order:
         The first ones may have begun before `start`. Under `none` and `full` every rank reads every row group.
         """
         lanes = range(rank, self.lanes, world_size) if self.shuffle == "lanes" else range(1)
-        return heapq.merge(*(self._lane_stretches(lane, start, epoch) for lane in lanes), key=attrgetter("first"))
+        return heapq.merge(*(self.lane_stretches(lane, start, epoch) for lane in lanes), key=attrgetter("first"))
 
-    def _lane_stretches(self, lane: int, start: int, epoch: int) -> Iterator[Stretch]:
+    def lane_stretches(self, lane: int, start: int, epoch: int) -> Iterator[Stretch]:
+        """The stretches of one lane, from position `start` to the end of the epoch."""
         line = self._line(epoch)
         num_lanes, lane_start, lane_stop = len(line.lanes) - 1, int(line.lanes[lane]), int(line.lanes[lane + 1])
         place = lane_start + max(0, -(-(start - lane) // num_lanes))

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.layout import choose_layout
+from pipeline.load.batch import Names
 from pipeline.manifest import read_manifest
 from pipeline.shard_format import open_shard, read_columns
 from pipeline.token_store import open_store
@@ -29,7 +30,8 @@ from pipeline.windows import IGNORED, Windows, read_windows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Self
 
     from pipeline.manifest import Manifest
 
@@ -98,6 +100,14 @@ class ShardReader:
         """The start and the length of a row group's last window; no IDs are decoded."""
         rows = self._decode(group, with_ids=False)[2]
         return int(rows.starts[-1]), int(rows.lengths[-1])
+
+    def part(self, group: int) -> tuple[Self, int]:
+        """This data set, and the row group's number in it: itself."""
+        return self, group
+
+    def name_windows(self, windows: np.ndarray) -> Names:
+        """The windows by their numbers."""
+        return Names(windows)
 
     def _decode(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, Rows]:
         path, number = self._files[group]
@@ -195,8 +205,58 @@ class StoreReader:
         starts, lengths = self.windows.locate(self._starts[group + 1 : group + 2] - 1)
         return int(starts[0]), int(lengths[0])
 
+    def part(self, group: int) -> tuple[Self, int]:
+        """This data set, and the row group's number in it: itself."""
+        return self, group
 
-Reader: TypeAlias = ShardReader | StoreReader
+    def name_windows(self, windows: np.ndarray) -> Names:
+        """The windows by their numbers."""
+        return Names(windows)
+
+
+class MixedReader:
+    """The row groups of several data sets, numbered one data set behind the other.
+
+    Raises:
+        ValueError: they have not one tokenizer and one `max_length`.
+
+    """
+
+    def __init__(self, readers: Sequence[ShardReader | StoreReader]) -> None:
+        if not readers:
+            raise ValueError("a mix needs at least one data set; got an empty list")
+        one = readers[0]
+        for number, other in enumerate(readers):
+            check_tokenizer(other.tokenizer, one.tokenizer, f"source {number} of the mix")
+            if other.max_length != one.max_length:
+                raise ValueError(
+                    f"source {number} of the mix has windows of {other.max_length} tokens, source 0 of "
+                    f"{one.max_length}: a batch holds windows of one length"
+                )
+        self.readers = list(readers)
+        self.split, self.tokenizer, self.max_length, self.dtype = one.split, one.tokenizer, one.max_length, one.dtype
+        self.fingerprint = [reader.fingerprint for reader in readers]
+        self.groups = [count for reader in readers for count in reader.groups]
+        self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])
+        self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
+
+    def read_group(self, group: int, ids_BT1: np.ndarray) -> Rows:
+        """As the reader of the group's data set does it."""
+        reader, number = self.part(group)
+        return reader.read_group(number, ids_BT1)
+
+    def part(self, group: int) -> tuple[ShardReader | StoreReader, int]:
+        """The data set that a row group belongs to, and its number there."""
+        source = int(np.searchsorted(self._first_groups, group, side="right")) - 1
+        return self.readers[source], group - int(self._first_groups[source])
+
+    def name_windows(self, windows: np.ndarray) -> Names:
+        """Windows numbered through all data sets, int64 [B], as numbers in their own."""
+        sources = np.searchsorted(self._first_windows, windows, side="right") - 1
+        return Names(windows - self._first_windows[sources], sources)
+
+
+Reader: TypeAlias = ShardReader | StoreReader | MixedReader
 
 
 def open_split(
@@ -210,7 +270,7 @@ def open_split(
     windows_per_group: int | None = None,
     windows_per_shard: int | None = None,
     tokenizer: Mapping[str, Any] | None = None,
-) -> Reader:
+) -> ShardReader | StoreReader:
     """The reader of a data set's folder, or of a token store (`<cache>/stores/<id>.json`).
 
     The windows' parameters belong to a token store, which has no windows of its own; a folder's are written.
@@ -228,7 +288,7 @@ def open_split(
         "windows_per_group": windows_per_group,
         "windows_per_shard": windows_per_shard,
     }
-    reader: Reader
+    reader: ShardReader | StoreReader
     if Path(path).suffix == ".json":
         if max_length is None:
             raise ValueError(f"{path} is a token store, which has no windows of its own: give max_length and stride")

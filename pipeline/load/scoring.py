@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.load.reader import Reader, Rows
+    from pipeline.load.reader import Reader, Rows, ShardReader, StoreReader
 
 SCORES = ("all", "new")
 
 
-def check_score(score: str, reader: Reader) -> None:
+def check_score(score: str, reader: ShardReader | StoreReader) -> None:
     """Raise ValueError for an unknown score, and for windows of which it is not known which have earlier ones."""
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}; got {score!r}")
@@ -36,6 +36,7 @@ def count_old_targets(reader: Reader, group: int, rows: Rows) -> np.ndarray:
     window goes on from the one stored before it if that one is full and starts one stride earlier: a full window's
     document has max_length + 1 tokens from there and one end-of-text token, so the next one cannot begin that early.
     """
+    reader, group = reader.part(group)
     overlap = max(0, reader.max_length - reader.stride)
     starts, lengths = rows
     if reader.documents == "join":

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.load.batch import widen
+from pipeline.load.batch import Names, widen
+from pipeline.load.blocks import Block
 from pipeline.load.held import Gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from pipeline.load.batch import Batch
-    from pipeline.load.loader import Block, ShardLoader
+    from pipeline.load.blocks import Blocks
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
@@ -35,20 +36,19 @@ CONTEXTS = ("fork", "spawn", "forkserver")
 class WorkerBlocks(IterableDataset[Any]):
     """What one worker hands over: its part of each block, as narrow tensors."""
 
-    def __init__(self, loader: ShardLoader, *, epoch: int, start: int, batches: int, workers: int) -> None:
-        self.loader, self.epoch, self.start = loader, epoch, start
+    def __init__(self, blocks: Blocks, *, epoch: int, start: int, batches: int, workers: int) -> None:
+        self.blocks, self.epoch, self.start = blocks, epoch, start
         self.batches, self.workers = -(-batches // workers), workers
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
-        world = self.loader.world_size
-        first = self.start + (self.loader.rank - self.start) % world
-        part = copy(self.loader)
+        world = self.blocks.world_size
+        first = self.start + (self.blocks.rank - self.start) % world
+        part = copy(self.blocks)
         part.rank, part.world_size = (first + info.id * world) % (world * self.workers), world * self.workers
-        part.threads = max(1, self.loader.threads // self.workers)
-        part.workers = 0
-        for block in part.blocks(self.epoch, self.start, self.batches):
+        part.threads = max(1, self.blocks.threads // self.workers)
+        for block in part.read(self.epoch, self.start, self.batches):
             if block.held is not None and block.held.error is not None:
                 raise block.held.error
             ids, bounds = block.gathered
@@ -57,12 +57,11 @@ class WorkerBlocks(IterableDataset[Any]):
 
 
 def worker_blocks(
-    loader: ShardLoader, epoch: int, start: int, batches: int, make: Callable[[Gathered, np.ndarray, int], Block]
+    blocks: Blocks, epoch: int, start: int, batches: int, *, workers: int, context: str | None
 ) -> Generator[Block, None, None]:
-    """The blocks of `loader.blocks`, gathered by worker processes. `make` makes a block of its rows."""
-    workers, width, size = loader.workers, loader.reader.max_length + 1, loader.batch_size
-    dataset = WorkerBlocks(loader, epoch=epoch, start=start, batches=batches, workers=workers)
-    context = loader.worker_context
+    """The blocks of `blocks.read`, gathered by worker processes, which are started as `context` says."""
+    width, size = blocks.reader.max_length + 1, blocks.batch_size
+    dataset = WorkerBlocks(blocks, epoch=epoch, start=start, batches=batches, workers=workers)
     parts = iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_same, multiprocessing_context=context)
     )
@@ -70,7 +69,7 @@ def worker_blocks(
         while batches > 0:
             round_ = [next(parts) for _ in range(workers)]
             rows = len(round_[0][0]) * workers
-            ids = np.empty((rows, width), loader.reader.dtype)
+            ids = np.empty((rows, width), blocks.reader.dtype)
             window_ids = np.empty(rows, np.int64)
             bounds = None
             if any(part[1] is not None for part in round_):
@@ -81,16 +80,17 @@ def worker_blocks(
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
                     bounds[worker::workers] = part_bounds.numpy()
-            yield make(Gathered(ids, bounds), window_ids, min(batches, rows // size))
+            yield Block(Gathered(ids, bounds), window_ids, min(batches, rows // size))
             batches -= rows // size
     finally:
         del parts  # ends the processes
 
 
-def make_parcel(gathered: Gathered, rows: slice, *, window_ids: np.ndarray, end_of_text: int | None) -> Any:
+def make_parcel(gathered: Gathered, rows: slice, *, names: Names, end_of_text: int | None) -> Any:
     """Rows of a block on their way out of a worker of a plain DataLoader: unpickled, a parcel is a `Batch`."""
     bounds = None if gathered.bounds is None else gathered.bounds[rows]
-    return Parcel((gathered.ids[rows], bounds, window_ids[rows], end_of_text))
+    sources = None if names.sources is None else names.sources[rows]
+    return Parcel((gathered.ids[rows], bounds, names.windows[rows], sources, end_of_text))
 
 
 class Parcel:
@@ -103,9 +103,15 @@ class Parcel:
         return _unpack, self.parts
 
 
-def _unpack(ids: np.ndarray, bounds: np.ndarray | None, window_ids: np.ndarray, end_of_text: int | None) -> Batch:
-    rows = slice(0, len(ids))
-    return widen(Gathered(ids, bounds), rows, window_ids=torch.from_numpy(window_ids), end_of_text=end_of_text)
+def _unpack(
+    ids: np.ndarray,
+    bounds: np.ndarray | None,
+    window_ids: np.ndarray,
+    source_ids: np.ndarray | None,
+    end_of_text: int | None,
+) -> Batch:
+    names = Names(window_ids, source_ids)
+    return widen(Gathered(ids, bounds), slice(0, len(ids)), names=names, end_of_text=end_of_text)
 
 
 def _to_tensor(ids: np.ndarray) -> torch.Tensor:
