@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report import Point, count_statuses, count_tokenizing
 from pipeline.svg import Series, chart
+from pipeline.sweep_points import Point, count_statuses, count_tokenizing
 from pipeline.windows import count_windows
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import SenselessError
-from pipeline.report import PLAN, RECORD, SUMMARY, TABLE, describe_sweep, write_report
+from pipeline.report import TABLE, describe_sweep, write_report
+from pipeline.sweep_points import PLAN, RECORD, SUMMARY
 from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from pipeline.report import Point, Report
+    from pipeline.report import Report
+    from pipeline.sweep_points import Point
 
 folders: list[Path] = []  # of the sweeps that this process started
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
-from pipeline.load.batch import Names
+from pipeline.load.batch import Gathered, Names
 from pipeline.load.device import DeviceBlock
-from pipeline.load.held import Gathered
 
 DEVICES = [
     "cpu",

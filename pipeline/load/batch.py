@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.windows import IGNORED
-
-if TYPE_CHECKING:
-    from pipeline.load.held import Gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +21,13 @@ class Batch:
     source_ids: torch.Tensor | None = None  # int64 [B]: of a mix, the number of each window's data set
     document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
     position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
+
+
+class Gathered(NamedTuple):
+    """Windows side by side, as narrow as the vocabulary allows."""
+
+    ids: np.ndarray  # uint16 or int32 [B, L + 1]: inputs, and the one target beyond them
+    bounds: np.ndarray | None  # int32 [B, 2]: which targets count, from .. to; None: all
 
 
 class Names(NamedTuple):

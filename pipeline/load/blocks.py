@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.load.held import Gathered, HeldGroups, Need, place_bytes
+from pipeline.load.batch import Gathered
+from pipeline.load.held import HeldGroups, Need, place_bytes
 from pipeline.load.order import rank_positions
 
 if TYPE_CHECKING:

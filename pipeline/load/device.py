@@ -15,8 +15,7 @@ import torch
 from pipeline.load.batch import Batch, ignore_targets, number_documents
 
 if TYPE_CHECKING:
-    from pipeline.load.batch import Names
-    from pipeline.load.held import Gathered
+    from pipeline.load.batch import Gathered, Names
 
 
 class DeviceBlock:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pipeline.load.batch import Gathered
 from pipeline.load.scoring import count_old_targets
 
 if TYPE_CHECKING:
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from pipeline.load.reader import Reader
-
-
-class Gathered(NamedTuple):
-    """Windows side by side, as narrow as the vocabulary allows."""
-
-    ids: np.ndarray  # uint16 or int32 [B, L + 1]: inputs, and the one target beyond them
-    bounds: np.ndarray | None  # int32 [B, 2]: which targets count, from .. to; None: all
 
 
 class Need(NamedTuple):

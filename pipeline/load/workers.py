@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.load.batch import Names, widen
+from pipeline.load.batch import Gathered, Names, widen
 from pipeline.load.blocks import Block
-from pipeline.load.held import Gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
