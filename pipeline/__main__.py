@@ -16,8 +16,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pipeline.config import Config, ConfigError, check_command_line, find_conf, read_config, register_schema
+from pipeline.config import check_command_line, find_conf, read_config, register_schema
 from pipeline.report import Report, jsonable
+from pipeline.schema import Config, ConfigError
 from pipeline.sweep import finish_sweep, reported_sweep, run_point
 from pipeline.sweep import folders as sweep_folders
 from pipeline.token_store import write_json
@@ -46,7 +47,7 @@ def main() -> None:
             return
         try:
             run(composed)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             failures.append(error)
 
     try:
@@ -57,7 +58,7 @@ def main() -> None:
             raise failures[0]
     except BrokenPipeError:  # whoever read the summary has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:  # numpy says which array the memory was not enough for
         if wants_traceback:
             raise
         print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
@@ -113,6 +114,7 @@ def job_options(config: Config) -> dict[str, Any]:
         "special_text": tokenizer.special_text,
         "max_length": window.max_length,
         "stride": window.stride,
+        "allow_gaps": window.allow_gaps,
         "tail": window.tail,
         "documents": window.documents,
         "validation": config.split.validation,

@@ -19,8 +19,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import SenselessError
 from pipeline.report import TABLE, describe_sweep, write_report
+from pipeline.schema import SenselessError
 from pipeline.sweep_points import PLAN, RECORD, SUMMARY
 from pipeline.token_store import write_json
 

@@ -21,8 +21,8 @@ from training import evaluate, train
 
 from pipeline import ShardLoader
 from pipeline.__main__ import run_write
-from pipeline.config import ConfigError
 from pipeline.report import write_text
+from pipeline.schema import ConfigError
 from pipeline.svg import Series, chart
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from training_config import TrainConfig
 
 from pipeline import ShardLoader
 from pipeline.__main__ import run_write
-from pipeline.config import ConfigError, check_command_line, find_conf, read_config, register_schema
+from pipeline.config import check_command_line, find_conf, read_config, register_schema
+from pipeline.schema import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

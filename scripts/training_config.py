@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from pipeline.config import Config, ConfigError
+from pipeline.schema import Config, ConfigError
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from pipeline.config import ConfigError, check_command_line, find_conf, read_config, register_schema
+from pipeline.config import check_command_line, find_conf, read_config, register_schema
+from pipeline.schema import ConfigError
+from pipeline.write.corpus import VERDICT_SHA256, VERDICT_URL
 
 REFUSED = {
     "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
@@ -48,7 +50,27 @@ REFUSED = {
     "window.stride=1,2": "window.stride: several values need -m, which runs each; got 'window.stride=1,2'",
     "window.stride=[": "no viable alternative at input '['",
     "window=3": "window: must be one of default; got '3'",
+    "window.max_length=99999999999999999999999999": "window.max_length: must be at most 16777216; got 99999",
+    "embedding.dim=99999999999": "embedding.dim: must be at most 65536; got 99999999999",
+    "embedding.seed=99999999999999999999999": "embedding.seed: must be at most 9223372036854775807; got 9999",
+    "split.seed=9223372036854775808": "split.seed: must be at most 9223372036854775807",
+    "loader.seed=-1": "loader.seed: must be at least 0; got -1",
+    "loader.split=validation": "loader.split: split.validation=0 holds nothing out, so there is no such split",
+    "tokenizer.path=x": "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes none; got 'x'",
+    "tokenizer.pattern=gpt2": "tokenizer.pattern: is for tokenizer=tiktoken_file, not gpt2; got 'gpt2'",
+    "corpus.path=x": "corpus.path: corpus=python_docs is embedded and has none; corpus=text reads files; got 'x'",
+    "shards.path=s3://bucket/x": "shards.path: must be a path on this machine (mount or copy what lies elsewhere)",
+    "cache.path=file:///tmp/x": "cache.path: must be a path on this machine",
+    "cache.path=''": "cache.path: must name a folder; got ''",
 }
+REFUSED_TOGETHER = {
+    ("tokenizer=bytes", "tokenizer.engine=gigatoken"): "tokenizer.engine: tokenizer=bytes is its own engine",
+    ("corpus=text", "corpus.path=s3://bucket/x"): "corpus.path: must be a path on this machine",
+    ("shards.windows_per_shard=10", "shards.windows_per_group=3"): "must be a multiple of windows_per_group=3",
+}
+
+
+OF_TRAINING = ("neighbors", "neighbors_quick", "stride_study", "stride_study_quick")
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +81,23 @@ def _schema():
 def read(*overrides):
     with initialize_config_dir(config_dir=str(find_conf()), version_base="1.3"):
         return read_config(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("overrides", REFUSED_TOGETHER)
+def test_values_that_do_not_go_together_are_refused_in_one_line(overrides):
+    with pytest.raises(ConfigError) as refusal:
+        check_command_line(overrides)
+    assert REFUSED_TOGETHER[overrides] in str(refusal.value)
+
+
+def test_a_config_that_is_only_shown_is_checked_too():
+    with pytest.raises(ConfigError, match=r"did you mean 'window.stride'"):
+        check_command_line(["--cfg", "job", "window.strid=1"])
+
+
+def test_the_config_and_the_code_name_one_text_as_the_verdict():
+    config = read("corpus=the_verdict")
+    assert (config.corpus.url, config.corpus.sha256) == (VERDICT_URL, VERDICT_SHA256)
 
 
 @pytest.mark.parametrize("override", REFUSED)
@@ -135,4 +174,17 @@ def test_every_file_of_a_group_composes():
     for group in ("corpus", "tokenizer", "window", "shards", "loader", "embedding", "executor", "experiment"):
         for file in sorted(Path(find_conf(), group).glob("*.yaml")):
             place = [f"{group}.path=x"] if "path: null" in file.read_text() else []
-            read(f"{group}={file.stem}", *place)
+            if file.stem not in OF_TRAINING:
+                read(f"{group}={file.stem}", *place)
+
+
+@pytest.mark.parametrize("experiment", OF_TRAINING)
+def test_an_experiment_of_training_composes_with_its_script_and_is_refused_by_the_main_job(experiment):
+    from training_config import TrainConfig
+
+    with pytest.raises(
+        ConfigError, match=rf"^experiment={experiment}: sets \w+, which is no key here; .*scripts/train.py"
+    ):
+        check_command_line([f"experiment={experiment}"])
+    register_schema(TrainConfig)
+    check_command_line([f"experiment={experiment}"], kind=TrainConfig, config_name="train")

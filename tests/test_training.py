@@ -12,7 +12,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
 
 from gpt import GPT, unigram_loss  # noqa: E402
 from training import CHECKPOINT, Settings, learning_rate, train, unigram  # noqa: E402
@@ -164,7 +163,8 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
 def test_a_wrong_training_config_is_refused_in_one_line(override, message):
     from training_config import TrainConfig
 
-    from pipeline.config import ConfigError, check_command_line, register_schema
+    from pipeline.config import check_command_line, register_schema
+    from pipeline.schema import ConfigError
 
     register_schema(TrainConfig)
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -326,3 +327,50 @@ def test_ids_of_the_embedded_corpus_decode_to_its_text(write):
     text = "<|endoftext|>".join(topics[name] for name in sorted(topics))
     assert text.startswith(load_tokenizer(name="gpt2").decode(np.concatenate(ids[:50])))
     assert report.manifest.corpus["documents"] == len(topics)
+
+
+REFUSED = {
+    "tail": ("foo", "window.tail: must be one of drop, pad; got 'foo'"),
+    "documents": ("foo", "window.documents: must be one of join, separate; got 'foo'"),
+    "order": ("foo", "shards.order: must be one of sequential, shuffled; got 'foo'"),
+    "compression": ("foo", "shards.compression: must be one of zstd, lz4, snappy, none; got 'foo'"),
+    "on_bad": ("foo", "corpus.on_bad: must be one of quarantine, raise; got 'foo'"),
+    "corpus": ("foo", "corpus.name: must be one of python_docs, the_verdict, text,"),
+    "tokenizer": ("foo", "tokenizer.name: must be one of gpt2, r50k_base,"),
+    "max_length": (0, "window.max_length: must be at least 1; got 0"),
+    "stride": (0, "window.stride: must be at least 1; got 0"),
+    "windows_per_group": (-1, "shards.windows_per_group: must be at least 1; got -1"),
+    "windows_per_shard": (0, "shards.windows_per_shard: must be at least 1; got 0"),
+    "validation": (-1, "split.validation: must be a fraction from 0 to below 1; got -1"),
+    "audit": (5, "tokenizer.audit: must be a fraction from 0 to 1; got 5"),
+    "max_bad_fraction": (5, "corpus.max_bad_fraction: must be a fraction from 0 to 1; got 5"),
+    "workers": (0, "executor.workers: must be at least 1; got 0"),
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_a_call_is_refused_for_the_values_for_which_a_config_is(books, tmp_path, argument):
+    value, message = REFUSED[argument]
+    options = {"corpus": "text", "corpus_path": books, "cache_path": tmp_path / "cache", argument: value}
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        write_shards(tmp_path / "shards", **options)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_stride_that_skips_text_must_be_meant(books, tmp_path):
+    options = {
+        "corpus": "text",
+        "corpus_path": [books / "a.txt", str(books / "b.md")],
+        "cache_path": tmp_path / "cache",
+    }
+    with pytest.raises(ValueError, match=r"window.stride: must be at most window.max_length=8.*allow_gaps=true"):
+        write_shards(tmp_path / "shards", **options, max_length=8, stride=9)
+    report = write_shards(tmp_path / "shards", **options, max_length=8, stride=9, allow_gaps=True)
+    assert report.manifest.splits["train"].stride == 9
+
+
+def test_a_uri_is_refused_and_no_folder_of_its_name_is_made(books, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"shards.path: must be a path on this machine"):
+        write_shards("s3://bucket/x", corpus="text", corpus_path=books)
+    assert not (tmp_path / "s3:").exists()

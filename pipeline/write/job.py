@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from pipeline.layout import Layout, choose_layout
 from pipeline.manifest import FORMAT_VERSION
+from pipeline.schema import Cache, Corpus, Executor, Shards, Split, Window
+from pipeline.schema import Tokenizer as TokenizerConfig
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
 from pipeline.write.corpus import CorpusOptions, find_splits
@@ -20,7 +23,6 @@ from pipeline.write.tokenizer import Tokenizer, load_tokenizer
 from pipeline.write.tokens import Policy, chunk_id
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from pipeline.token_store import TokenStore, TokenStream
@@ -68,7 +70,7 @@ class Job:
 def prepare_job(
     *,
     corpus: str,
-    corpus_path: str | Sequence[str] | None,
+    corpus_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     corpus_url: str | None,
     corpus_sha256: str | None,
     corpus_subset: str | None,
@@ -83,6 +85,7 @@ def prepare_job(
     special_text: str,
     max_length: int,
     stride: int | None,
+    allow_gaps: bool,
     tail: str,
     documents: str,
     validation: float,
@@ -102,6 +105,32 @@ def prepare_job(
 
     """
     started = time.perf_counter()
+    given = [corpus_path] if isinstance(corpus_path, str | os.PathLike) else list(corpus_path or ())
+    paths = [os.fspath(path) for path in given]
+    stride = max_length if stride is None else stride
+    # Made for their checks alone: a call is refused for the same values as a config, in the same words.
+    Corpus(
+        name=corpus,
+        path=None if corpus_path is None else paths[0] if len(paths) == 1 else paths,
+        text_field=text_field,
+        part=corpus_part,
+        on_bad=on_bad,
+        max_document_bytes=max_document_bytes,
+    )
+    TokenizerConfig(
+        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
+    )
+    Window(max_length=max_length, stride=stride, allow_gaps=allow_gaps, tail=tail, documents=documents)
+    Split(validation=validation, seed=split_seed)
+    Shards(
+        windows_per_shard=windows_per_shard,
+        windows_per_group=windows_per_group,
+        compression=compression,
+        order=order,
+        seed=order_seed,
+    )
+    Executor(workers=workers)
+    Cache(path=os.fspath(cache_path))
     layout = choose_layout(
         max_length=max_length,
         windows_per_group=windows_per_group,
@@ -112,7 +141,7 @@ def prepare_job(
         name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
     )
     options = CorpusOptions(
-        paths=(corpus_path,) if isinstance(corpus_path, str) else tuple(corpus_path or ()),
+        paths=tuple(paths),
         text_field=text_field,
         subset=corpus_subset,
         part=corpus_part,
@@ -125,7 +154,6 @@ def prepare_job(
     inputs = find_splits(corpus, options)
     policy = Policy(validation=validation, seed=split_seed, on_bad=on_bad, max_document_bytes=max_document_bytes)
     ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
-    stride = max_length if stride is None else stride
     return Job(
         encoder=encoder,
         inputs=inputs,

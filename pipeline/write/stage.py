@@ -7,6 +7,7 @@ disk.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.schema import fraction, local
 from pipeline.write.card import write_card
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
 from pipeline.write.job import Job, prepare_job
@@ -29,7 +31,6 @@ from pipeline.write.shards import shard_names, write_split
 from pipeline.write.tokens import describe_tokenizer, tokenize
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from pipeline.token_store import TokenStore, TokenStream
@@ -56,7 +57,7 @@ def write_shards(
     path: str | os.PathLike[str],
     *,
     corpus: str = "python_docs",
-    corpus_path: str | Sequence[str] | None = None,
+    corpus_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     corpus_url: str | None = None,
     corpus_sha256: str | None = None,
     corpus_subset: str | None = None,
@@ -73,6 +74,7 @@ def write_shards(
     audit: float = 0.001,
     max_length: int = 256,
     stride: int | None = None,
+    allow_gaps: bool = False,
     tail: str = "drop",
     documents: str = "join",
     validation: float = 0.0,
@@ -101,6 +103,9 @@ def write_shards(
 
     """
     started = time.perf_counter()
+    local("shards.path", os.fspath(path))
+    fraction("corpus.max_bad_fraction", max_bad_fraction)
+    fraction("tokenizer.audit", audit)
     job = prepare_job(
         corpus=corpus,
         corpus_path=corpus_path,
@@ -118,6 +123,7 @@ def write_shards(
         special_text=special_text,
         max_length=max_length,
         stride=stride,
+        allow_gaps=allow_gaps,
         tail=tail,
         documents=documents,
         validation=validation,

@@ -1,0 +1,304 @@
+"""The config's schema: a dataclass for each section, whose values are checked when it is made.
+
+The command line makes them from what Hydra has composed (`pipeline.config`), `write_shards` from its arguments, so both
+refuse the same values with the same words: the key's full path, the rule, the value and, where a name was meant, the
+closest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ORDERS = ("sequential", "shuffled")
+MAX_COUNT = 2**62  # numbers of windows and documents
+MAX_SEED = 2**63 - 1
+MAX_LENGTH = 2**24  # tokens of a window: its ids alone are 64 MiB
+MAX_DIM = 2**16
+STAGES = ("plan", "write", "verify", "load", "report")
+
+
+class ConfigError(ValueError):
+    """A config that is refused before any work: one line, with the key, the rule and the value."""
+
+
+class SenselessError(ConfigError):
+    """Values that are right alone and make no sense together, as a sweep over both comes upon them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Corpus:
+    """Where the text comes from."""
+
+    name: str = "python_docs"
+    path: Any = None  # a file, folder, glob, or a list of them
+    text_field: str = "text"
+    subset: str | None = None
+    part: str = "train"
+    url: str | None = None
+    sha256: str | None = None
+    on_bad: str = "quarantine"
+    max_bad_fraction: float = 0.01
+    max_document_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        from pipeline.write.corpus import CORPORA
+
+        one_of("corpus.name", self.name, CORPORA)
+        one_of("corpus.on_bad", self.on_bad, ("quarantine", "raise"))
+        if self.max_document_bytes is not None:
+            within("corpus.max_document_bytes", self.max_document_bytes, 1, MAX_COUNT)
+        for key in ("text_field", "part"):
+            if not getattr(self, key):
+                refuse(f"corpus.{key}", "must not be empty", getattr(self, key))
+        fraction("corpus.max_bad_fraction", self.max_bad_fraction)
+        if self.path is not None:
+            paths = self.path if isinstance(self.path, list) else [self.path]
+            if not paths or not all(isinstance(path, str) and path for path in paths):
+                refuse("corpus.path", "must be a file, folder or glob, or a list of them", self.path)
+            for path in paths:
+                local("corpus.path", path)
+        if self.name == "python_docs" and self.path is not None:
+            refuse("corpus.path", "corpus=python_docs is embedded and has none; corpus=text reads files", self.path)
+        if self.name in ("text", "jsonl", "parquet") and self.path is None:
+            refuse("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
+        if self.name == "huggingface" and not isinstance(self.path, str):
+            refuse("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
+
+
+@dataclass(kw_only=True, slots=True)
+class Tokenizer:
+    """How text becomes token IDs."""
+
+    name: str = "gpt2"
+    path: str | None = None
+    pattern: str | None = None
+    engine: str = "auto"
+    special_text: str = "literal"
+    audit: float = 0.001
+
+    def __post_init__(self) -> None:
+        from pipeline.write.tokenizer import NAMES
+
+        one_of("tokenizer.name", self.name, NAMES)
+        one_of("tokenizer.engine", self.engine, ("auto", "tiktoken", "gigatoken"))
+        one_of("tokenizer.special_text", self.special_text, ("literal", "control", "error"))
+        fraction("tokenizer.audit", self.audit)
+        if self.name in ("tiktoken_file", "huggingface") and not self.path:
+            refuse("tokenizer.path", f"tokenizer={self.name} needs the path of its vocabulary", self.path)
+        if self.name not in ("tiktoken_file", "huggingface") and self.path is not None:
+            refuse("tokenizer.path", f"tokenizer={self.name} has its own vocabulary and takes none", self.path)
+        if self.name != "tiktoken_file" and self.pattern is not None:
+            refuse("tokenizer.pattern", f"is for tokenizer=tiktoken_file, not {self.name}", self.pattern)
+        if self.name in ("huggingface", "bytes") and self.engine != "auto":
+            refuse("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
+
+
+@dataclass(kw_only=True, slots=True)
+class Window:
+    """How token IDs become windows."""
+
+    max_length: int = 256
+    stride: int = 256
+    allow_gaps: bool = False
+    tail: str = "drop"
+    documents: str = "join"
+    score: str = "all"
+
+    def __post_init__(self) -> None:
+        within("window.max_length", self.max_length, 1, MAX_LENGTH)
+        within("window.stride", self.stride, 1, MAX_COUNT)
+        one_of("window.tail", self.tail, ("drop", "pad"))
+        one_of("window.documents", self.documents, ("join", "separate"))
+        one_of("window.score", self.score, ("all", "new"))
+        if self.stride > self.max_length and not self.allow_gaps:
+            rule = f"must be at most window.max_length={self.max_length}, or tokens between two windows would be lost"
+            raise SenselessError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")
+
+
+@dataclass(kw_only=True, slots=True)
+class Split:
+    """What is held out before windows are cut."""
+
+    validation: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.validation, int | float) or not 0 <= self.validation < 1:
+            refuse("split.validation", "must be a fraction from 0 to below 1", self.validation)
+        within("split.seed", self.seed, -MAX_SEED, MAX_SEED)
+
+
+@dataclass(kw_only=True, slots=True)
+class Shards:
+    """Where windows are written, and in what layout."""
+
+    path: str = "outputs/shards/data"
+    windows_per_shard: int | None = None
+    windows_per_group: int | None = None
+    compression: str = "zstd"
+    order: str = "sequential"
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("shards.compression", self.compression, ("zstd", "lz4", "snappy", "none"))
+        one_of("shards.order", self.order, ORDERS)
+        within("shards.seed", self.seed, 0, MAX_SEED)
+        for key in ("windows_per_shard", "windows_per_group"):
+            if getattr(self, key) is not None:
+                within(f"shards.{key}", getattr(self, key), 1, MAX_COUNT)
+        if self.windows_per_shard and self.windows_per_group and self.windows_per_shard % self.windows_per_group:
+            rule = f"must be a multiple of windows_per_group={self.windows_per_group}, or row groups would be cut"
+            refuse("shards.windows_per_shard", rule, self.windows_per_shard)
+        if not self.path:
+            refuse("shards.path", "must name a folder", self.path)
+        local("shards.path", self.path)
+
+
+@dataclass(kw_only=True, slots=True)
+class Loader:
+    """How windows become batches."""
+
+    split: str = "train"
+    batch_size: int | str = 8
+    shuffle: str = "auto"
+    seed: int = 0
+    lanes: int = 64
+    drop_last: bool = True
+    document_ids: bool = False
+    threads: int | None = None
+    memory_budget: int = 1 << 29
+
+    def __post_init__(self) -> None:
+        one_of("loader.split", self.split, ("train", "validation"))
+        one_of("loader.shuffle", self.shuffle, ("auto", "none", "full", "lanes"))
+        within("loader.seed", self.seed, 0, MAX_SEED)
+        within("loader.lanes", self.lanes, 1, MAX_DIM)
+        within("loader.memory_budget", self.memory_budget, 1, MAX_COUNT)
+        if self.threads is not None:
+            within("loader.threads", self.threads, 1, 1024)
+        if self.batch_size != "all" and (isinstance(self.batch_size, str) or self.batch_size < 1):
+            refuse("loader.batch_size", "must be a whole number of at least 1, or 'all'", self.batch_size)
+
+
+@dataclass(kw_only=True, slots=True)
+class Embedding:
+    """The layer that turns token IDs into vectors."""
+
+    dim: int = 256
+    positions: str = "learned"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("embedding.dim", self.dim, 1, MAX_DIM)
+        within("embedding.seed", self.seed, 0, MAX_SEED)
+        one_of("embedding.positions", self.positions, ("learned", "sinusoidal", "none"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Executor:
+    """Who runs the write stage's tasks."""
+
+    name: str = "local"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("executor.name", self.name, ("local",))
+        if self.workers is None:
+            self.workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        within("executor.workers", self.workers, 1, 1024)
+
+
+@dataclass(kw_only=True, slots=True)
+class Cache:
+    """Where token stores and downloads are kept."""
+
+    path: str = "outputs/cache"
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            refuse("cache.path", "must name a folder", self.path)
+        local("cache.path", self.path)
+
+
+@dataclass(kw_only=True, slots=True)
+class Sweep:
+    """What concerns many runs together."""
+
+    bad_points: str = "fail"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("sweep.bad_points", self.bad_points, ("fail", "skip"))
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    stages: list[str] = field(default_factory=lambda: ["write", "load"])
+    corpus: Corpus = field(default_factory=Corpus)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    window: Window = field(default_factory=Window)
+    split: Split = field(default_factory=Split)
+    shards: Shards = field(default_factory=Shards)
+    loader: Loader = field(default_factory=Loader)
+    embedding: Embedding = field(default_factory=Embedding)
+    executor: Executor = field(default_factory=Executor)
+    cache: Cache = field(default_factory=Cache)
+    sweep: Sweep = field(default_factory=Sweep)
+
+    def __post_init__(self) -> None:
+        if "report" in self.stages and not self.sweep.path:
+            refuse("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
+        if not self.stages:
+            refuse("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
+        for stage in self.stages:
+            one_of("stages", stage, STAGES)
+        if {"write", "load"} <= set(self.stages) and self.loader.split == "validation" and not self.split.validation:
+            refuse("loader.split", "split.validation=0 holds nothing out, so there is no such split", self.loader.split)
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """'did you mean ...?', or nothing when no valid name is near."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def refuse(key: str, rule: str, value: object) -> NoReturn:
+    """Raise the refusal of a value."""
+    raise ConfigError(f"{key}: {rule}; got {value!r}")
+
+
+def one_of(key: str, value: str, valid: Iterable[str]) -> None:
+    """Refuse a value that is not among the valid ones."""
+    if value not in valid:
+        hint = closest(value, valid)
+        refuse(key, f"must be one of {', '.join(valid)}{f' ({hint})' if hint else ''}", value)
+
+
+def within(key: str, value: float, least: float, most: float) -> None:
+    """Refuse a number outside least .. most, both included."""
+    if not isinstance(value, int | float) or not value >= least:
+        refuse(key, f"must be at least {least}", value)
+    if value > most:
+        refuse(key, f"must be at most {most}", value)
+
+
+def fraction(key: str, value: float) -> None:
+    """Refuse what is no number from 0 to 1."""
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        refuse(key, "must be a fraction from 0 to 1", value)
+
+
+def local(key: str, path: str) -> None:
+    """Refuse a URI: taken for a path, `s3://bucket/x` would be a folder of that name here."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        refuse(key, "must be a path on this machine (mount or copy what lies elsewhere)", path)
