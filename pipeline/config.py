@@ -157,11 +157,13 @@ def one_line(error: BaseException) -> ConfigError:
     message = "; ".join(
         line for line in lines if line and not line.startswith(("full_key", "reference_type", "object_type"))
     )
-    alien = re.match(r"In '(\w+)/(\w+)': ConfigKeyError.*; Key '(\w+)' not in", message)
-    if alien:  # a file of conf/ that sets what this command's schema does not have
-        group, choice, name = alien.groups()
-        hint = "; the experiments of training run with scripts/train.py, study.py and neighbors.py"
-        return ConfigError(f"{group}={choice}: sets {name}, which is no key here{hint * (group == 'experiment')}")
+    alien = re.match(r"In '(\w+)/(\w+)': ConfigKeyError.*; Key '\w+' not in", message)
+    if alien:  # a file of conf/ sets what this command's schema does not have
+        group, choice = alien.groups()
+        name = next((line.split()[-1] for line in lines if line.startswith("full_key:")), "a key")
+        of_training = name.split(".")[0] in ("train", "model", "study")
+        hint = "; it belongs to scripts/train.py, study.py or neighbors.py" if of_training else ""
+        return ConfigError(f"{group}={choice}: sets {name}, which is no key here{hint}")
     return ConfigError(f"{key}: {message}" if key else message)
 
 

@@ -137,7 +137,7 @@ def test_a_wrong_choice_anywhere_in_a_sweep_is_refused():
 def test_a_key_that_a_file_of_the_user_misspells_is_refused(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nwindow: {strid: 3}\n")
-    with pytest.raises(ConfigError, match=r"In .experiment/mine.*Key .strid. not in .Window."):
+    with pytest.raises(ConfigError, match=r"^experiment=mine: sets window.strid, which is no key here$"):
         check_command_line(["--config-dir", str(tmp_path), "experiment=mine"])
 
 
