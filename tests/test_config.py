@@ -182,9 +182,7 @@ def test_every_file_of_a_group_composes():
 def test_an_experiment_of_training_composes_with_its_script_and_is_refused_by_the_main_job(experiment):
     from training_config import TrainConfig
 
-    with pytest.raises(
-        ConfigError, match=rf"^experiment={experiment}: sets \w+, which is no key here; .*scripts/train.py"
-    ):
+    with pytest.raises(ConfigError, match=r"^experiment=\w+: sets \w+, which is no key here; .*scripts/train.py"):
         check_command_line([f"experiment={experiment}"])
     register_schema(TrainConfig)
     check_command_line([f"experiment={experiment}"], kind=TrainConfig, config_name="train")
