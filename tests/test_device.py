@@ -66,3 +66,14 @@ def test_embedded_batches_lie_where_the_layer_is(shards, device):
     assert embedded.embeddings.device.type == device
     embedded.embeddings.sum().backward()
     assert embedding.weight.grad is not None
+
+
+def test_a_batch_moves_with_all_its_tensors_but_the_names_of_its_windows(shards):
+    embedding = TokenEmbedding(50257, 8, 12)
+    (batch, *_) = embed_batches(ShardLoader(shards, document_ids=True), embedding)
+    moved = batch.to("meta")
+    assert type(moved) is type(batch)
+    for name in ("input_ids", "target_ids", "document_ids", "position_ids", "embeddings"):
+        assert getattr(moved, name).is_meta
+    assert moved.window_ids is batch.window_ids
+    assert next(iter(ShardLoader(shards))).to("meta").document_ids is None

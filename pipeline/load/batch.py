@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.windows import IGNORED
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+NAMES = ("window_ids", "source_ids")  # of samples: they stay in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +27,17 @@ class Batch:
     source_ids: torch.Tensor | None = None  # int64 [B]: of a mix, the number of each window's data set
     document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
     position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The batch with every tensor on `device` but `window_ids` and `source_ids`, which name samples.
+
+        Trainers (Lightning, Accelerate) look for this method to move what they do not know.
+        """
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in NAMES}
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items() if tensor is not None
+        }
+        return replace(self, **moved)
 
 
 class Gathered(NamedTuple):
@@ -76,14 +93,3 @@ def number_documents(ids_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tens
     places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     begins_BT = torch.where(is_first_BT, places_T, torch.zeros_like(places_T)).cummax(dim=1).values
     return is_first_BT.to(torch.int64).cumsum(dim=1), places_T - begins_BT
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device` but `window_ids` and `source_ids`, which name samples."""
-    if batch.input_ids.device == device:
-        return batch
-    moved = {field.name: getattr(batch, field.name) for field in fields(Batch)}
-    for name, tensor in moved.items():
-        if tensor is not None and name not in ("window_ids", "source_ids"):
-            moved[name] = tensor.to(device, non_blocking=True)
-    return Batch(**moved)

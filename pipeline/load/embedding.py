@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from pipeline.load.batch import Batch, to_device
+from pipeline.load.batch import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -116,7 +116,7 @@ def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Iterator[Em
     """
     device = next(embedding.parameters()).device
     for batch in batches:
-        moved = to_device(batch, device)
+        moved = batch.to(device, non_blocking=True)
         positions = () if moved.position_ids is None else (moved.position_ids,)
         yield EmbeddedBatch(
             **{field.name: getattr(moved, field.name) for field in fields(Batch)},
