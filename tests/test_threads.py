@@ -174,7 +174,7 @@ def test_memory_does_not_grow_with_epochs(shards):
 
 
 SCRIPT = """
-    import sys, time
+    import sys, time, torch.utils.data
     from pipeline import ShardLoader
     loader = ShardLoader(sys.argv[1], batch_size=2)
     batches = iter(loader)
@@ -185,7 +185,13 @@ SCRIPT = """
 
 @pytest.mark.parametrize(
     ("ending", "code"),
-    [("pass", 0), ("sys.exit(3)", 3), ("raise RuntimeError('stop')", 1), ("del batches", 0)],
+    [
+        ("pass", 0),
+        ("sys.exit(3)", 3),
+        ("raise RuntimeError('stop')", 1),
+        ("del batches", 0),
+        ("batches = iter(torch.utils.data.DataLoader(loader, batch_size=None)); next(batches)", 0),
+    ],
 )
 def test_a_program_that_stops_in_the_middle_of_an_epoch_ends_at_once(shards, ending, code):
     done = subprocess.run(
