@@ -4,7 +4,7 @@ import multiprocessing
 import warnings
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline import ShardLoader, WindowDataset, write_shards
 
@@ -99,6 +99,15 @@ def test_a_dataset_in_workers_gives_each_window_once(shards):
         for row in batch["input_ids"].tolist()
     ]
     assert rows == [tuple(dataset[k]["input_ids"].tolist()) for k in range(len(dataset))]
+
+
+def test_a_loader_in_the_worker_of_a_dataloader_has_no_state_to_save(shards):
+    def state(_worker):
+        get_worker_info().dataset.state_dict()
+
+    plain = DataLoader(ShardLoader(shards), batch_size=None, num_workers=1, worker_init_fn=state)
+    with pytest.raises(ValueError, match=r"num_workers=0, .* ShardLoader\(..., workers=2\)"):
+        next(iter(plain))
 
 
 def test_settings_of_workers_are_checked(shards):

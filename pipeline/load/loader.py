@@ -188,7 +188,17 @@ class ShardLoader(IterableDataset[Batch]):
         return [samples // len(order) for samples, order in zip(self.source_samples, self._mix().orders, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: small, JSON-able, and valid for any world size and batch size."""
+        """Where the loader stands: small, JSON-able, and valid for any world size and batch size.
+
+        Raises:
+            ValueError: asked in a `DataLoader`'s worker, whose own position says nothing of the batches handed over.
+
+        """
+        if get_worker_info() is not None:
+            raise ValueError(
+                "a ShardLoader in a DataLoader's worker has no state to save; give the DataLoader num_workers=0, and "
+                "let the loader start the processes: ShardLoader(..., workers=2)"
+            )
         state = {"version": STATE_FORMAT, **self._identity(), "epoch": self.epoch, "consumed": self.consumed}
         if isinstance(self.order, Mix):
             state["weights"] = [[start, list(weights)] for start, weights in self.order.weights]
