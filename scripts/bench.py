@@ -1,4 +1,4 @@
-"""Benchmarks: `python scripts/bench.py tokenize|write|load [options]`.
+"""Benchmarks: `python scripts/bench.py tokenize|write|load|layout [options]`.
 
 Each compares the project with a yardstick in the same run, takes the median of several rounds in which both run by
 turns, and prints ratios: the speed of a machine drifts, a ratio within one run does less. `--help` behind a name
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("tokenize", "write", "load")
+NAMES = ("tokenize", "write", "load", "layout")
 
 
 def main() -> None:
