@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from gpt import GPT
     from training_config import TrainConfig
 
-BUDGETS = ("updates", "passes")
+BUDGETS = {
+    "updates": "equal updates: the same number of batches, so of tokens seen",
+    "passes": "equal passes: every window equally often, so a smaller stride has more updates and sees more tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +80,9 @@ def run(config: TrainConfig, output: Path) -> None:
                 print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {found.updates:>6,} updates", end="")
                 print(f"   held out {found.validation_loss:.4f}", flush=True)
                 if found == min(runs, key=lambda one: one.validation_loss):
-                    best = trained
+                    best, model = found, trained
     evaluations = [
-        score(best, store, length=length, stride=stride) for stride in sorted(study.evaluation_strides, reverse=True)
+        score(model, store, length=length, stride=stride) for stride in sorted(study.evaluation_strides, reverse=True)
     ]
     write_text(output / "evaluation.csv", to_csv(evaluations))
     for budget in BUDGETS:
@@ -94,7 +97,14 @@ def run(config: TrainConfig, output: Path) -> None:
         series = Series(name="the best model", points=points, line=points)
         ticks = [x for x, _ in points]
         write_text(output / "evaluation.svg", chart([series], title="Evaluation with overlap", x_ticks=ticks, **axes))
-    print(describe(runs, evaluations, seeds=len(study.seeds)))
+    sizes = {name: split.num_tokens for name, split in report.manifest.splits.items()}
+    weights = sum(weight.numel() for weight in model.parameters())
+    print(f"\nstudy: windows of {length} tokens; held-out loss in nats per token, on windows that do not overlap")
+    print(f"  one text, {sizes['train']:,} tokens to train on and {sizes['validation']:,} held out; ", end="")
+    print(f"one model of {weights:,} weights; {len(study.seeds)} seeds")
+    print(describe(runs))
+    if evaluations:
+        print(describe_evaluations(evaluations, best, length=length))
     print(f"\n  in {output}: study.csv, evaluation.csv, updates.svg, passes.svg, evaluation.svg")
 
 
@@ -151,24 +161,38 @@ def picture(runs: list[Run], budget: str) -> str:
     return chart([series], title=f"Equal {budget}", log="x", x_ticks=[x for x, _ in means], **axes)
 
 
-def describe(runs: list[Run], evaluations: list[Evaluation], *, seeds: int) -> str:
-    """The study in two tables."""
-    lines = ["", f"study: held-out loss in nats per token, mean of {seeds} seeds, lowest to highest"]
-    for budget in BUDGETS:
-        lines.append(f"  equal {budget}")
-        for stride in sorted({run.stride for run in runs}, reverse=True):
-            mine = [run for run in runs if (run.budget, run.stride) == (budget, stride)]
-            losses = [run.validation_loss for run in mine]
+def describe(runs: list[Run]) -> str:
+    """The losses as tables, with the difference between the ends of each beside the spread of one stride's seeds."""
+    lines = []
+    for budget, meaning in BUDGETS.items():
+        lines.append(f"  {meaning}")
+        mine = [run for run in runs if run.budget == budget]
+        strides = sorted({run.stride for run in mine}, reverse=True)
+        means, spreads = [], []
+        for stride in strides:
+            same = [run for run in mine if run.stride == stride]
+            losses = [run.validation_loss for run in same]
+            means.append(statistics.fmean(losses))
+            spreads.append(max(losses) - min(losses))
             lines.append(
-                f"    stride {stride:<5} {mine[0].updates:>6,} updates   each token seen {mine[0].passes:5.1f} times   "
-                f"{statistics.fmean(losses):.4f}   {min(losses):.4f} to {max(losses):.4f}"
+                f"    stride {stride:<4} {same[0].updates:>6,} updates   each token seen {same[0].passes:4.1f} times   "
+                f"mean {means[-1]:.4f}   seeds {min(losses):.4f} to {max(losses):.4f}"
             )
-    if evaluations:
-        lines.append("evaluation with overlap: the best model, each held-out token scored once")
-        lines += [
-            f"    stride {one.stride:<5} {one.targets:,} tokens   loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
-            for one in evaluations
-        ]
+        if len(strides) > 1:
+            ends = f"stride {strides[-1]} less stride {strides[0]}: {means[-1] - means[0]:+.4f}"
+            lines.append(f"    {ends}   widest spread of one stride's seeds: {max(spreads):.4f}")
+    return "\n".join(lines)
+
+
+def describe_evaluations(evaluations: list[Evaluation], best: Run, *, length: int) -> str:
+    """The best model's perplexities."""
+    model = f"equal {best.budget}, stride {best.stride}, seed {best.seed}"
+    lines = [f"evaluation with overlap: the best model ({model}), each held-out token scored once"]
+    lines += [
+        f"    stride {one.stride:<4} {one.targets:,} tokens   context of {length - one.stride} tokens or more   "
+        f"loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
+        for one in evaluations
+    ]
     return "\n".join(lines)
 
 

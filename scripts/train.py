@@ -41,6 +41,8 @@ def main(job: Callable[[TrainConfig, Path], None]) -> None:
     def task(composed: DictConfig) -> None:
         config = read_config(composed, TrainConfig)
         assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
         job(config, Path(HydraConfig.get().runtime.output_dir))
 
     try:

@@ -34,12 +34,13 @@ class Train:
     checkpoint_every: int = 100
     resume: str | None = None
     device: str = "auto"
+    threads: int | None = 1
     bf16: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("steps", "validate_every", "checkpoint_every"):
-            if getattr(self, key) < 1:
+        for key in ("steps", "validate_every", "checkpoint_every", "threads"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise ConfigError(f"train.{key}: must be at least 1; got {getattr(self, key)}")
         for key in ("learning_rate", "clip"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
@@ -54,6 +55,12 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     passes: int = 2
     evaluation_strides: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.passes < 1:
+            raise ConfigError(f"study.passes: must be at least 1; got {self.passes}")
+        if not self.seeds:
+            raise ConfigError("study.seeds: must name at least one; got []")
 
 
 @dataclass(kw_only=True, slots=True)
