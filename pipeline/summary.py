@@ -221,7 +221,7 @@ PLANNED: dict[str, Callable[[float], str]] = {
 
 
 def _line(name: str, *parts: str) -> str:
-    return f"  {name:<10}" + "   ".join(part for part in parts if part)
+    return f"  {name:<9} " + "   ".join(part for part in parts if part)
 
 
 def _token(token: int, tokenizer: Tokenizer) -> str:

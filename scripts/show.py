@@ -12,6 +12,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,11 @@ from pipeline.token_store import SPLITS, TokenStore, open_store
 from pipeline.write.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pipeline.load.reader import ShardReader, StoreReader
     from pipeline.manifest import Manifest
+    from pipeline.write.tokenizer import Tokenizer
 
 BACKGROUNDS = (153, 223, 183, 217)  # of the 256 colours of a terminal; a token's turn, so that neighbours differ
 SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")
@@ -99,18 +101,18 @@ def show(given: argparse.Namespace) -> None:
     store_file = Path(given.cache) / "stores" / f"{manifest.store}.json"
     store = open_store(store_file) if store_file.is_file() else None
     windows = [find_window(manifest, reader, number, store, given.split) for number in numbers]
-    decode = decoder(manifest, given.tokenizer_path)
+    tokenizer = own_tokenizer(manifest, given.tokenizer_path)
     what = f"step {given.step} of epoch {given.epoch}, rank {given.rank} of {given.world_size}"
     title = f"{given.path}, {given.split}: {'window ' + str(given.window) if given.step is None else what}"
     if given.html:
-        write_text(Path(given.html).absolute(), page(title, windows, decode))
+        write_text(Path(given.html).absolute(), page(title, windows, tokenizer))
         print(f"in {given.html}")
         return
     print(title)
     if store is None:
         print(f"(where a window comes from is not known: there is no {store_file}; --cache names another place)")
     for window in windows:
-        print("\n" + describe(window, decode, coloured=sys.stdout.isatty()))
+        print("\n" + describe(window, tokenizer, coloured=sys.stdout.isatty()))
 
 
 def batch_windows(reader: ShardReader | StoreReader, given: argparse.Namespace) -> list[int]:
@@ -192,8 +194,8 @@ def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list
     return found
 
 
-def decoder(manifest: Manifest, path: str | None) -> Callable[[Sequence[int]], str]:
-    """IDs to text, by the data set's own tokenizer.
+def own_tokenizer(manifest: Manifest, path: str | None) -> Tokenizer:
+    """The data set's tokenizer, to turn IDs into text.
 
     Raises:
         ValueError: the tokenizer of that name is another one here than the data set's.
@@ -209,19 +211,22 @@ def decoder(manifest: Manifest, path: str | None) -> Callable[[Sequence[int]], s
     )
     if tokenizer.hash != manifest.tokenizer["hash"]:
         raise ValueError(f"the data set was made by another tokenizer {manifest.tokenizer['name']!r} than the one here")
-    decode: Callable[[Sequence[int]], str] = tokenizer.decode
-    return decode
+    return tokenizer
 
 
-def describe(window: Shown, decode: Callable[[Sequence[int]], str], *, coloured: bool, width: int = 110) -> str:
+def show_pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    r"""Each token as one would type it: a line's end is \n, a byte that is no character by itself \xNN."""
+    return [repr(piece)[1:-1].replace("\\\\x", "\\x") for piece in tokenizer.decode_pieces(ids)]
+
+
+def describe(window: Shown, tokenizer: Tokenizer, *, coloured: bool, width: int = 110) -> str:
     """A window for a terminal: pieces and IDs, input above target, then the overlap, the text and the documents."""
     lines = [f"window {window.window}: {window.length} tokens from token {window.start:,} of the split"]
     cells: list[tuple[str, str, str, str]] = []
-    for place in range(window.length):
-        ids = window.ids[place : place + 2]
-        pieces = [repr(decode([token]))[1:-1] for token in ids]
+    pieces = show_pieces(window.ids[: window.length + 1], tokenizer)
+    for place, (piece, target) in enumerate(pairwise(pieces)):
         mark = overlap_mark(window, place, ("<", ">", "="))
-        cells.append((pieces[0], str(ids[0]), pieces[1], mark))
+        cells.append((piece, str(window.ids[place]), target, mark))
     while cells:
         used, count = 9, 0
         while count < len(cells) and (count == 0 or used + max(map(len, cells[count])) + 1 <= width):
@@ -240,7 +245,7 @@ def describe(window: Shown, decode: Callable[[Sequence[int]], str], *, coloured:
             lines.append(f"  {name:<8}{' '.join(parts)}".rstrip())
         lines.append("")
     lines.append(describe_overlap(window, "<", ">", "="))
-    lines.append(f"  text    {decode(window.ids[: window.length])!r}")
+    lines.append(f"  text    {tokenizer.decode(window.ids[: window.length])!r}")
     lines += [f"  from    {document}" for document in window.documents]
     return "\n".join(lines)
 
@@ -261,7 +266,7 @@ def overlap_mark(window: Shown, place: int, marks: tuple[str, str, str]) -> str:
     return marks[2] if before and after else marks[0] if before else marks[1] if after else " "
 
 
-def page(title: str, windows: list[Shown], decode: Callable[[Sequence[int]], str]) -> str:
+def page(title: str, windows: list[Shown], tokenizer: Tokenizer) -> str:
     """The windows as an HTML page that fetches nothing."""
     body = [f"<h1>{escape(title)}</h1>", "<p>Each column: an input token, its ID, and its target, the next token.</p>"]
     for window in windows:
@@ -269,15 +274,15 @@ def page(title: str, windows: list[Shown], decode: Callable[[Sequence[int]], str
             f"<h2>Window {window.window}</h2><p>{window.length} tokens from token {window.start:,} of the split."
         )
         body.append(f"{escape(describe_overlap(window, 'blue', 'orange', 'green').strip())}.</p><div class='tokens'>")
-        for place in range(window.length):
-            pieces = [escape(repr(decode([token]))[1:-1]) for token in window.ids[place : place + 2]]
+        pieces = [escape(piece) for piece in show_pieces(window.ids[: window.length + 1], tokenizer)]
+        for place, (piece, target) in enumerate(pairwise(pieces)):
             shades = [SHADES[(place + later) % len(SHADES)] for later in (0, 1)]
             kind = overlap_mark(window, place, ("before", "after", "both")).strip()
             body.append(
-                f'<span class="pair {kind}"><span style="background:{shades[0]}">{pieces[0]}</span>'
-                f'<small>{window.ids[place]}</small><span style="background:{shades[1]}">{pieces[1]}</span></span>'
+                f'<span class="pair {kind}"><span style="background:{shades[0]}">{piece}</span>'
+                f'<small>{window.ids[place]}</small><span style="background:{shades[1]}">{target}</span></span>'
             )
-        body.append(f"</div><pre>{escape(decode(window.ids[: window.length]))}</pre>")
+        body.append(f"</div><pre>{escape(tokenizer.decode(window.ids[: window.length]))}</pre>")
         body += [f"<p>{escape(document)}</p>" for document in window.documents]
     head = f'<meta charset="utf-8"><title>{escape(title)}</title>{ICON}<style>{STYLE}</style>'
     head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'

@@ -19,6 +19,7 @@ sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do 
 import show  # noqa: E402
 
 from pipeline.load.reader import open_split  # noqa: E402
+from pipeline.write.tokenizer import load_tokenizer  # noqa: E402
 
 
 @pytest.fixture
@@ -131,5 +132,13 @@ def test_what_is_not_there_is_refused_in_one_line(shards, tmp_path, arguments, m
 
 def test_colours_mark_each_token_alike_in_both_rows():
     window = show.Shown(window=0, start=0, length=2, ids=[65, 66, 67], before=1, after=1, documents=["a, row 0"])
-    text = show.describe(window, lambda ids: bytes(ids).decode(), coloured=True)
+    text = show.describe(window, load_tokenizer(name="bytes"), coloured=True)
     assert text.count("\x1b[30;48;5;223m") == 2, "the second input is the first target"
+
+
+def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself():
+    ids = [*"é\\x".encode()]
+    assert show.show_pieces(ids, load_tokenizer(name="bytes")) == ["\\xc3", "\\xa9", "\\\\", "x"]
+    gpt2 = load_tokenizer(name="gpt2")
+    pieces = show.show_pieces(gpt2.encode_batch(["漢\n"])[0].tolist(), gpt2)
+    assert pieces == ["\\xe6", "\\xbc", "\\xa2", "\\n"]
