@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gpt import GPT
+    from training import Metric
     from training_config import TrainConfig
 
     from pipeline.write.tokenizer import Tokenizer
@@ -85,8 +86,8 @@ def run(config: TrainConfig, output: Path) -> None:
         means = [float(cosines(table_VD, pairs).mean()) for pairs in (related, random)]
         moments.append(Moment(step=step, tokens=tokens, related=means[0], random=means[1]))
 
-    train(loader, None, settings_of(config), validate_every=config.train.validate_every, observe=observe)
-    candidates = np.flatnonzero(counts_V.numpy() >= 5)  # a token hardly ever seen has hardly moved
+    _, metrics = train(loader, None, settings_of(config), validate_every=config.train.validate_every, observe=observe)
+    candidates = np.flatnonzero(counts_V.numpy() >= 5)  # the rest was moved as wrong answers more than as themselves
     before, after = tables[0], tables[-1]
     print(f"\nneighbours by cosine, among the {len(candidates):,} tokens that occur at least 5 times")
     for word in SHOWN:
@@ -98,8 +99,35 @@ def run(config: TrainConfig, output: Path) -> None:
     print(f"\nmean cosine of {len(related)} related pairs and {len(random)} random ones of like frequency")
     for moment in moments:
         print(f"  step {moment.step:<5} {moment.tokens:>9,} tokens   {moment.related:+.3f}   {moment.random:+.3f}")
+    print(describe_groups(words, counts_V, before, after, metrics[-1]))
     write_files(output, moments, words, before, after)
     print(f"\n  in {output}: similarity.csv, similarity.svg, before.svg, after.svg")
+
+
+def describe_groups(
+    words: dict[str, tuple[int, int]], counts_V: torch.Tensor, before: torch.Tensor, after: torch.Tensor, last: Metric
+) -> str:
+    """Each group's mean cosine before and after, and that of tokens that never occurred in the text."""
+    trained = f"{last.tokens:,} tokens, loss {last.train_loss:.3f} on the text that it is trained on"
+    lines = [f"\nmean cosine within a group, before and after ({trained})"]
+
+    def line(name: str, pairs: np.ndarray, what: str) -> str:
+        then, now = (float(cosines(table_VD, pairs).mean()) for table_VD in (before, after))
+        return f"  {name:<12} {then:+.3f}   {now:+.3f}   {what}"
+
+    for group, name in enumerate(GROUPS):
+        mine = {word: found for word, found in words.items() if found[1] == group}
+        if len(mine) > 1:
+            least = min(int(counts_V[token]) for token, _ in mine.values())
+            lines.append(
+                line(name, related_pairs(mine), f"{len(mine)} words, each at least {least:,} times in the text")
+            )
+    unseen = np.flatnonzero(counts_V.numpy() == 0)
+    if len(unseen) > 1:
+        drawn = np.random.default_rng(0).choice(unseen, (RANDOM_PAIRS, 2))
+        pairs = drawn[drawn[:, 0] != drawn[:, 1]]
+        lines.append(line("never seen", pairs, f"pairs of the {len(unseen):,} tokens that do not occur in the text"))
+    return "\n".join(lines)
 
 
 def count_tokens(path: str, vocab_size: int) -> torch.Tensor:
