@@ -11,11 +11,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from gpt import IGNORED
+from torch.nn import functional
 from train import main, open_evaluation, settings_of
 from training import evaluate, train
 
@@ -105,6 +109,7 @@ def run(config: TrainConfig, output: Path) -> None:
     print(describe(runs))
     if evaluations:
         print(describe_evaluations(evaluations, best, length=length))
+        print(describe_places(score_places(model, open_evaluation(store, max_length=length, stride=length))))
     print(f"\n  in {output}: study.csv, evaluation.csv, updates.svg, passes.svg, evaluation.svg")
 
 
@@ -138,6 +143,19 @@ def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
     targets = sum(int((batch.target_ids >= 0).sum()) for batch in loader)
     loss = evaluate(model, loader)
     return Evaluation(stride=stride, targets=targets, loss=loss, perplexity=math.exp(loss))
+
+
+@torch.no_grad()
+def score_places(model: GPT, loader: ShardLoader) -> torch.Tensor:
+    """Mean loss at each place of the loader's windows, float64 [T]: what more context is worth to the model."""
+    totals_T = torch.zeros(loader.reader.max_length, dtype=torch.float64)
+    counts_T = torch.zeros_like(totals_T)
+    for batch in loader:
+        scores_BVT = model(batch.input_ids).transpose(1, 2)
+        losses_BT = functional.cross_entropy(scores_BVT, batch.target_ids, ignore_index=IGNORED, reduction="none")
+        totals_T += losses_BT.double().sum(0)
+        counts_T += (batch.target_ids != IGNORED).sum(0)
+    return totals_T / counts_T
 
 
 def to_csv(rows: Sequence[Run] | Sequence[Evaluation]) -> str:
@@ -193,6 +211,16 @@ def describe_evaluations(evaluations: list[Evaluation], best: Run, *, length: in
         f"loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
         for one in evaluations
     ]
+    return "\n".join(lines)
+
+
+def describe_places(losses_T: torch.Tensor) -> str:
+    """The loss at a window's places, in ranges that double: 0, 1, 2 to 3, 4 to 7, ..."""
+    edges = [0, *(2**power for power in range(len(losses_T).bit_length()) if 2**power < len(losses_T)), len(losses_T)]
+    lines = ["the same model's loss by place in the window, from 0; a place has as many tokens before it as its number"]
+    for first, stop in itertools.pairwise(edges):
+        places = f"{first}" if stop == first + 1 else f"{first} to {stop - 1}"
+        lines.append(f"    places {places:<9} loss {float(losses_T[first:stop].mean()):.4f}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 import neighbors  # noqa: E402
+import study  # noqa: E402
+from gpt import GPT  # noqa: E402
+from training import evaluate  # noqa: E402
+from training_config import Study, Train  # noqa: E402
+
+from pipeline import ShardLoader, write_shards  # noqa: E402
+from pipeline.config import ConfigError  # noqa: E402
 
 
 def run(script, *arguments, cwd):
@@ -52,6 +60,58 @@ def test_the_quick_study_compares_strides_at_equal_updates_and_at_equal_passes(t
     assert pictures == {"updates": 4, "passes": 4, "evaluation": 2}
 
 
+def test_the_losses_of_a_windows_places_have_the_loss_as_their_mean(tmp_path):
+    (tmp_path / "text.txt").write_text("the kettle sang and the tea was hot. " * 20)
+    options = {"corpus": "text", "corpus_path": str(tmp_path / "text.txt"), "cache_path": tmp_path / "cache"}
+    path = write_shards(tmp_path / "shards", tokenizer="bytes", max_length=12, **options).path
+    loader = ShardLoader(path, batch_size=8, shuffle="none", drop_last=False)  # the last batch is filled up
+    model = GPT(257, 12, dim=8, layers=1, heads=2, positions="learned", seed=0)
+    losses_T = study.score_places(model, loader)
+    assert losses_T.shape == (12,)
+    assert losses_T.mean().item() == pytest.approx(evaluate(model, loader), rel=1e-6)
+    lines = study.describe_places(torch.arange(12.0)).splitlines()[1:]
+    assert [" ".join(line.split()) for line in lines] == [
+        "places 0 loss 0.0000",
+        "places 1 loss 1.0000",
+        "places 2 to 3 loss 2.5000",
+        "places 4 to 7 loss 5.5000",
+        "places 8 to 11 loss 9.5000",
+    ]
+
+
+def test_differences_between_strides_stand_beside_the_spread_of_their_seeds():
+    runs = [
+        study.Run(
+            budget=budget,
+            stride=stride,
+            seed=seed,
+            updates=5,
+            tokens=80,
+            passes=1.0,
+            validation_loss=stride + seed / 10,
+        )
+        for budget in study.BUDGETS
+        for stride in (2, 1)
+        for seed in (0, 1)
+    ]
+    text = study.describe(runs)
+    assert text.count("stride 1 less stride 2: -1.0000   widest spread of one stride's seeds: 0.1000") == 2
+    assert text.count("mean 2.0500   seeds 2.0000 to 2.1000") == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (Study, {"seeds": []}, "study.seeds: must name at least one"),
+        (Study, {"passes": 0}, "study.passes: must be at least 1; got 0"),
+        (Train, {"threads": 0}, "train.threads: must be at least 1; got 0"),
+    ],
+)
+def test_a_study_of_nothing_is_refused(section, values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        section(**values)
+
+
 def test_a_study_without_strides_is_refused(tmp_path):
     done = run("study.py", cwd=tmp_path)
     assert done.returncode == 2
@@ -66,6 +126,8 @@ def test_the_quick_look_at_neighbours_leaves_its_table_and_pictures(tmp_path):
     assert pictures["similarity"] == 6
     assert pictures["before"] == pictures["after"] > 20, "a point for each word that is one token"
     assert "' the'    before" in done.stdout
+    for name in (*neighbors.GROUPS, "never seen"):
+        assert f"\n  {name:<12} " in done.stdout
 
 
 def test_nearest_tokens_and_random_pairs_by_hand():
