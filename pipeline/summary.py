@@ -67,6 +67,8 @@ def describe_write(report: WriteReport) -> str:
     lines.append(_line("start", seconds(report.start_seconds), "vocabulary loaded, input found and hashed"))
     if not report.finished_before:
         made = f"{report.chunks_made} of {report.chunks} chunks new" if report.chunks_made else "all found in the cache"
+        if report.chunks_mended:
+            made += f", {report.chunks_mended} of them damaged in the cache and made again: look at that disk"
         text = rate(corpus["bytes"], report.tokenize_seconds, "B")
         lines.append(_line("tokenize", seconds(report.tokenize_seconds), text if report.chunks_made else "", made))
         windows = sum(split.num_windows for split in manifest.splits.values())
@@ -123,7 +125,9 @@ def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:
 
 def describe_verify(report: VerifyReport) -> str:
     """What was verified, and every fault with its file."""
-    store = "every window compared with the token store" if report.compared_with_store else "the token store is gone"
+    store = "not the token store, which is gone or damaged"
+    if report.compared_with_store:
+        store = "every window compared with the token store"
     lines = [
         _line(
             "checked",

@@ -3,17 +3,14 @@
 A store is a JSON file that names chunks in their order; a chunk is a folder made from one input split:
 
     <cache>/stores/<id>.json
-    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, an end-of-text token behind each
-                                                    document; a split without tokens has no file
-    <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
-    <cache>/chunks/<id>/quarantine.jsonl            its bad documents, if it has any
-    <cache>/chunks/<id>/chunk.json                  counts and sources
+    <cache>/chunks/<id>/    the IDs and the table of documents: `pipeline.chunk` says how
 
 A long text may be cut: its pieces stand in chunks that follow each other, and end-of-text comes after the last one.
 
 Chunks are built under a temporary name and renamed (`write/chunks.py`), so a chunk that is there is whole, and two runs
 that build the same one do not harm each other. A reader maps the IDs into memory: a store of any size
-costs no memory of its own.
+costs no memory of its own. Of a store that `open_store` opens, a process reads each file through when it first needs
+it, and refuses one that does not hold what was written.
 """
 
 from __future__ import annotations
@@ -21,51 +18,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import uuid
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 2
-NPY_HEADER_BYTES = 128
-SPLITS = ("train", "validation")
-DOCUMENT = np.dtype(
-    [
-        ("split", "u1"),  # index into SPLITS
-        ("source", "<i4"),  # index into the chunk's sources
-        ("row", "<i8"),  # the document's row or line in its source, from 0; of a text file 0
-        ("first", "<i8"),  # its first token in its split's part of the chunk
-        ("count", "<i8"),  # its tokens, the end-of-text token left out
-    ]
-)
+from pipeline.chunk import SPLITS, Chunk, check_file, find_chunk
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """What one chunk holds, as its `chunk.json` says."""
-
-    id: str
-    tokenizer: str  # its hash
-    tokens: dict[str, int]  # by split, end-of-text tokens included
-    num_documents: dict[str, int]  # by split; a document that goes on from the chunk before is not counted again
-    characters: int
-    bytes: int
-    special_text_found: int  # names of special tokens in the text
-    audited: int  # documents, whole or their begin, that a second engine encoded to the same IDs
-    bad: dict[str, int]  # reason -> documents
-    sources: list[str]
-    continued: bool  # its first document goes on from the chunk before
+FORMAT = 3
 
 
 class TokenStream:
     """The token IDs of one split, end to end: `read(start, stop)` copies any range of them out of the mapped files."""
 
-    def __init__(self, files: list[Path], sizes: list[int], *, begin: int = 0, end: int | None = None) -> None:
+    def __init__(
+        self,
+        files: list[Path],
+        sizes: list[int],
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        checksums: list[int] | None = None,
+    ) -> None:
         self._files = files
+        self._checksums = checksums  # None: the files are known to be whole
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._begin = begin
         self._end = (int(self._ends[-1]) if files else 0) if end is None else end
@@ -82,7 +61,7 @@ class TokenStream:
         while start < stop:
             before = int(self._ends[at - 1]) if at else 0
             upto = min(stop, int(self._ends[at]))
-            parts.append(_map(self._files[at])[start - before : upto - before])
+            parts.append(self._map(at)[start - before : upto - before])
             start, at = upto, at + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
@@ -94,11 +73,16 @@ class TokenStream:
         for at in np.unique(files[whole]):
             chosen = np.flatnonzero(whole & (files == at))
             before = int(self._ends[at - 1]) if at else 0
-            views = np.lib.stride_tricks.sliding_window_view(_map(self._files[at]), width)
+            views = np.lib.stride_tricks.sliding_window_view(self._map(int(at)), width)
             out[rows[chosen]] = views[begins[chosen] - before]
         for one in np.flatnonzero(~whole):  # across the border of two files
             start = int(starts[one])
             out[rows[one]] = self.read(start, start + width)
+
+    def _map(self, at: int) -> np.ndarray:
+        if self._checksums:
+            _prove(self._files[at], self._checksums[at])
+        return _map(self._files[at])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +93,7 @@ class TokenStore:
     chunks: list[Chunk]
     tokenizer: dict[str, Any]  # as in the manifest: name, hash, vocab_size, special_tokens
     validation: float
+    proves: bool = False  # reading a file for the first time proves that it holds what was written
 
     @property
     def id(self) -> str:
@@ -132,8 +117,8 @@ class TokenStore:
         if self.num_documents == 1 and self.validation > 0:
             cut = self._cut()
             begin, end = (0, cut) if split == "train" else (cut, self._total(SPLITS) - 1)
-            return TokenStream(*self._files(SPLITS), begin=begin, end=end)
-        return TokenStream(*self._files((split,)), end=max(0, self._total((split,)) - 1))
+            return self._stream(SPLITS, begin, end)
+        return self._stream((split,), 0, max(0, self._total((split,)) - 1))
 
     def documents(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Each document's first token in the split's stream and its number of tokens, both int64 [documents]."""
@@ -143,7 +128,10 @@ class TokenStore:
         counts: list[np.ndarray] = []
         base = 0
         for chunk in self.chunks:
-            table = np.load(self.cache / "chunks" / chunk.id / "documents.npy", mmap_mode="r")
+            path = self.cache / "chunks" / chunk.id / "documents.npy"
+            if self.proves:
+                _prove(path, chunk.files[path.name][1])
+            table = np.load(path, mmap_mode="r")
             mine = table["split"] == SPLITS.index(split)
             continued = chunk.continued and bool(mine[0])  # else it is of the other split
             first, count = table["first"][mine] + base, table["count"][mine]
@@ -164,14 +152,15 @@ class TokenStore:
     def _total(self, splits: tuple[str, ...]) -> int:
         return sum(chunk.tokens[split] for chunk in self.chunks for split in splits)
 
-    def _files(self, splits: tuple[str, ...]) -> tuple[list[Path], list[int]]:
-        parts = [
-            (self.cache / "chunks" / chunk.id / f"{split}.npy", chunk.tokens[split])
-            for chunk in self.chunks
-            for split in splits
-            if chunk.tokens[split]
-        ]
-        return [path for path, _ in parts], [size for _, size in parts]
+    def _stream(self, splits: tuple[str, ...], begin: int, end: int) -> TokenStream:
+        parts = [(chunk, split) for chunk in self.chunks for split in splits if chunk.tokens[split]]
+        return TokenStream(
+            [self.cache / "chunks" / chunk.id / f"{split}.npy" for chunk, split in parts],
+            [chunk.tokens[split] for chunk, split in parts],
+            begin=begin,
+            end=end,
+            checksums=[chunk.files[f"{split}.npy"][1] for chunk, split in parts] if self.proves else None,
+        )
 
 
 def store_id(chunk_ids: list[str], *, validation: float) -> str:
@@ -192,59 +181,41 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     """The token store that a file written by `save_store` names.
 
     Raises:
-        ValueError: the file is not a token store, or a chunk that it names is not there.
+        ValueError: the file is not a token store, or a chunk that it names is not there or damaged.
 
     """
     path = Path(path)
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a token store of format {FORMAT}")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields["format"] != FORMAT:
+            raise ValueError(f"format {fields['format']!r}, and this release reads {FORMAT}")  # noqa: TRY301
+        is_whole = store_id(fields["chunks"], validation=fields["validation"]) == path.stem
+        tokenizer_hash = fields["tokenizer"]["hash"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: is no token store ({type(error).__name__}: {error}); run the write stage") from error
+    if not is_whole:
+        raise ValueError(f"{path}: was changed after it was written; remove it and run the write stage again")
     cache = path.parent.parent
     chunks = []
     for chunk_id in fields["chunks"]:
         chunk = find_chunk(cache, chunk_id)
         if chunk is None:
             raise ValueError(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again")
-        if chunk.tokenizer != fields["tokenizer"]["hash"]:
+        if chunk.tokenizer != tokenizer_hash:
             raise ValueError(
                 f"{path}: its chunk {chunk_id} was made with the tokenizer {chunk.tokenizer}, but the store with "
-                f"{fields['tokenizer']['name']} ({fields['tokenizer']['hash']})"
+                f"{fields['tokenizer']['name']} ({tokenizer_hash})"
             )
         chunks.append(chunk)
-    return TokenStore(cache=cache, chunks=chunks, tokenizer=fields["tokenizer"], validation=fields["validation"])
+    return TokenStore(
+        cache=cache, chunks=chunks, tokenizer=fields["tokenizer"], validation=fields["validation"], proves=True
+    )
 
 
-def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
-    """The finished chunk of that ID, or None.
-
-    Raises:
-        ValueError: it is there, but one of its files is not as long as it should be.
-
-    """
-    if not re.fullmatch(r"[0-9a-f]{64}", chunk_id):
-        raise ValueError(f"a chunk's ID is a sha256 in hex, not {chunk_id!r}")
-    folder = cache / "chunks" / chunk_id
-    try:
-        chunk = Chunk(**json.loads((folder / "chunk.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: its chunk.json is damaged ({error}); remove the folder and run again") from error
-    for split, count in chunk.tokens.items():
-        path = folder / f"{split}.npy"
-        size = path.stat().st_size if path.exists() else 0
-        if count and size not in {NPY_HEADER_BYTES + count * width for width in (2, 4)}:
-            raise ValueError(f"{path}: has {size} bytes, not those of {count} tokens; remove {folder} and run again")
-    return chunk
-
-
-def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
-    """The header of a .npy file with a 1-D array, always `NPY_HEADER_BYTES` long: it is written when all IDs are there.
-
-    Format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    """
-    text = f"{{'descr': {dtype.newbyteorder('<').str!r}, 'fortran_order': False, 'shape': ({count},), }}"
-    return b"\x93NUMPY\x01\x00" + (NPY_HEADER_BYTES - 10).to_bytes(2, "little") + text.encode().ljust(117) + b"\n"
+def forget_files() -> None:
+    """Let go of all mapped files: one of them was replaced."""
+    _map.cache_clear()
+    _prove.cache_clear()
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
@@ -256,6 +227,11 @@ def write_json(path: Path, fields: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+
+
+@cache
+def _prove(path: Path, checksum: int) -> None:
+    check_file(path, checksum)
 
 
 @lru_cache(maxsize=4096)

@@ -2,14 +2,16 @@
 
 Algorithm: the manifest's own hash; each file's size and sha256; its columns and row groups; then, in every row group,
 page checksums, `target_ids` and `next_id` against `input_ids`, IDs against the vocabulary, `start` and `length` against
-the windows' arithmetic, and all rows against the token store, as long as that is still in the cache. Cost: each shard
-is read twice, once for its hash and once decoded; each worker holds one row group at a time.
+the windows' arithmetic, and all rows against the token store, as long as that is still in the cache. The store's own
+checksums come first: rows are not held against a chunk that is damaged, which is a fault of its own. Cost: each shard
+is read twice, once for its hash and once decoded, and the store once more; each worker holds one row group at a time.
 
 No fault stops the list: whatever is wrong in one place, the others are looked at.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 import time
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from pipeline.chunk import Chunk, DamagedChunk, check_chunk
 from pipeline.manifest import FILE, Manifest, ShardEntry, SplitEntry, read_manifest
 from pipeline.shard_format import open_shard, shard_schema
 from pipeline.token_store import TokenStore, TokenStream, open_store
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 class Fault:
     """One thing that is wrong."""
 
-    file: str  # relative to the data set's folder
+    file: str  # relative to the data set's folder; of the cache, the damaged chunk's folder
     problem: str
 
 
@@ -52,7 +55,7 @@ class VerifyReport:
     shards: int
     windows: int
     bytes: int
-    compared_with_store: bool  # False: the token store is no longer in the cache
+    compared_with_store: bool  # False: the token store is no longer in the cache, or damaged
     seconds: float
 
 
@@ -99,7 +102,7 @@ def verify_shards(
             compared_with_store=False,
             seconds=time.perf_counter() - started,
         )
-    faults, store = _find_store(manifest, Path(cache_path))
+    faults, store = _find_store(manifest, Path(cache_path), workers)
     tasks = []
     for name, split in manifest.splits.items():
         rows, split_faults = _expect(manifest, name, store)
@@ -135,16 +138,34 @@ def _list_unreadable(folder: Path) -> list[Fault]:
     return faults
 
 
-def _find_store(manifest: Manifest, cache: Path) -> tuple[list[Fault], TokenStore | None]:
+def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
+    """The store that the windows were cut from, if all of it is there and whole, and what is wrong with it."""
     path = cache / "stores" / f"{manifest.store}.json"
     try:
         store = open_store(path)
+        damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
+    except DamagedChunk as error:
+        return [_blame(error)], None
     except (OSError, ValueError):  # cleared in part or as a whole: a cache may be
         return [], None
     if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
         problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but {path} was made with {store.tokenizer['hash']}"
-        return [Fault(file=FILE, problem=problem)], store
-    return [], store
+        return [Fault(file=FILE, problem=problem)], None
+    if damaged:
+        return [_blame(error) for error in damaged], None
+    return [], dataclasses.replace(store, proves=False)  # it was read just now
+
+
+def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
+    try:
+        check_chunk(cache, chunk)
+    except DamagedChunk as error:
+        return error
+    return None
+
+
+def _blame(error: DamagedChunk) -> Fault:
+    return Fault(file=str(error.folder), problem=f"{error.what}; the cache is damaged, and the shards need not be")
 
 
 def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[Fault]]:

@@ -82,7 +82,7 @@ def make_store(
     encoder = load_tokenizer(name=tokenizer, engine=engine)
     policy = Policy(validation=validation, seed=0, on_bad="quarantine", max_document_bytes=None)
     inputs = find_splits(corpus, options(path, cache, cut_safe=encoder.cut_safe, workers=workers, **more))
-    store, made = tokenize(
+    store, origins = tokenize(
         inputs,
         cache=cache,
         tokenizer=encoder,
@@ -92,7 +92,7 @@ def make_store(
         workers=workers,
         advance=lambda _: None,
     )
-    return store, made
+    return store, origins["made"] + origins["mended"]
 
 
 def hash_ids(store, split="train"):

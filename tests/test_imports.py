@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PIPELINE = Path(__file__).resolve().parents[1] / "pipeline"
-HALL = {"layout", "permutation", "windows", "token_store", "shard_format", "manifest"}
+HALL = {"chunk", "layout", "permutation", "windows", "token_store", "shard_format", "manifest"}
 
 
 def imports_of(file):

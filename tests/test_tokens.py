@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline import read_manifest, write_shards
-from pipeline.token_store import find_chunk, npy_header, open_store
+from pipeline.chunk import chunk_fields, find_chunk, npy_header
+from pipeline.token_store import open_store
 from pipeline.write import audit, splits, tokens
 from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
 from pipeline.write.corpus import CorpusOptions, find_splits
@@ -38,7 +39,7 @@ def run(path, cache, *, encoder=None, workers=2, fraction=0.001, **policy):
     encoder = encoder or load_tokenizer(name="bytes")
     options = CorpusOptions(paths=(str(path),), cache=cache, cut_safe=encoder.cut_safe, workers=workers)
     rules = {"validation": 0.0, "seed": 0, "on_bad": "quarantine", "max_document_bytes": None}
-    return tokenize(
+    store, origins = tokenize(
         find_splits("jsonl", options),
         cache=cache,
         tokenizer=encoder,
@@ -48,6 +49,7 @@ def run(path, cache, *, encoder=None, workers=2, fraction=0.001, **policy):
         workers=workers,
         advance=lambda _: None,
     )
+    return store, {origin: count for origin, count in origins.items() if count}
 
 
 def contents(cache):
@@ -121,12 +123,83 @@ def test_a_failed_task_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "cache" / "chunks").iterdir()) == []
 
 
-def test_a_chunk_whose_file_was_cut_short_is_refused(corpus, tmp_path):
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place % len(content)] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a file that is cut short": lambda folder: os.truncate(folder / "train.npy", 300),
+    "a flipped bit among the IDs": lambda folder: flip(folder / "train.npy", 777),
+    "a flipped bit in the header": lambda folder: flip(folder / "train.npy", 20),
+    "a flipped bit in the table of documents": lambda folder: flip(folder / "documents.npy", -5),
+    "a flipped bit in the quarantine": lambda folder: flip(folder / "quarantine.jsonl", 30),
+    "a file that is gone": lambda folder: (folder / "documents.npy").unlink(),
+    "no chunk.json": lambda folder: (folder / "chunk.json").unlink(),
+    "no JSON": lambda folder: (folder / "chunk.json").write_text("{"),
+    "another kind of JSON": lambda folder: (folder / "chunk.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_chunk_is_made_again_and_refused_to_whoever_reads_it(case, corpus, tmp_path):
+    corpus.write_text('{"text": 5}\n' + corpus.read_text())
+    cache = tmp_path / "cache"
+    store, origins = run(corpus, cache)
+    assert origins == {"made": len(store.chunks)}
+    whole = contents(cache)
+    (file,) = (cache / "stores").iterdir()
+    DAMAGE[case](cache / "chunks" / store.chunks[0].id)
+
+    def read_all():
+        opened = open_store(file)
+        stream = opened.stream("train")
+        return stream.read(0, len(stream)), opened.documents("train")
+
+    if "quarantine" not in case:  # it is for people
+        with pytest.raises(ValueError, match=rf"chunks/{store.chunks[0].id}: its .*; remove this folder: the next"):
+            read_all()
+    again, origins = run(corpus, cache)
+    assert origins == {"mended": 1, "found": len(store.chunks) - 1}
+    assert contents(cache) == whole
+    assert again == store
+    assert read_all()[0].tolist() == store.stream("train").read(0, len(store.stream("train"))).tolist()
+
+
+def test_runs_that_mend_one_chunk_at_once_all_get_a_whole_one(corpus, tmp_path):
     store, _ = run(corpus, tmp_path / "cache")
-    file = tmp_path / "cache" / "chunks" / store.chunks[0].id / "train.npy"
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"train\.npy: has .* bytes, not those of .* tokens; remove .* and run again"):
-        run(corpus, tmp_path / "cache")
+    whole = contents(tmp_path / "cache")
+    for chunk in store.chunks:
+        flip(tmp_path / "cache" / "chunks" / chunk.id / "train.npy", 500)
+    children = [in_a_child(lambda: run(corpus, tmp_path / "cache")) for _ in range(3)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert contents(tmp_path / "cache") == whole
+
+
+def test_a_run_that_is_killed_while_it_mends_a_chunk_leaves_nothing_that_stays(corpus, tmp_path, monkeypatch):
+    store, _ = run(corpus, tmp_path / "cache", workers=1)
+    whole = contents(tmp_path / "cache")
+    flip(tmp_path / "cache" / "chunks" / store.chunks[0].id / "train.npy", 500)
+
+    def mend():
+        monkeypatch.setattr("pipeline.write.chunks.forget_files", lambda: os._exit(0))
+        run(corpus, tmp_path / "cache", workers=1)
+
+    os.waitpid(in_a_child(mend), 0)
+    assert len(contents(tmp_path / "cache")) > len(whole), "the damaged chunk lies aside"
+    assert run(corpus, tmp_path / "cache")[1] == {"found": len(store.chunks)}
+    assert contents(tmp_path / "cache") == whole
+
+
+def test_a_changed_store_file_is_no_store(corpus, tmp_path):
+    run(corpus, tmp_path)
+    (path,) = (tmp_path / "stores").iterdir()
+    fields = json.loads(path.read_text())
+    for content in ("[]", "{", "{}", json.dumps(fields | {"chunks": fields["chunks"][1:]})):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"stores/.*\.json: (is no token store|was changed)"):
+            open_store(path)
 
 
 def test_the_store_names_its_tokenizer_and_refuses_chunks_of_another(corpus, tmp_path):
@@ -134,7 +207,7 @@ def test_the_store_names_its_tokenizer_and_refuses_chunks_of_another(corpus, tmp
     (path,) = (tmp_path / "stores").iterdir()
     assert {chunk.tokenizer for chunk in open_store(path).chunks} == {load_tokenizer(name="bytes").hash}
     file = tmp_path / "chunks" / store.chunks[3].id / "chunk.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer": "f" * 64}))
+    file.write_text(json.dumps(chunk_fields(dataclasses.replace(store.chunks[3], tokenizer="f" * 64))))
     with pytest.raises(ValueError, match=r"was made with the tokenizer ffff.*, but the store with bytes \("):
         open_store(path)
 

@@ -151,6 +151,54 @@ def test_consistent_rows_that_are_not_the_texts_are_found_by_the_token_store(wri
     assert problems(verify()) == [(name, "row group 0: 1 windows differ from the token store, the first in row 0")]
 
 
+def flip_in_cache(tmp_path, name):
+    """Flip a bit in the middle of a file of the only chunk; returns the chunk's folder."""
+    (file,) = (tmp_path / "cache" / "chunks").glob(f"*/{name}")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file.parent
+
+
+@pytest.mark.parametrize("name", ["train.npy", "documents.npy"])
+def test_a_damaged_cache_is_blamed_itself_and_its_remedy_leads_to_right_ids(write, verify, tmp_path, name):
+    folder = write(documents="separate")
+    truth = {file.name: file.read_bytes() for file in (folder / "data").iterdir()}
+    damaged = flip_in_cache(tmp_path, name)
+    (fault,) = verify().faults
+    assert fault.file == str(damaged)
+    assert f"its {name} has the checksum" in fault.problem
+    for file in (folder / "data").iterdir():  # the data set is written anew, from the cache as it is
+        file.unlink()
+    write(documents="separate")
+    assert {file.name: file.read_bytes() for file in (folder / "data").iterdir()} == truth
+    report = verify()
+    assert (problems(report), report.compared_with_store) == ([], True)
+
+
+def test_windows_of_another_length_come_right_from_a_damaged_cache(write, verify, tmp_path):
+    write()
+    flip_in_cache(tmp_path, "train.npy")
+    shutil.rmtree(tmp_path / "shards")
+    folder = write(max_length=24)
+    found = batches(folder)
+    shutil.rmtree(tmp_path / "shards")
+    shutil.rmtree(tmp_path / "cache")
+    assert same(found, batches(write(max_length=24)))
+
+
+def test_a_cache_that_lacks_files_stops_no_list(write, verify, tmp_path):
+    write()
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    (chunk,) = (tmp_path / "cache" / "chunks").iterdir()
+    (chunk / "documents.npy").unlink()
+    assert [fault.file for fault in verify().faults] == [str(chunk)]
+    shutil.rmtree(chunk)
+    assert (verify().faults, verify().compared_with_store) == ([], False)
+    store.write_text("[]")
+    assert (verify().faults, verify().compared_with_store) == ([], False)
+
+
 def test_a_padded_window_with_a_target_behind_its_end_is_found(write, verify, tmp_path):
     folder = write(tail="pad", documents="separate", windows_per_group=200, windows_per_shard=200)
     lengths = pq.read_table(folder / read_manifest(folder).splits["train"].shards[0].path).column("length").to_pylist()

@@ -108,3 +108,21 @@ def test_windows_are_asked_for_of_a_store_and_refused_for_shards(corpus, tmp_pat
         ShardLoader(store_of(corpus), split="validation", max_length=8)
     with pytest.raises(OSError, match=r"none.json"):
         ShardLoader(tmp_path / "none.json", max_length=8)
+
+
+def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
+    report = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(corpus / "texts"),
+        cache_path=tmp_path / "cache",
+        tokenizer="bytes",
+        max_length=8,
+    )
+    (chunk,) = (tmp_path / "cache" / "chunks").iterdir()
+    content = bytearray((chunk / "train.npy").read_bytes())
+    content[700] ^= 1
+    (chunk / "train.npy").write_bytes(content)
+    loader = ShardLoader(tmp_path / "cache" / "stores" / f"{report.manifest.store}.json", max_length=8)
+    with pytest.raises(ValueError, match=r"its train.npy has the checksum .*; remove this folder"):
+        list(loader)

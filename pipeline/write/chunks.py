@@ -4,6 +4,8 @@ IDs are appended to files under a temporary name as they come, so that a chunk n
 finished folder is flushed to the disk and renamed. A lock file beside a temporary folder is held by the process that
 writes it, and given up by the system when that process ends, however it ends: so leftovers of a killed run can be told
 from the work of a run that is alive, and `remove_leftovers` takes away the former alone.
+
+A chunk that is there already stays, unless it is damaged: then the new one takes its place.
 """
 
 from __future__ import annotations
@@ -13,15 +15,26 @@ import fcntl
 import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.token_store import DOCUMENT, NPY_HEADER_BYTES, SPLITS, Chunk, find_chunk, npy_header, write_json
+from pipeline.chunk import (
+    DOCUMENT,
+    NPY_HEADER_BYTES,
+    SPLITS,
+    Chunk,
+    DamagedChunk,
+    check_chunk,
+    chunk_fields,
+    find_chunk,
+    npy_header,
+)
+from pipeline.token_store import forget_files, write_json
 from pipeline.write.quarantine import FILE, as_line
+from pipeline.write.summed_file import SummedFile
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
@@ -52,6 +65,7 @@ class _Open:
     row: tuple[int, int]
     first: int
     count: int
+    mark: tuple[int, int]  # in the split's file
     totals: Totals
     continued: bool
 
@@ -67,12 +81,11 @@ class ChunkWriter:
         self._folder = folder / f".{chunk_id}-{uuid.uuid4().hex}"
         self._lock = _hold(self._folder.with_suffix(".lock"))
         self._folder.mkdir()
-        self._files: list[BinaryIO | None] = [None for _ in SPLITS]
+        self._files: dict[str, SummedFile] = {}
         self._tokens = [0 for _ in SPLITS]
         self._num_documents = [0 for _ in SPLITS]
         self._tables: list[np.ndarray] = []
         self._bad: dict[str, int] = {}
-        self._quarantine: io.TextIOWrapper | None = None
         self._totals = Totals()
         self._open: _Open | None = None
         self._continued = False
@@ -83,9 +96,8 @@ class ChunkWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in (*self._files, self._quarantine):
-            if file:
-                file.close()
+        for file in self._files.values():
+            file.close()
         shutil.rmtree(self._folder, ignore_errors=True)  # it has its own name by now if it was finished
         self._folder.with_suffix(".lock").unlink(missing_ok=True)
         os.close(self._lock)
@@ -126,9 +138,8 @@ class ChunkWriter:
     ) -> None:
         """Append a piece of a long text; `continued`: it began in the chunk before; `goes_on`: this is not its end."""
         if self._open is None:
-            self._open = _Open(
-                held_out, (source, row), self._tokens[held_out], 0, dataclasses.replace(self._totals), continued
-            )
+            before, mark = self._tokens[held_out], self._ids_file(held_out).mark()
+            self._open = _Open(held_out, (source, row), before, 0, mark, dataclasses.replace(self._totals), continued)
         self._open.count += len(ids)
         self._totals.add(totals)
         self._append(held_out, ids)
@@ -141,36 +152,27 @@ class ChunkWriter:
         if self._open is None:
             return
         split, first = self._open.split, self._open.first
-        file = self._files[split]
-        if file is not None:
-            file.flush()
-            file.truncate(NPY_HEADER_BYTES + first * self._dtype.itemsize)
-            file.seek(0, os.SEEK_END)
+        self._ids_file(split).go_back(self._open.mark)
         self._tokens[split], self._totals, self._open = first, self._open.totals, None
 
     def add_bad(self, bad: Sequence[BadDocument]) -> None:
         """Put bad documents into the chunk's quarantine."""
-        if bad and self._quarantine is None:
-            self._quarantine = (self._folder / FILE).open("w", encoding="utf-8")
         for one in bad:
-            assert self._quarantine is not None, "it was opened above"
-            self._quarantine.write(as_line(one))
+            self._file(FILE).write(as_line(one).encode())
             self._bad[one.reason] = self._bad.get(one.reason, 0) + 1
 
     def finish(self, *, sources: Sequence[str], tokenizer: str) -> Chunk:
         """Give the chunk its name. Returns the chunk that is there afterwards, which another run may have written."""
+        # Its checksums are those of the bytes that went to the disk: nothing is read again.
         if self._open:
             self._close_document()
-        for split, file in enumerate(self._files):
-            if file is not None:
-                file.seek(0)
-                file.write(npy_header(self._dtype, self._tokens[split]))
-                _flush(file)
-        with (self._folder / "documents.npy").open("wb") as file:
-            np.save(file, np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
-            _flush(file)
-        if self._quarantine:
-            _flush(self._quarantine)
+        for name, count in zip(SPLITS, self._tokens, strict=True):
+            if count:
+                self._file(f"{name}.npy").write_head(npy_header(self._dtype, count))
+            elif abandoned := self._files.pop(f"{name}.npy", None):
+                abandoned.close()
+                (self._folder / f"{name}.npy").unlink()
+        np.save(self._file("documents.npy"), np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
         chunk = Chunk(
             id=self._id,
             tokenizer=tokenizer,
@@ -179,29 +181,62 @@ class ChunkWriter:
             bad=dict(sorted(self._bad.items())),
             sources=list(sources),
             continued=self._continued,
+            files={name: self._files[name].finish() for name in sorted(self._files)},
             **dataclasses.asdict(self._totals),
         )
-        write_json(self._folder / "chunk.json", dataclasses.asdict(chunk))
+        write_json(self._folder / "chunk.json", chunk_fields(chunk))
         _flush_folder(self._folder)
         try:
             self._folder.rename(self._cache / "chunks" / self._id)
-        except OSError:
-            there = find_chunk(self._cache, self._id)
-            if there is None:
-                raise
-            return there  # another run was first, and its chunk is the same
+        except OSError as error:
+            return self._meet(chunk, error)
         _flush_folder(self._cache / "chunks")
         return chunk
+
+    def _meet(self, chunk: Chunk, error: OSError) -> Chunk:
+        """Keep the chunk that has the name already if it is whole, else replace it: one run at a time looks and acts.
+
+        It moves to the name that `remove_leftovers` clears should this process end in between.
+        """
+        folder = self._cache / "chunks" / self._id
+        aside = folder.with_name(f".{self._id}")
+        path = aside.with_suffix(".lock")
+        lock = _hold(path)
+        try:
+            there = find_chunk(self._cache, self._id)
+            if there is None:
+                raise error
+            check_chunk(self._cache, there)
+        except DamagedChunk:
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self._folder.rename(folder)
+            _flush_folder(folder.parent)
+            forget_files()
+            shutil.rmtree(aside, ignore_errors=True)
+            return chunk
+        else:
+            return there  # another run was first, and its chunk is the same
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(lock)
 
     def _append(self, split: int, ids: np.ndarray) -> None:
         if not len(ids):
             return
-        file = self._files[split]
-        if file is None:
-            file = self._files[split] = (self._folder / f"{SPLITS[split]}.npy").open("w+b")
-            file.write(bytes(NPY_HEADER_BYTES))
-        file.write(np.ascontiguousarray(ids, self._dtype).data.cast("B"))
+        self._ids_file(split).write(np.ascontiguousarray(ids, self._dtype).data.cast("B"))
         self._tokens[split] += len(ids)
+
+    def _ids_file(self, split: int) -> SummedFile:
+        file = self._file(f"{SPLITS[split]}.npy")
+        if not file.size:
+            file.write(bytes(NPY_HEADER_BYTES))
+        return file
+
+    def _file(self, name: str) -> SummedFile:
+        if name not in self._files:
+            self._files[name] = SummedFile(self._folder / name)
+        return self._files[name]
 
     def _close_document(self) -> None:
         one = self._open
@@ -257,11 +292,6 @@ def _hold(path: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(lock)
-
-
-def _flush(file: BinaryIO | io.TextIOWrapper) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

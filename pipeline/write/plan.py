@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.chunk import DamagedChunk, find_chunk
 from pipeline.shard_format import group_table, shard_schema, shard_writer
-from pipeline.token_store import TokenStore, find_chunk
+from pipeline.token_store import TokenStore
 from pipeline.windows import read_rows
 from pipeline.write.executor import run_tasks
 from pipeline.write.tokens import describe_tokenizer, tokenize_split
@@ -83,7 +84,7 @@ def plan_job(job: Job, path: Path, *, audit: float, workers: int) -> PlanReport:
     made = list(run_tasks(task, sample, workers=workers))
     taken = time.perf_counter() - started
     chunks = [chunk for chunk, _ in made]
-    new_bytes = sum(part.num_bytes for part, (_, is_new) in zip(sample, made, strict=True) if is_new)
+    new_bytes = sum(part.num_bytes for part, (_, origin) in zip(sample, made, strict=True) if origin != "found")
     total = sum(part.num_bytes for part in inputs)
     sizes = [part.num_bytes for part in sample]
     extend = partial(estimate_total, sizes=sizes, total=total, population=len(inputs))
@@ -100,7 +101,7 @@ def plan_job(job: Job, path: Path, *, audit: float, workers: int) -> PlanReport:
     per_window, seconds_per_window = _encode_sample(job, store, is_whole=is_whole)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
     chunks_by_split = zip(inputs, job.chunk_ids, strict=True)
-    left = sum(part.num_bytes for part, chunk in chunks_by_split if find_chunk(job.cache, chunk) is None)
+    left = sum(part.num_bytes for part, chunk in chunks_by_split if not _is_cached(job.cache, chunk))
     busy = min(workers, max(1.0, shards.value))
     seconds = job.seconds + left / rate + windows.value * seconds_per_window / busy
     mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * job.encoder.dtype.itemsize
@@ -143,6 +144,13 @@ def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: flo
     spread = math.sqrt(n / (n - 1) * float(np.square(values - ratio * weights).sum()))
     left = 1 - n / population
     return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(left))
+
+
+def _is_cached(cache: Path, chunk_id: str) -> bool:
+    try:
+        return find_chunk(cache, chunk_id) is not None
+    except DamagedChunk:
+        return False
 
 
 def _plan_split(job: Job, store: TokenStore, name: str, *, is_whole: bool, extend: Any) -> tuple[Estimate, Estimate]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from pipeline.token_store import Chunk, TokenStore
+    from pipeline.chunk import Chunk
+    from pipeline.token_store import TokenStore
     from pipeline.write.documents import BadDocument
 
 FILE = "quarantine.jsonl"

@@ -46,6 +46,7 @@ class WriteReport:
     finished_before: bool  # the data set was there already: nothing was written
     chunks: int
     chunks_made: int  # the rest was found in the cache
+    chunks_mended: int  # of these: were there, but not with the bytes that were written
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
@@ -151,6 +152,7 @@ def write_shards(
                 manifest=finished,
                 finished_before=True,
                 chunks_made=0,
+                chunks_mended=0,
                 tokenize_seconds=0.0,
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
@@ -160,7 +162,7 @@ def write_shards(
                 _bar("tokenize", sum(part.num_bytes for part in job.inputs), "B") as bar,
                 explained(job.cache, "cache.path"),
             ):
-                store, made = tokenize(
+                store, origins = tokenize(
                     job.inputs,
                     cache=job.cache,
                     tokenizer=encoder,
@@ -218,7 +220,8 @@ def write_shards(
     return report(
         manifest=manifest,
         finished_before=False,
-        chunks_made=made,
+        chunks_made=origins["made"] + origins["mended"],
+        chunks_mended=origins["mended"],
         tokenize_seconds=tokenized - ready,
         write_seconds=time.perf_counter() - tokenized,
         peak_memory=peak_memory(),

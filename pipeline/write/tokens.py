@@ -2,13 +2,15 @@
 
 A task reads one split batch by batch, encodes its documents and appends them to one chunk; it depends on nothing else,
 so tasks run in any order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides
-its content: the split's text, the tokenizer and the document policy. A chunk that is there already is not made again.
+its content: the split's text, the tokenizer and the document policy. A chunk that is there already is not made again if
+its bytes are those that were written: each is read through before a token of it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.token_store import FORMAT, TokenStore, find_chunk, save_store
+from pipeline.chunk import DamagedChunk, check_chunk, find_chunk
+from pipeline.token_store import FORMAT, TokenStore, save_store
 from pipeline.write.audit import choose_documents
 from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
 from pipeline.write.documents import KEY_BYTES
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from pipeline.token_store import Chunk
+    from pipeline.chunk import Chunk
     from pipeline.write.documents import Batch, InputSplit
     from pipeline.write.engines import Counts, Ids
     from pipeline.write.tokenizer import Tokenizer
@@ -57,8 +60,10 @@ def tokenize(
     max_bad_fraction: float,
     workers: int,
     advance: Callable[[int], object],
-) -> tuple[TokenStore, int]:
-    """The token store of a corpus, and how many of its chunks were made now rather than found.
+) -> tuple[TokenStore, Counter[str]]:
+    """The token store of a corpus, and how many of its chunks were `made`, `found`, and `mended`.
+
+    A chunk that is found damaged is mended: made again from its text.
 
     `audit` is the fraction of documents that a second engine encodes again. `advance` is called with the number of
     input bytes that are done.
@@ -71,10 +76,10 @@ def tokenize(
     task = partial(tokenize_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
     description = describe_tokenizer(tokenizer)
     chunks: list[Chunk] = []
-    made = 0
-    for split, (chunk, is_new) in zip(splits, run_tasks(task, splits, workers=workers), strict=True):
+    origins: Counter[str] = Counter()
+    for split, (chunk, origin) in zip(splits, run_tasks(task, splits, workers=workers), strict=True):
         chunks.append(chunk)
-        made += is_new
+        origins[origin] += 1
         advance(split.num_bytes)
         if count_bad([chunk]).total() >= HOPELESS and not any(any(one.num_documents.values()) for one in chunks):
             break
@@ -87,7 +92,7 @@ def tokenize(
         raise ValueError("the corpus holds no document; look at corpus.path")
     assert len(chunks) == len(splits), "a run that is given up has too many bad documents"
     save_store(store)
-    return store, made
+    return store, origins
 
 
 def chunk_id(split: InputSplit, *, tokenizer_hash: str, special_text: str, policy: Policy) -> str:
@@ -99,12 +104,17 @@ def chunk_id(split: InputSplit, *, tokenizer_hash: str, special_text: str, polic
 
 def tokenize_split(
     split: InputSplit, *, cache: Path, tokenizer: Tokenizer, policy: Policy, audit: float
-) -> tuple[Chunk, bool]:
-    """Read, encode and write one split. Returns its chunk, and whether it was made now."""
+) -> tuple[Chunk, str]:
+    """Read, encode and write one split. Returns its chunk, and whether it was `made` now, `found` or `mended`."""
     identity = chunk_id(split, tokenizer_hash=tokenizer.hash, special_text=tokenizer.special_text, policy=policy)
-    found = find_chunk(cache, identity)
-    if found:
-        return found, False
+    origin = "made"
+    try:
+        found = find_chunk(cache, identity)
+        if found:
+            check_chunk(cache, found)
+            return found, "found"
+    except DamagedChunk:
+        origin = "mended"
     batches = read_split(
         split,
         max_document_bytes=policy.max_document_bytes,
@@ -137,7 +147,7 @@ def tokenize_split(
                     goes_on=batch.goes_on,
                     totals=totals,
                 )
-        return writer.finish(sources=split.names, tokenizer=tokenizer.hash), True
+        return writer.finish(sources=split.names, tokenizer=tokenizer.hash), origin
 
 
 def _encode(
