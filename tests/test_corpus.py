@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,74 @@ def test_files_come_once_and_in_the_order_of_their_names(tmp_path):
     assert [name for _, name in find_files([str(tmp_path)], (".txt", ".md", ".rst"))] == names
     doubled = [str(tmp_path / "b" / "2.txt"), str(tmp_path), str(tmp_path / "**" / "*.gz")]
     assert [name for _, name in find_files(doubled, (".txt", ".md", ".rst"))] == names
+
+
+def names_in(*paths, suffixes=(".txt", ".md")):
+    return [name for _, name in find_files([str(path) for path in paths], suffixes)]
+
+
+def test_a_new_file_elsewhere_changes_no_name(tmp_path):
+    for name in ("big/a/1.txt", "big/a/2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    big = tmp_path / "big"
+    assert names_in(big) == names_in(big / "**" / "*.txt") == ["a/1.txt", "a/2.txt"]
+    assert names_in(big / "a" / "1.txt") == ["1.txt"]
+    (big / "b").mkdir()
+    (big / "b" / "x.txt").write_text("x")
+    assert names_in(big) == names_in(big / "**" / "*.txt") == ["a/1.txt", "a/2.txt", "b/x.txt"]
+
+
+def test_a_new_file_in_a_new_folder_redoes_no_large_file(tmp_path, tiny):
+    tiny()
+    (tmp_path / "big" / "a").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "big" / "a" / f"{number}.txt").write_text(f"many words of {number} " * 50)
+    assert make_store("text", tmp_path / "big", tmp_path / "cache")[1] == 3
+    (tmp_path / "big" / "b").mkdir()
+    (tmp_path / "big" / "b" / "x.txt").write_text("new")
+    assert make_store("text", tmp_path / "big", tmp_path / "cache")[1] == 1
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for name in ("x/data/1.txt", "y/data/1.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    assert names_in(tmp_path / "x" / "data", tmp_path / "y" / "data") == ["x/data/1.txt", "y/data/1.txt"]
+    assert names_in(tmp_path / "x" / "data", tmp_path / "y" / "data" / "*.txt") == ["x/data/1.txt", "y/data/1.txt"]
+
+
+def test_links_are_followed_once_and_capital_letters_read(tmp_path):
+    folder, other = tmp_path / "in", tmp_path / "other"
+    (folder / "sub").mkdir(parents=True)
+    other.mkdir()
+    (folder / "UPPER.TXT").write_text("u")
+    (folder / "packed.TXT.GZ").write_bytes(gzip.compress(b"p"))
+    (other / "far.txt").write_text("f")
+    (folder / "linked").symlink_to(other)
+    (folder / "linked-again").symlink_to(other)
+    (folder / "sub" / "round").symlink_to(folder)
+    (folder / "z.txt").symlink_to(folder / "UPPER.TXT")
+    (folder / "blob.txt.gz").symlink_to(tmp_path / "blob")
+    (tmp_path / "blob").write_bytes(gzip.compress(b"b"))
+    names = ["UPPER.TXT", "blob.txt.gz", "linked/far.txt", "packed.TXT.GZ"]
+    assert names_in(folder) == names
+    assert [text for text, _, _ in read_all("text", folder)[0]] == ["u", "b", "f", "p"]
+
+
+def test_a_name_of_a_text_that_is_no_file_is_refused(tmp_path):
+    for make in (lambda place: place.symlink_to("nowhere"), os.mkfifo, lambda place: place.symlink_to(place.name)):
+        place = tmp_path / "odd.txt"
+        make(place)
+        for path in (tmp_path, tmp_path / "*.txt"):
+            with pytest.raises(ValueError, match=r"corpus\.path: .*odd\.txt (is a link to nothing|is no regular file)"):
+                names_in(path)
+        place.unlink()
+
+
+def test_a_path_that_the_system_refuses_is_named_with_its_key(tmp_path):
+    with pytest.raises(ValueError, match=r"corpus\.path='.*a\.txt': cannot be read: File name too long"):
+        names_in(tmp_path / ("x" * 300) / "a.txt")
 
 
 @pytest.mark.parametrize("packing", [suffix for suffix in PACK if suffix])

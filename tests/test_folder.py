@@ -327,3 +327,19 @@ def test_a_plan_is_there_before_the_old_manifest_goes(tmp_path, options, monkeyp
         monkeypatch.undo()
     assert ("manifest.json", True) in seen
     assert all(has_plan for _, has_plan in seen)
+
+
+def test_a_corpus_takes_no_text_from_what_this_program_wrote(cli, tmp_path):
+    (tmp_path / "a.txt").write_text("some words to read " * 100)
+    (tmp_path / "b.jsonl").write_text('{"text": 5}\n' + '{"text": "a line"}\n' * 200)
+    common = ("corpus.path=.", "tokenizer=bytes", "stages=[write]", "corpus.max_bad_fraction=0.1")
+    for corpus, found in (("text", "1 documents"), ("jsonl", "200 documents")):
+        for number in range(2):
+            done = cli(f"corpus={corpus}", *common, "window.max_length=16", f"shards.path=sets/{corpus}")
+            assert done.returncode == 0, done.stderr
+            assert found in done.stdout
+            assert number == 0 or "finished before" in done.stdout
+    assert cli("-m", "corpus=text", *common, "window.max_length=16,8").returncode == 0
+    assert list(tmp_path.rglob("output.txt"))
+    done = cli("corpus=text", *common, "corpus.path=**/*", "window.max_length=12", "corpus.max_bad_fraction=1")
+    assert "2 documents" in done.stdout, "a glob: a.txt and b.jsonl"

@@ -31,6 +31,7 @@ from pipeline.chunk import (
     npy_header,
 )
 from pipeline.token_store import forget_files, write_json
+from pipeline.write.own_folders import mark_cache
 from pipeline.write.quarantine import FILE, as_line
 from pipeline.write.summed_file import SummedFile
 
@@ -78,6 +79,7 @@ class ChunkWriter:
         self._end_of_text = np.array([end_of_text], dtype)
         folder = cache / "chunks"
         folder.mkdir(parents=True, exist_ok=True)
+        mark_cache(cache)
         self._folder = folder / f".{chunk_id}-{uuid.uuid4().hex}"
         self._lock = _hold(self._folder.with_suffix(".lock"))
         self._folder.mkdir()

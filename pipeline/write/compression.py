@@ -56,6 +56,11 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 SUFFIXES = (*DECOMPRESSORS, ".zst")
 
 
+def is_packed(path: str | Path) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
 def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None, unpack: bool = True) -> Iterator[bytes]:
     """The content of a file, unpacked if its name ends in one of `SUFFIXES`, in blocks of a few megabytes.
 
@@ -68,7 +73,7 @@ def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None, un
     path = Path(path)
     try:
         with path.open("rb", buffering=0) as file:
-            if unpack and path.suffix in SUFFIXES:
+            if unpack and is_packed(path):
                 assert start == 0, f"{path} is compressed, and is never cut"
                 yield from _unpack(path, file)
             else:
@@ -98,10 +103,11 @@ def _read_full(file: FileIO, size: int) -> bytes:
 
 def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
     size = os.fstat(file.fileno()).st_size
-    unpack = _unpack_zstd if path.suffix == ".zst" else _unpack_streams
+    suffix = path.suffix.lower()
+    unpack = _unpack_zstd if suffix == ".zst" else _unpack_streams
     unpacked = 0
     try:
-        for block in unpack(file, path.suffix):
+        for block in unpack(file, suffix):
             unpacked += len(block)
             yield block
     except EOFError as error:

@@ -1,13 +1,19 @@
-"""Which files a corpus consists of: paths, folders and globs, in a stable order."""
+"""Which files a corpus consists of: paths, folders and globs, in a stable order.
+
+A file's name is relative to the folder that was given, or to the part of a glob before its first wildcard; of several
+paths, to what these share. So it does not change when another file comes or goes, nor with the place of the folder.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.write.compression import SUFFIXES
+from pipeline.write.own_folders import is_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,41 +24,101 @@ PARQUET_SUFFIXES = (".parquet",)
 
 
 def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool = True) -> list[tuple[Path, str]]:
-    """The files that paths, folders and globs name, each once, with names relative to what they share, in name order.
+    """The files that paths, folders and globs name, each once, with their names, in the names' order.
 
-    Of a folder, at any depth, those with one of the `suffixes`, followed by that of a compression if `packed`.
+    Of a folder, at any depth, those with one of the `suffixes` in small or capital letters, followed by that of a
+    compression if `packed`; links are followed. What this program wrote (`own_folders`) is passed over.
 
     Raises:
-        ValueError: one of `paths` names nothing that is there, or a folder with no file of the `suffixes`.
+        ValueError: one of `paths` names nothing that is there, or a folder with no file of the `suffixes`; a folder
+            cannot be read; or what has the name of such a file is none.
 
     """
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
-    found: dict[Path, None] = {}
+    roots, found = [], []
     for path in paths:
-        place = Path(path).expanduser()
-        if place.is_dir():
-            matches = [file for file in _walk(place) if file.name.endswith(endings) and file.is_file()]
+        place = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - links stay: names come from them
+        kind = _kind(path, place)
+        if kind and stat.S_ISDIR(kind):
+            root = place
+            matches = [file for file in _walk(place) if file.name.lower().endswith(endings)]
             if not matches:
                 plus = f" (or {', '.join(SUFFIXES)} behind it)" if packed else ""
                 raise ValueError(
                     f"corpus.path={path!r}: the folder holds no {', '.join(suffixes)} file{plus}; a glob names others"
                 )
-        elif place.exists():
-            matches = [place]
+        elif kind:
+            root, matches = place.parent, [place]
         else:
-            matches = [Path(match) for match in glob.iglob(str(place), recursive=True) if Path(match).is_file()]
+            root = _fixed_part(place)
+            matches = list(_match(place, root))
             if not matches:
                 raise ValueError(f"corpus.path={path!r}: no such file or folder, and no file matches it as a glob")
-        found.update(dict.fromkeys(match.resolve() for match in matches))
-    shared = os.path.commonpath([file.parent for file in found])
-    return sorted(((file, file.relative_to(shared).as_posix()) for file in found), key=lambda pair: pair[1])
+        roots.append(root)
+        found += matches
+    shared = Path(os.path.commonpath(roots))
+    named = sorted(((_regular(file), file.relative_to(shared).as_posix()) for file in found), key=lambda pair: pair[1])
+    first: dict[Path, tuple[Path, str]] = {}
+    for file, name in named:  # a link's name says how its file is packed, so it is read by that name
+        first.setdefault(file.resolve(), (file, name))
+    return list(first.values())
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder. A folder that cannot be read is an error here; a glob passes over it in silence."""
+def _kind(path: str, place: Path) -> int | None:
+    """The mode of what is there, or None."""
+    try:
+        return place.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ValueError(f"corpus.path={path!r}: cannot be read: {error.strerror}") from error
+
+
+def _regular(file: Path) -> Path:
+    """The file itself; a ValueError if nothing can be read from it."""
+    try:
+        is_regular = stat.S_ISREG(file.stat().st_mode)
+    except OSError as error:
+        what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
+        raise ValueError(f"corpus.path: {file} {what}; mend or remove it") from error
+    if not is_regular:
+        raise ValueError(f"corpus.path: {file} is no regular file (a pipe or a device); remove it")
+    return file
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below a folder, links followed, each folder once. A folder that cannot be read is an error."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"corpus.path: the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    for place, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(place, name) for name in names)
+    entered = set()
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        place = Path(folder)
+        status = place.stat()
+        identity = status.st_dev, status.st_ino
+        if identity in entered or (place != root and is_own(place)):
+            below.clear()
+            continue
+        entered.add(identity)
+        below.sort()  # of two ways to one folder, the same is taken everywhere
+        yield from (place / name for name in names)
+
+
+def _match(pattern: Path, root: Path) -> Iterator[Path]:
+    """The files that a glob names. As in a shell, hidden names and folders that cannot be read are passed over."""
+    own: dict[Path, bool] = {}
+    for match in map(Path, glob.iglob(str(pattern), recursive=True)):
+        above = [folder for folder in match.parents if folder.is_relative_to(root) and folder != root]
+        for folder in above:
+            if folder not in own:
+                own[folder] = is_own(folder)
+        if not match.is_dir() and not any(own[folder] for folder in above):
+            yield match
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder in front of a glob's first wildcard."""
+    parts = pattern.parts[:-1]
+    wild = next((at for at, part in enumerate(parts) if glob.escape(part) != part), len(parts))
+    return Path(*parts[:wild])

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.write.compression import SUFFIXES, read_blocks
+from pipeline.write.compression import is_packed, read_blocks
 from pipeline.write.documents import (
     BATCH_BYTES,
     HEAD_BYTES,
@@ -146,7 +146,7 @@ def _read_text(split: InputSplit, *, max_document_bytes: int | None, cut_safe: b
     size = 0
     for source, path in enumerate(split.paths):
         file_size = split.stamps[source][0]
-        if max_document_bytes and file_size > max_document_bytes and not path.endswith(SUFFIXES):
+        if max_document_bytes and file_size > max_document_bytes and not is_packed(path):
             if split.start == 0:  # of a file that is cut, the first piece speaks for all
                 head = next(read_blocks(path, stop=min(file_size, HEAD_BYTES)), b"")
                 bad = [_bad(split, source, 0, _too_long(file_size, max_document_bytes), head)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipeline.write.compression import SUFFIXES, read_blocks
+from pipeline.write.compression import is_packed, read_blocks
 from pipeline.write.documents import KEY_BYTES, InputSplit, as_utf8, hash_parts
 from pipeline.write.executor import run_tasks
 from pipeline.write.places import safe_cuts
@@ -147,7 +147,7 @@ def _ends_group(name: str) -> bool:
 
 def _ranges(path: Path, name: str, size: int, find_cut: FindCut | None) -> list[Part]:
     cuts = [0]
-    if find_cut and path.suffix not in SUFFIXES:
+    if find_cut and not is_packed(path):
         at = SPLIT_BYTES
         while at + SPLIT_BYTES // 2 < size:
             cut = find_cut(path, at)

@@ -1,0 +1,41 @@
+"""What this program wrote, known by what lies in it: a corpus that is a folder takes no text from there.
+
+The rule: below the folder that a user names, no folder is entered that is a data set (`.writing/`, or a `manifest.json`
+with a fingerprint), a cache (`CACHEDIR.TAG`), or the folder of a run or of a sweep (`.hydra/` or `multirun.yaml` of
+the job `stridemill`). What a user names itself is always taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TAG = "CACHEDIR.TAG"
+SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/: backups know it too
+
+
+def mark_cache(cache: Path) -> None:
+    """Say in the folder that it is a cache."""
+    if not (cache / TAG).exists():
+        (cache / TAG).write_bytes(SIGNATURE + b"\n# stridemill makes all of it again\n")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder is a data set, a cache or a run's."""
+    return (
+        (folder / ".writing").is_dir()
+        or b'"fingerprint": "' in _begin(folder / "manifest.json")
+        or _begin(folder / TAG).startswith(SIGNATURE)
+        or b"name: stridemill" in _begin(folder / ".hydra" / "hydra.yaml")
+        or b"name: stridemill" in _begin(folder / "multirun.yaml")
+    )
+
+
+def _begin(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 14)
+    except OSError:
+        return b""
