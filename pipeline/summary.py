@@ -55,6 +55,7 @@ def describe_write(report: WriteReport) -> str:
         lines.append(_line("audit", f"{corpus['audited']:,} documents", "encoded by tiktoken as well: the same IDs"))
     for name, split in manifest.splits.items():
         stored = sum(shard.bytes for shard in split.shards)
+        left = manifest.windows.get("left_over", {}).get(name, {"tokens": 0, "documents": 0})
         lines.append(
             _line(
                 name,
@@ -64,6 +65,15 @@ def describe_write(report: WriteReport) -> str:
                 f"{stored / max(1, split.num_tokens):.2f} bytes on disk per token",
             )
         )
+        if left["tokens"]:
+            share = left["tokens"] / max(1, split.num_tokens)
+            lines.append(
+                _line(
+                    "left over",
+                    f"{left['tokens']:,} tokens of {name} ({share:.2%})",
+                    f"in no window, {left['documents']:,} documents wholly",
+                )
+            )
     lines.append(_line("start", seconds(report.start_seconds), "vocabulary loaded, input found and hashed"))
     if not report.finished_before:
         made = f"{report.chunks_made} of {report.chunks} chunks new" if report.chunks_made else "all found in the cache"

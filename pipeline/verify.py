@@ -29,6 +29,7 @@ from pipeline.shard_format import open_shard, shard_schema
 from pipeline.token_store import TokenStore, TokenStream, open_store
 from pipeline.windows import IGNORED, Windows, number_rows, read_rows
 from pipeline.write.executor import run_tasks
+from pipeline.write.left_over import count_left_over
 
 if TYPE_CHECKING:
     import os
@@ -183,12 +184,16 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         if len(windows) != entry.num_windows:
             problems.append(f"{name} has {entry.num_windows} windows by the manifest, and {len(windows)} by arithmetic")
     if store and stream is not None:
-        found = {"num_tokens": len(stream), "num_documents": len(store.documents(name)[0])}
+        firsts, sizes = store.documents(name)
+        found = {"num_tokens": len(stream), "num_documents": len(firsts)}
         problems += [
             f"splits.{name}.{key} is {getattr(entry, key)}, but the token store has {count}"
             for key, count in found.items()
             if getattr(entry, key) != count
         ]
+        left_over = cut.get("left_over", {}).get(name)  # data sets of before it was counted have none
+        if windows and left_over and left_over != count_left_over(windows, firsts, sizes):
+            problems.append(f"windows.left_over.{name} is {left_over}, and another by the token store")
     counts = [shard.num_windows for shard in entry.shards]
     rows = _Rows(
         entry=entry,

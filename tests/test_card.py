@@ -12,7 +12,8 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from pipeline import write_shards
+from pipeline import verify_shards, write_shards
+from pipeline.summary import describe_write
 from pipeline.token_store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,3 +141,20 @@ def test_notes_that_somebody_added_to_the_card_survive_a_repair(report, books):
         windows_per_shard=60,
     )
     assert card.read_text(encoding="utf-8").endswith("My notes.\n")
+
+
+def test_text_that_lies_in_no_window_is_counted_in_the_manifest_the_card_and_the_summary(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, size in enumerate((3, 40, 16, 17, 1)):
+        (tmp_path / "in" / f"{number}.txt").write_text("x" * size)
+    given = {"corpus": "text", "corpus_path": str(tmp_path / "in"), "tokenizer": "bytes", "max_length": 16}
+    report = write_shards(tmp_path / "out", cache_path=tmp_path / "cache", documents="separate", **given)
+    # of 40: 33 in two windows; of 17: all in one
+    assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 16 + 1, "documents": 3}}
+    said = "27 tokens of train, 3 documents wholly"
+    assert said in (report.path / "README.md").read_text()
+    assert "left over 27 tokens of train (33.33%)   in no window, 3 documents wholly" in describe_write(report)
+    assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
+    report = write_shards(tmp_path / "pad", cache_path=tmp_path / "cache", tail="pad", **given)
+    assert report.manifest.windows["left_over"] == {"train": {"tokens": 0, "documents": 0}}
+    assert "left over" not in describe_write(report)

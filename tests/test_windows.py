@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.windows import Windows, count_windows, read_windows
+from pipeline.write.left_over import count_left_over
 
 PAD = 99_999
 
@@ -137,3 +138,26 @@ def test_no_window_fits_into_fewer_tokens_than_length_and_one():
 @pytest.mark.parametrize(("stride", "windows"), [(4, 1286), (1, 5141)])
 def test_the_notebooks_text_of_5145_tokens_has_its_windows(stride, windows):
     assert count_windows(np.array([5145]), max_length=4, stride=stride).tolist() == [windows]
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+    max_length=st.integers(1, 12),
+    stride=st.integers(1, 20),
+    tail=st.sampled_from(["drop", "pad"]),
+    documents=st.sampled_from(["join", "separate"]),
+)
+def test_what_is_left_over_is_what_no_window_holds(counts, max_length, stride, tail, documents):
+    counts = np.array(counts, np.int64)
+    firsts = np.cumsum(counts + 1) - counts - 1
+    stream = int(counts.sum()) + len(counts) - 1
+    segments = (firsts, counts) if documents == "separate" else (np.zeros(1, np.int64), np.array([stream]))
+    windows = Windows(firsts=segments[0], sizes=segments[1], max_length=max_length, stride=stride, tail=tail)
+    starts, lengths = windows.locate(np.arange(len(windows)))
+    held = {place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length + 1)}
+    text = [set(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)]
+    every = set().union(*text) if documents == "separate" else set(range(stream))
+    left_over = count_left_over(windows, firsts, counts)
+    assert left_over["tokens"] == len(every - held)
+    if counts.all():  # no document is empty
+        assert left_over["documents"] == sum(not (one & held) for one in text)

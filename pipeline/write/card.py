@@ -46,6 +46,11 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     max_length, stride = windows["max_length"], windows["stride"]
     order = f"shuffled by seed {windows['seed']}" if windows["order"] == "shuffled" else "in the text's order"
     bad = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items()) or "none"
+    left_over = "; ".join(
+        f"{left['tokens']:,} tokens of {name}, {left['documents']:,} documents wholly"
+        for name, left in windows["left_over"].items()
+        if left["tokens"]
+    )
     special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items())
     facts = {
         "sources": _list_sources(sources),
@@ -56,6 +61,7 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         "window": f"max_length {max_length}, stride {stride}",
         "tail, documents": f"`{windows['tail']}`, `{windows['documents']}`",
         "order": order,
+        "left over, in no window": left_over or "nothing",
         "a token is an input": f"{max_length / stride:,.4g} times (max_length / stride), but for the ends",
         "fingerprint": f"`{manifest.fingerprint}`",
     }

@@ -24,6 +24,7 @@ from pipeline.schema import fraction, local
 from pipeline.write.card import write_card
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
 from pipeline.write.job import Job, prepare_job
+from pipeline.write.left_over import count_left_over
 from pipeline.write.plan import peak_memory
 from pipeline.write.quarantine import FILE as QUARANTINE
 from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
@@ -178,7 +179,7 @@ def write_shards(
                 file for name, (_, windows) in plans.items() for file in shard_names(name, len(windows), job.layout)
             }
             prepare_folder(claim, names)
-            splits = {}
+            splits, left_over = {}, {}
             with _bar("write", sum(len(windows) for _, windows in plans.values()), "windows") as bar:
                 for name, (stream, windows) in plans.items():
                     entries = write_split(
@@ -194,8 +195,10 @@ def write_shards(
                         recorded=claim.recorded,
                         advance=bar.update,
                     )
+                    documents_of_split = store.documents(name)
+                    left_over[name] = count_left_over(windows, *documents_of_split)
                     splits[name] = SplitEntry(
-                        num_documents=len(store.documents(name)[0]),
+                        num_documents=len(documents_of_split[0]),
                         num_tokens=len(stream),
                         num_windows=len(windows),
                         max_length=max_length,
@@ -207,7 +210,11 @@ def write_shards(
                 tokenizer=describe_tokenizer(encoder),
                 corpus=count_corpus(store),
                 store=store.id,
-                windows={**job.stored, "pad_id": encoder.end_of_text if tail == "pad" else None},
+                windows={
+                    **job.stored,
+                    "pad_id": encoder.end_of_text if tail == "pad" else None,
+                    "left_over": left_over,
+                },
                 splits=splits,
                 written_by={"pyarrow": pa.__version__},
                 config=config or {},
