@@ -309,6 +309,41 @@ def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_settings_that_change_no_row_leave_a_finished_data_set_finished(corpus, tmp_path):
+    def write(**more):
+        common = {"corpus": "jsonl", "corpus_path": str(corpus), "tokenizer": "bytes", "max_length": 64}
+        return write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **{**common, **more})
+
+    assert not write().finished_before
+    assert write(on_bad="raise").finished_before
+    assert write(split_seed=1).finished_before
+    with pytest.raises(ValueError, match="another data set"):
+        write(validation=0.1)
+    with corpus.open("a") as file:
+        file.write('\n{"text": 5}')
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 901: not_string: .*\. Mend or remove it, or set"):
+        write(on_bad="raise", overwrite=True)
+    assert write(overwrite=True).chunks_made == 1
+    for made_before in (True, False):  # in the data set, in the cache
+        path = {} if made_before else {"max_length": 32}
+        with pytest.raises(ValueError, match=r"in\.jsonl, line 901: not_string: .*\. Mend or remove it"):
+            write(on_bad="raise", overwrite=True, **path)
+
+
+def test_a_corpus_without_a_usable_document_says_why(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"body": "a"}\n{"text": 5}\n')
+    with pytest.raises(
+        ValueError, match=r"of 2 documents none is usable \(1 missing, 1 not_string\); the first is .*in"
+    ):
+        write_shards(
+            tmp_path / "shards",
+            cache_path=tmp_path / "cache",
+            corpus="jsonl",
+            corpus_path=str(tmp_path / "in.jsonl"),
+            max_bad_fraction=1.0,
+        )
+
+
 def test_the_command_line_takes_each_corpus_and_tokenizer(cli, corpus, tmp_path):
     done = cli("stages=[write]", "corpus=jsonl", f"corpus.path={corpus}", "tokenizer=gpt2", "tokenizer.audit=0.01")
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from pipeline.shard_format import group_table, shard_schema, shard_writer
 from pipeline.token_store import TokenStore
 from pipeline.windows import read_rows
 from pipeline.write.executor import run_tasks
+from pipeline.write.quarantine import count_bad, count_reasons
 from pipeline.write.tokens import describe_tokenizer, tokenize_split
 
 if TYPE_CHECKING:
@@ -90,7 +91,12 @@ def plan_job(job: Job, path: Path, *, audit: float, workers: int) -> PlanReport:
     extend = partial(estimate_total, sizes=sizes, total=total, population=len(inputs))
     documents = extend([sum(chunk.num_documents.values()) for chunk in chunks])
     if documents.value == 0:
-        raise ValueError("the sample holds no document; look at corpus.path")
+        bad = count_bad(chunks)
+        raise ValueError(
+            f"of the sample's {bad.total()} documents none is usable ({count_reasons(bad)}); look at corpus.text_field"
+            if bad
+            else "the sample holds no document; look at corpus.path"
+        )
     store = TokenStore(
         cache=job.cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=job.policy.validation
     )

@@ -9,15 +9,17 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pipeline.write.documents import BadDocument
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from pipeline.chunk import Chunk
     from pipeline.token_store import TokenStore
-    from pipeline.write.documents import BadDocument
 
 FILE = "quarantine.jsonl"
+REMEDY = "Mend or remove it, or set corpus.on_bad=quarantine to leave it out"
 
 
 def as_line(bad: BadDocument) -> str:
@@ -50,19 +52,39 @@ def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
     return bad
 
 
+def refuse_bad(bad: Counter[str], path: Path) -> None:
+    """ValueError if there is any bad document, for `corpus.on_bad=raise`: the first one that the file `path` lists."""
+    if not bad:
+        return
+    first = _read_first(path)
+    what = str(first) if first else f"the corpus has bad documents: {count_reasons(bad)}"
+    raise ValueError(f"{what}. {REMEDY}")
+
+
 def check_fraction(bad: Counter[str], good: int, *, max_bad_fraction: float, path: Path) -> None:
     """ValueError if too large a part of the documents is bad: the counts, the first of them, and where all are."""
     total = good + bad.total()
     if bad.total() <= max_bad_fraction * total:
         return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items()))
-    examples = ""
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(file.readline())
-        place = f"{first['source']}, {first['place']}" if first["place"] else first["source"]
-        examples = f"; the first is {place}: {first['detail']}. All are listed in {path}"
     raise ValueError(
-        f"{bad.total()} of {total} documents are bad ({reasons}), more than "
-        f"corpus.max_bad_fraction={max_bad_fraction}{examples}"
+        f"{bad.total()} of {total} documents are bad ({count_reasons(bad)}), more than "
+        f"corpus.max_bad_fraction={max_bad_fraction}{first_of_all(path)}"
     )
+
+
+def first_of_all(path: Path) -> str:
+    """Where the first bad document is, and the file that lists all; nothing if that file is gone."""
+    first = _read_first(path)
+    return f"; the first is {first}. All are listed in {path}" if first else ""
+
+
+def count_reasons(bad: Counter[str]) -> str:
+    """Bad documents by reason, in words."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(bad.items()))
+
+
+def _read_first(path: Path) -> BadDocument | None:
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        return BadDocument(**{**json.loads(file.readline()), "head": b""})

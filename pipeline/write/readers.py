@@ -30,6 +30,7 @@ from pipeline.write.hub import read_huggingface
 from pipeline.write.jsonl import parse_lines
 from pipeline.write.parquet import read_parquet
 from pipeline.write.places import safe_cuts
+from pipeline.write.quarantine import REMEDY
 from pipeline.write.splits import check_unchanged
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def read_split(split: InputSplit, *, max_document_bytes: int | None, on_bad: str
     for raw in batches:
         batch = raw if raw.document or raw.abandoned else _sort_out(split, raw, limit)
         if batch.bad and on_bad == "raise":
-            raise ValueError(f"{batch.bad[0]}. Mend or remove it, or set corpus.on_bad=quarantine to leave it out")
+            raise ValueError(f"{batch.bad[0]}. {REMEDY}")
         yield batch
     check_unchanged(split)
 

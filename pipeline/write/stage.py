@@ -27,7 +27,7 @@ from pipeline.write.job import Job, prepare_job
 from pipeline.write.left_over import count_left_over
 from pipeline.write.plan import peak_memory
 from pipeline.write.quarantine import FILE as QUARANTINE
-from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
+from pipeline.write.quarantine import check_fraction, count_bad, refuse_bad, write_quarantine
 from pipeline.write.shards import shard_names, write_split
 from pipeline.write.tokens import describe_tokenizer, tokenize
 
@@ -147,6 +147,8 @@ def write_shards(
         finished = find_finished(folder, identity)
         if finished:
             bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
+            if on_bad == "raise":
+                refuse_bad(bad, folder / QUARANTINE)
             check_fraction(bad, good, max_bad_fraction=max_bad_fraction, path=folder / QUARANTINE)
             remove_leftovers(folder, identity)
             return report(

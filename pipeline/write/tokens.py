@@ -2,8 +2,8 @@
 
 A task reads one split batch by batch, encodes its documents and appends them to one chunk; it depends on nothing else,
 so tasks run in any order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides
-its content: the split's text, the tokenizer and the document policy. A chunk that is there already is not made again if
-its bytes are those that were written: each is read through before a token of it is used.
+its content: the split's text, the tokenizer and the rules for documents. A chunk that is there is not made again
+if its bytes are those that were written: each is read through before a token of it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
 from pipeline.write.documents import KEY_BYTES
 from pipeline.write.engines import DocumentError
 from pipeline.write.executor import run_tasks
-from pipeline.write.quarantine import check_fraction, count_bad, write_quarantine
+from pipeline.write.quarantine import FILE as QUARANTINE
+from pipeline.write.quarantine import (
+    check_fraction,
+    count_bad,
+    count_reasons,
+    first_of_all,
+    refuse_bad,
+    write_quarantine,
+)
 from pipeline.write.readers import place_of, read_split
 
 if TYPE_CHECKING:
@@ -89,15 +97,19 @@ def tokenize(
     bad = count_bad(chunks)
     check_fraction(bad, store.num_documents, max_bad_fraction=max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
-        raise ValueError("the corpus holds no document; look at corpus.path")
+        what = f"of {bad.total()} documents none is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
+        raise ValueError(what if bad else "the corpus holds no document; look at corpus.path")
     assert len(chunks) == len(splits), "a run that is given up has too many bad documents"
     save_store(store)
     return store, origins
 
 
 def chunk_id(split: InputSplit, *, tokenizer_hash: str, special_text: str, policy: Policy) -> str:
-    """The identity of the chunk that a split becomes: sha256 over its content, the tokenizer and the policy."""
-    rules = [policy.validation, policy.seed, policy.on_bad, policy.max_document_bytes]
+    """The identity of the chunk that a split becomes: sha256 over its content, the tokenizer and the policy.
+
+    What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
+    """
+    rules = [policy.validation, policy.seed if policy.validation else 0, policy.max_document_bytes]
     parts = [FORMAT, split.identity, tokenizer_hash, special_text, rules]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -112,6 +124,8 @@ def tokenize_split(
         found = find_chunk(cache, identity)
         if found:
             check_chunk(cache, found)
+            if policy.on_bad == "raise":
+                refuse_bad(count_bad([found]), cache / "chunks" / identity / QUARANTINE)
             return found, "found"
     except DamagedChunk:
         origin = "mended"
