@@ -21,6 +21,7 @@ REST = {
     "tokenizer_pattern": None,
     "engine": "auto",
     "special_text": "literal",
+    "allow_gaps": False,
     "split_seed": 0,
     "windows_per_shard": 64,
     "windows_per_group": 32,
