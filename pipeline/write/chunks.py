@@ -212,7 +212,11 @@ class ChunkWriter:
         except DamagedChunk:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            self._folder.rename(folder)
+            try:
+                self._folder.rename(folder)
+            except OSError:
+                if find_chunk(self._cache, self._id) is None:
+                    raise  # else a run that found the name free in this moment took it, for the same chunk
             _flush_folder(folder.parent)
             forget_files()
             shutil.rmtree(aside, ignore_errors=True)
