@@ -26,7 +26,7 @@ class Layout:
     compression: str
 
     def shard_size(self, num_windows: int) -> int:
-        """Windows in each file of a split of so many, the last file excepted: always whole row groups."""
+        """Windows in each file of a split of so many, the last file excepted."""
         if self.windows_per_shard:
             return self.windows_per_shard
         groups = -(-num_windows // self.windows_per_group)
@@ -36,7 +36,10 @@ class Layout:
 def choose_layout(
     *, max_length: int, windows_per_group: int | None, windows_per_shard: int | None, compression: str
 ) -> Layout:
-    """The layout that the config asks for; what it leaves open is chosen by size. A shard holds whole row groups.
+    """The layout that the config asks for; what it leaves open is chosen by size.
+
+    A shard holds whole row groups, but for one case: `windows_per_shard` alone is given and is no multiple of the group
+    that the size asks for. Then the last group of each shard is smaller.
 
     Raises:
         ValueError: `windows_per_shard` is no multiple of `windows_per_group`, both given.

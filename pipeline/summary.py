@@ -108,7 +108,7 @@ def describe_held(plan: PlanReport, report: WriteReport) -> str:
     """How well a plan held: each quantity as planned, as it came, and whether that lies within the margin."""
     splits = report.manifest.splits.values()
     came = {
-        "documents": sum(split.num_documents for split in splits),
+        "documents": report.manifest.corpus["documents"],  # one that is cut in two lies in both splits
         "tokens": sum(split.num_tokens for split in splits),
         "windows": sum(split.num_windows for split in splits),
         "shards": sum(len(split.shards) for split in splits),

@@ -219,9 +219,12 @@ def forget_files() -> None:
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, flush it to the disk, and rename it into place."""
+    r"""Write JSON under a temporary name, flush it to the disk, and rename it into place.
+
+    A file's name that is not UTF-8 is read back as it was: its odd bytes, surrogates in Python, are written as \udcNN.
+    """
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(fields, file, indent=1, ensure_ascii=False)
         file.write("\n")
         file.flush()

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import read_manifest, write_shards
+from pipeline.token_store import open_store
 from pipeline.write import compression, hub, parquet, readers, splits, tokens
 from pipeline.write.compression import read_blocks
 from pipeline.write.corpus import CorpusOptions, find_splits
@@ -363,6 +365,29 @@ def test_a_name_of_a_text_that_is_no_file_is_refused(tmp_path):
         place.unlink()
 
 
+def test_any_bytes_may_be_a_files_name(tmp_path):
+    odd = [os.fsdecode(b"caf\xe9.jsonl"), "two\nlines | `a`.jsonl"]
+    (tmp_path / "in").mkdir()
+    for name in odd:
+        (tmp_path / "in" / name).write_text('{"text": 5}\n' + '{"text": "a line of text"}\n' * 200)
+    report = write_shards(
+        tmp_path / "shards",
+        cache_path=tmp_path / "cache",
+        corpus="jsonl",
+        corpus_path=str(tmp_path / "in"),
+        tokenizer="bytes",
+        max_length=8,
+        config={"path": odd[0]},
+    )
+    assert read_manifest(report.path).config["path"] == odd[0]
+    lines = (report.path / "quarantine.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["source"] for line in lines) == sorted(odd)
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    assert sorted({name for chunk in open_store(store).chunks for name in chunk.sources}) == sorted(odd)
+    (row,) = [line for line in (report.path / "README.md").read_text().splitlines() if line.startswith("| sources")]
+    assert row == r"| sources | 2: `caf\udce9.jsonl`, `two\nlines \| 'a'.jsonl` |"
+
+
 def test_a_path_that_the_system_refuses_is_named_with_its_key(tmp_path):
     with pytest.raises(ValueError, match=r"corpus\.path='.*a\.txt': cannot be read: File name too long"):
         names_in(tmp_path / ("x" * 300) / "a.txt")
@@ -532,6 +557,14 @@ BAD = {
         None,
         "",
         r"'text'.* is not there; its columns are body",
+    ),
+    "parquet: two columns of that name": (
+        "parquet",
+        "b.parquet",
+        lambda path: pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), path),
+        None,
+        "",
+        r"'text'.* is there 2 times, .*; its columns are text \(string\), text",
     ),
     "parquet: numbers": ("parquet", "b.parquet", parquet_of(text=[1]), None, "", "is int64, no text"),
     "parquet: truncated": ("parquet", "b.parquet", b"PAR1 and no more", None, "", "is no whole Parquet file"),

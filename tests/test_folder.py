@@ -343,3 +343,43 @@ def test_a_corpus_takes_no_text_from_what_this_program_wrote(cli, tmp_path):
     assert list(tmp_path.rglob("output.txt"))
     done = cli("corpus=text", *common, "corpus.path=**/*", "window.max_length=12", "corpus.max_bad_fraction=1")
     assert "2 documents" in done.stdout, "a glob: a.txt and b.jsonl"
+
+
+def test_a_lost_card_comes_back_and_so_does_the_list_of_bad_documents(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": 5}\n' + '{"text": "a line of text"}\n' * 200)
+    given = {"corpus": "jsonl", "corpus_path": str(tmp_path / "in.jsonl"), "tokenizer": "bytes", "max_length": 8}
+    folder = write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **given).path
+    whole = contents(folder)
+    for name in ("README.md", "quarantine.jsonl"):
+        (folder / name).unlink()
+        before = inodes(folder)
+        assert not write_shards(folder, cache_path=tmp_path / "cache", **given).finished_before
+        assert contents(folder) == whole
+        assert inodes(folder) == before
+    assert write_shards(folder, cache_path=tmp_path / "cache", **given).finished_before
+
+
+def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, options):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "data").write_text("mine")
+    cases = [
+        ({}, "file", r"file.*: cannot be made or read: (Not a directory|File exists); choose another shards\.path"),
+        ({}, "file/below", r"file.*: cannot be made or read: Not a directory; choose another shards\.path"),
+        ({}, "shards", r"shards holds 'data', which is no part of a data set; choose another shards\.path"),
+        ({"cache_path": "/dev/null/x"}, "new", r"/dev/null/x.*: cannot be made .*; choose another cache\.path"),
+        ({"cache_path": "/proc/x"}, "new", r"/proc/x.*: cannot be made .*; choose another cache\.path"),
+    ]
+    for more, name, message in cases:
+        with pytest.raises(ValueError, match=message):
+            write_shards(tmp_path / name, **{**options, **more})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_plan_is_named_and_overwriting_gets_over_it(tmp_path, options, interrupted, content):
+    (interrupted / ".writing" / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=r"finished shards of a data set .*plan\.json is damaged\. Choose another"):
+        write_shards(interrupted, **options)
+    write_shards(interrupted, **options, overwrite=True)
+    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **options).path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import write_shards
+from pipeline.summary import describe_held, describe_write
 from pipeline.write import splits
 from pipeline.write.job import prepare_job
 from pipeline.write.plan import estimate_total, plan_job
@@ -96,6 +97,20 @@ def test_a_sample_of_a_corpus_holds_within_its_margins(plan, tmp_path, monkeypat
         assert abs(value - estimate.value) <= estimate.margin + 1, name
         assert estimate.margin < estimate.value, name
     assert report.chunks_made < report.chunks
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.3])
+def test_of_one_document_the_plan_holds_in_full(plan, folder, tmp_path, validation):
+    for file in list(folder.iterdir())[1:]:
+        file.unlink()
+    planned, options = plan(validation=validation, stride=5, max_length=12)
+    report = write_shards(tmp_path / "shards", **options)
+    held = {line.split()[0]: line for line in describe_held(planned, report).splitlines()}
+    assert "documents 1 planned   1 came   +0.0%   within the margin" in held["documents"]
+    assert held["bytes"].endswith("within the margin")
+    assert "±" in held["bytes"]
+    names = [line.split()[0] for line in describe_write(report).splitlines() if "windows   max_length" in line]
+    assert names == list(report.manifest.splits)
 
 
 def test_the_ratio_estimator_by_eye():

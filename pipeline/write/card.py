@@ -27,7 +27,7 @@ def write_card(folder: Path, manifest: Manifest, sources: Sequence[str]) -> None
     if is_card(path, manifest.fingerprint):
         return
     temporary = path.with_name(f".{FILE}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(describe_data_set(manifest, sources))
         file.flush()
         os.fsync(file.fileno())
@@ -141,5 +141,11 @@ print(frame.select(polars.len(), polars.col("start").max()).collect())
 
 def _list_sources(sources: Sequence[str]) -> str:
     names = list(dict.fromkeys(sources))
-    shown = ", ".join(f"`{name.replace('|', '/')}`" for name in names[:SHOWN_SOURCES])
+    shown = ", ".join(f"`{_one_cell(name)}`" for name in names[:SHOWN_SOURCES])
     return f"{len(names):,}: {shown}{', ...' if len(names) > SHOWN_SOURCES else ''}"
+
+
+def _one_cell(name: str) -> str:
+    r"""A file's name as it may stand in a table: line feeds and the like as \n, a bar with a stroke before it."""
+    visible = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return visible.replace("|", r"\|").replace("`", "'")

@@ -160,7 +160,7 @@ class ChunkWriter:
     def add_bad(self, bad: Sequence[BadDocument]) -> None:
         """Put bad documents into the chunk's quarantine."""
         for one in bad:
-            self._file(FILE).write(as_line(one).encode())
+            self._file(FILE).write(as_line(one).encode("utf-8", "backslashreplace"))
             self._bad[one.reason] = self._bad.get(one.reason, 0) + 1
 
     def finish(self, *, sources: Sequence[str], tokenizer: str) -> Chunk:

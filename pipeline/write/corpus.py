@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.write.documents import InputSplit, hash_parts
 from pipeline.write.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files
+from pipeline.write.folder import explained
 from pipeline.write.hub import plan_huggingface
 from pipeline.write.parquet import plan_parquet
 from pipeline.write.splits import plan_jsonl, plan_text
@@ -127,10 +128,11 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{url}: the download has sha256 {found}, not {sha256}; {remedy}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    with explained(path.parent, "cache.path"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.rename(path)
 
 
 CORPORA: dict[str, Callable[[CorpusOptions], list[InputSplit]]] = {

@@ -94,7 +94,8 @@ def hash_parts(parts: Iterable[object]) -> str:
     """One sha256 over parts, each with its length before it, so that no two lists of parts look the same."""
     digest = hashlib.sha256()
     for part in parts:
-        content = part if isinstance(part, bytes) else str(part).encode()
+        # a file's name may be any bytes: Python holds those that are no UTF-8 as surrogates
+        content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()

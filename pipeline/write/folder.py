@@ -29,7 +29,9 @@ import pyarrow as pa
 
 from pipeline.manifest import FILE, Manifest, ShardEntry, read_manifest
 from pipeline.token_store import write_json
+from pipeline.write.card import FILE as CARD
 from pipeline.write.card import is_card
+from pipeline.write.quarantine import FILE as QUARANTINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,7 @@ _TOP = re.compile(
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,10 @@ class Claim:
 
 
 def find_finished(folder: Path, identity: str) -> Manifest | None:
-    """The manifest of the folder if it holds the data set `identity` with every file in its full size."""
+    """The manifest of the folder if it holds the data set `identity` with every shard in its full size.
+
+    And with its card, and the list of its bad documents if it has any: what is lost comes back.
+    """
     if not (folder / FILE).is_file():
         return None
     try:
@@ -64,7 +70,9 @@ def find_finished(folder: Path, identity: str) -> Manifest | None:
     if manifest.fingerprint != identity:
         return None
     entries = [shard for split in manifest.splits.values() for shard in split.shards]
-    return manifest if all(_size(folder / entry.path) == entry.bytes for entry in entries) else None
+    others = [CARD, QUARANTINE] if manifest.corpus["bad"] else [CARD]
+    is_whole = all(_size(folder / entry.path) == entry.bytes for entry in entries)
+    return manifest if is_whole and all((folder / name).is_file() for name in others) else None
 
 
 @contextlib.contextmanager
@@ -151,7 +159,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(folder: Path, key: str) -> Iterator[None]:
-    """Turn a full disk and a refused permission into a `ValueError` that says what to do; `key` is the config's."""
+    """Turn what the system refuses into a `ValueError` that says what to do; `key` is the config's."""
     try:
         yield
     except OSError as error:
@@ -163,6 +171,8 @@ def explained(folder: Path, key: str) -> Iterator[None]:
             raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows; {kept}") from error
         if error.errno in _FORBIDDEN:
             raise ValueError(f"{place}: cannot be written: {error.strerror}; choose another {key}") from error
+        if error.errno in _NO_FOLDER:
+            raise ValueError(f"{place}: cannot be made or read: {error.strerror}; choose another {key}") from error
         raise
 
 
@@ -202,7 +212,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str, ShardEntry]:
     """What an earlier run has finished of this data set; refuses a folder that holds anything else."""
     plan, has_manifest = _read_plan(folder), (folder / FILE).is_file()
-    others = sorted(entry.name for entry in folder.iterdir() if not _TOP.fullmatch(entry.name))
+    others = sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry))
     data = folder / "data"
     found = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else []
     ours = plan is not None or has_manifest
@@ -234,10 +244,22 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str,
         }
     if plan.get("fingerprint") != identity and found and not overwrite:
         raise ValueError(
-            f"{folder} holds {len(found)} finished shards of another data set whose writing has not ended: its "
-            f"fingerprint is {str(plan.get('fingerprint'))[:12]}, this config's is {identity[:12]}. {remedy}"
+            f"{folder} holds {len(found)} finished shards of {_name_plan(folder, plan, identity)}. {remedy}"
         )
     return {}
+
+
+def _is_ours(entry: Path) -> bool:
+    return bool(_TOP.fullmatch(entry.name)) and (entry.is_dir() if entry.name == "data" else True)
+
+
+def _name_plan(folder: Path, plan: dict[str, Any], identity: str) -> str:
+    if not plan:
+        return f"a data set whose writing has not ended, and {folder / WRITING / 'plan.json'} is damaged"
+    return (
+        f"another data set whose writing has not ended: its fingerprint is {str(plan.get('fingerprint'))[:12]}, this "
+        f"config's is {identity[:12]}"
+    )
 
 
 def _plan(identity: str) -> dict[str, str]:
@@ -246,8 +268,15 @@ def _plan(identity: str) -> dict[str, str]:
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan; None if there is none, and an empty one if it is damaged."""
     path = folder / WRITING / "plan.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def _read_record(path: Path) -> ShardEntry | None:

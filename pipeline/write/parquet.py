@@ -102,7 +102,11 @@ def is_text(kind: Any) -> bool:
 def no_such_column(source: object, field: str, schema: Any) -> ValueError:
     """The refusal of a table without a column of text under that name."""
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    found = f"is {schema.field(field).type}, no text" if field in schema.names else "is not there"
+    kinds = [column.type for column in schema if column.name == field]
+    if len(kinds) > 1:
+        found = f"is there {len(kinds)} times, and which one holds the text is not said"
+    else:
+        found = f"is {kinds[0]}, no text" if kinds else "is not there"
     return ValueError(f"{source}: its column {field!r} (corpus.text_field) {found}; its columns are {columns}")
 
 
@@ -152,6 +156,10 @@ def _hash_groups(draft: Groups) -> InputSplit:
 
 
 def _open(path: str | Path) -> Any:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path}: its name is not UTF-8, and Arrow opens no such file; rename it") from None
     # buffer_size: pages come one by one, where otherwise a row group's whole column would be read at once
     return pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True)
 
