@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.windows import count_windows
-
 if TYPE_CHECKING:
     from pipeline.windows import Windows
 
@@ -26,7 +24,7 @@ def count_left_over(windows: Windows, firsts: np.ndarray, counts: np.ndarray) ->
 
     """
     span = windows.max_length + 1
-    in_segment = count_windows(windows.sizes, max_length=windows.max_length, stride=windows.stride, tail=windows.tail)
+    in_segment = np.diff(windows.ends, prepend=0)
     last = np.maximum(in_segment - 1, 0) * windows.stride  # where the last window of each segment begins
     ends = np.where(in_segment > 0, np.minimum(last + span, windows.sizes), 0)  # behind its last target
     gaps = np.maximum(in_segment - 1, 0) * max(0, windows.stride - span)
