@@ -3,8 +3,8 @@
 Trains a small GPT and looks at its token table: the nearest neighbours of some words by cosine before and after
 training, the mean cosine of related pairs against that of random pairs over the course of training, and the words in
 two dimensions. The pairs are fixed below, before any run. Only words that are one token and occur in the training text
-count; random pairs are drawn from tokens that occur about as often as those words, since frequency alone moves
-embeddings together.
+count. Each random pair stands for a related one: its two tokens occur about as often as that one's, since frequency
+alone moves embeddings together.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run(config: TrainConfig, output: Path) -> None:
     related = related_pairs(words)
     if len(related) == 0:
         raise ValueError("none of the words is one token of the training text; take tokenizer=gpt2 and English text")
-    random = random_pairs(counts_V, [token for token, _ in words.values()], seed=config.embedding.seed)
+    random = random_pairs(counts_V, related, seed=config.embedding.seed)
     moments: list[Moment] = []
     tables: list[torch.Tensor] = []
 
@@ -96,7 +96,9 @@ def run(config: TrainConfig, output: Path) -> None:
                 found = nearest(table_VD, words[word][0], candidates)
                 listed = "  ".join(f"{tokenizer.decode([token])!r} {cosine:.2f}" for token, cosine in found)
                 print(f"  {word!r:<9} {when:<7} {listed}")
-    print(f"\nmean cosine of {len(related)} related pairs and {len(random)} random ones of like frequency")
+    print(
+        f"\nmean cosine of {len(related)} related pairs and {len(random)} random ones, each as frequent as one of them"
+    )
     for moment in moments:
         print(f"  step {moment.step:<5} {moment.tokens:>9,} tokens   {moment.related:+.3f}   {moment.random:+.3f}")
     print(describe_groups(words, counts_V, before, after, metrics[-1]))
@@ -107,26 +109,30 @@ def run(config: TrainConfig, output: Path) -> None:
 def describe_groups(
     words: dict[str, tuple[int, int]], counts_V: torch.Tensor, before: torch.Tensor, after: torch.Tensor, last: Metric
 ) -> str:
-    """Each group's mean cosine before and after, and that of tokens that never occurred in the text."""
-    trained = f"{last.tokens:,} tokens, loss {last.train_loss:.3f} on the text that it is trained on"
-    lines = [f"\nmean cosine within a group, before and after ({trained})"]
+    """Each group's mean cosine beside that of random pairs, and beside that of tokens that the text does not have."""
 
-    def line(name: str, pairs: np.ndarray, what: str) -> str:
-        then, now = (float(cosines(table_VD, pairs).mean()) for table_VD in (before, after))
-        return f"  {name:<12} {then:+.3f}   {now:+.3f}   {what}"
+    def line(name: str, pairs: np.ndarray, control: np.ndarray | None, what: str) -> str:
+        then, now = (f"{float(cosines(table_VD, pairs).mean()):+.3f}" for table_VD in (before, after))
+        chance = "" if control is None else f"{float(cosines(after, control).mean()):+.3f}"
+        return f"  {name:<12} {then}   {now}   {chance:<6}   {what}"
 
+    trained = f"{last.tokens:,} tokens, loss {last.train_loss:.3f} on the text that is trained on"
+    columns = "before, after, and after among random pairs of like frequency"
+    lines = [f"\nmean cosine within a group: {columns} ({trained})"]
     for group, name in enumerate(GROUPS):
         mine = {word: found for word, found in words.items() if found[1] == group}
         if len(mine) > 1:
-            least = min(int(counts_V[token]) for token, _ in mine.values())
-            lines.append(
-                line(name, related_pairs(mine), f"{len(mine)} words, each at least {least:,} times in the text")
-            )
+            counts = [int(counts_V[token]) for token, _ in mine.values()]
+            pairs = related_pairs(mine)
+            occur = f"{len(mine)} words, {min(counts):,} to {max(counts):,} times in the text"
+            lines.append(line(name, pairs, random_pairs(counts_V, pairs, seed=group), occur))
     unseen = np.flatnonzero(counts_V.numpy() == 0)
     if len(unseen) > 1:
         drawn = np.random.default_rng(0).choice(unseen, (RANDOM_PAIRS, 2))
-        pairs = drawn[drawn[:, 0] != drawn[:, 1]]
-        lines.append(line("never seen", pairs, f"pairs of the {len(unseen):,} tokens that do not occur in the text"))
+        apart = drawn[drawn[:, 0] != drawn[:, 1]]
+        lines.append(
+            line("never seen", apart, None, f"pairs of the {len(unseen):,} tokens that the text does not have")
+        )
     return "\n".join(lines)
 
 
@@ -156,13 +162,13 @@ def related_pairs(words: dict[str, tuple[int, int]]) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def random_pairs(counts_V: torch.Tensor, like: Sequence[int], *, seed: int) -> np.ndarray:
-    """Pairs of tokens that occur about as often as those of `like`: for each, one of the 40 next in rank."""
+def random_pairs(counts_V: torch.Tensor, like: np.ndarray, *, seed: int) -> np.ndarray:
+    """Pairs of tokens, [pairs, 2], each as frequent as one of `like`: for either token, one of the 40 next in rank."""
     rng = np.random.default_rng(seed)
     ranked = np.argsort(-counts_V.numpy(), kind="stable")
     rank = np.empty_like(ranked)
     rank[ranked] = np.arange(len(ranked))
-    drawn = rank[rng.choice(np.asarray(like), (RANDOM_PAIRS, 2))] + rng.integers(-20, 21, (RANDOM_PAIRS, 2))
+    drawn = rank[rng.choice(like, RANDOM_PAIRS)] + rng.integers(-20, 21, (RANDOM_PAIRS, 2))
     pairs: np.ndarray = ranked[np.clip(drawn, 0, len(ranked) - 1)]
     apart: np.ndarray = pairs[pairs[:, 0] != pairs[:, 1]]
     return apart

@@ -134,8 +134,9 @@ def test_nearest_tokens_and_random_pairs_by_hand():
     table_VD = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
     assert [token for token, _ in neighbors.nearest(table_VD, 0, np.arange(4))] == [1, 2, 3]
     counts_V = torch.arange(1000, 0, -1)
-    pairs = neighbors.random_pairs(counts_V, [500], seed=0)
-    assert pairs.min() >= 480
-    assert pairs.max() <= 520
+    pairs = neighbors.random_pairs(counts_V, np.array([[500, 500], [30, 800]]), seed=0)
     assert (pairs[:, 0] != pairs[:, 1]).all()
+    near = np.abs(pairs[:, None] - [[500, 500], [30, 800]]) <= 20  # a token's number is its rank here
+    assert (near.all(-1).sum(-1) == 1).all(), "either token is near the same pair's"
+    assert (near.all(-1).sum(0) > 900).all()
     assert neighbors.related_pairs({"a": (1, 0), "b": (2, 0), "c": (3, 1)}).tolist() == [[1, 2]]
