@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -23,14 +24,45 @@ def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers:
     At most `2 * workers` tasks are started ahead of the result that is due, which bounds memory. The first error stops
     the rest: tasks that have not begun are cancelled, and the error is raised when those under way have ended.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="stridemill-write")
+    with _pool("write", workers) as pool:
+        yield from _in_order(lambda item: pool.submit(task, item), items, ahead=2 * workers)
+
+
+def run_and_flush(
+    task: Callable[[Item], Callable[[], Result]], items: Iterable[Item], *, workers: int
+) -> Iterator[Result]:
+    """`task(item)()` for each item, in the items' order: `task` on the workers, what it returns on one more thread.
+
+    So the workers go on with the next tasks while that thread waits for the disk. What a task returned is called in any
+    case, also after an error.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="stridemill-flush") as flusher, _pool("write", workers) as pool:
+
+        def submit(item: Item) -> Future[Result]:
+            running = pool.submit(task, item)
+
+            def finish() -> Result:
+                return running.result()()
+
+            return flusher.submit(finish)
+
+        yield from _in_order(submit, items, ahead=2 * workers)
+
+
+def _in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:
     pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(task, item))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-        while pending:
+    for item in items:
+        pending.append(submit(item))
+        if len(pending) >= ahead:
             yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@contextmanager
+def _pool(name: str, workers: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"stridemill-{name}")
+    try:
+        yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

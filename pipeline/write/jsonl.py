@@ -155,7 +155,9 @@ def _ask_arrow(  # noqa: PLR0911 - each doubt is a return
         )
     except pa.ArrowInvalid:
         return None
-    texts = table.column(0).combine_chunks().cast(pa.large_binary())
+    column = table.column(0)
+    texts = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which would copy even one chunk
+    texts = texts.cast(pa.large_binary())
     if len(texts) != len(rows) or as_utf8(texts) is None:
         return None
     return texts, starts, stops, rows, num_lines

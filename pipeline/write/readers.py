@@ -91,7 +91,8 @@ def _bad(split: InputSplit, source: int, row: int, fault: Fault, head: bytes) ->
 def _sort_out(split: InputSplit, raw: Batch, limit: int) -> Batch:
     """A reader's batch without its bad documents, which are listed apart."""
     texts, whole = raw.texts, as_utf8(raw.texts)
-    sizes = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+    lengths = pc.binary_length(texts)
+    sizes = (lengths.fill_null(0) if texts.null_count else lengths).to_numpy(zero_copy_only=False)
     if whole is None:
         suspects = np.arange(len(texts))
     else:
@@ -271,7 +272,7 @@ def _whole_lines(blocks: Iterator[bytes], limit: int, *, is_start: bool) -> Iter
         elif skipping:
             continue
         if end:
-            yield b"".join([*held, block[:end]]), 0
+            yield b"".join([*held, memoryview(block)[:end]]), 0  # one copy, not two
             held, size = [], 0
             block = block[end:]
         if block:

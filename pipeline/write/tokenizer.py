@@ -198,8 +198,9 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
     import tiktoken
 
     encoding: str | None = name
+    rank_file = b""
     if name in ("gpt2", "r50k_base"):
-        encoding, ranks = "r50k_base", engines.packaged_ranks()
+        encoding, (ranks, rank_file) = "r50k_base", engines.packaged_ranks()
     elif path is None:
         ranks = engines.downloaded_ranks(name)
     else:
@@ -228,7 +229,7 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
     core = tiktoken.Encoding(name, pat_str=regex, mergeable_ranks=ranks, special_tokens=special_tokens)
     tokens = {rank: token for token, rank in ranks.items()}
     tokens |= {token: special.encode() for special, token in special_tokens.items()}
-    rank_file = engines.canonical_rank_file(ranks)
+    rank_file = rank_file or engines.canonical_rank_file(ranks)  # the packaged one is canonical
     encode = by_tiktoken = engines.tiktoken_encoder(core, control=control)
     if engine == "gigatoken":
         assert published is not None, "gigatoken is chosen for published encodings only"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from pipeline.write.audit import choose_documents
 from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
 from pipeline.write.documents import KEY_BYTES
 from pipeline.write.engines import DocumentError
-from pipeline.write.executor import run_tasks
+from pipeline.write.executor import run_and_flush
 from pipeline.write.quarantine import FILE as QUARANTINE
 from pipeline.write.quarantine import (
     check_fraction,
@@ -81,11 +82,11 @@ def tokenize(
 
     """
     remove_leftovers(cache)
-    task = partial(tokenize_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
+    task = partial(encode_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
     description = describe_tokenizer(tokenizer)
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
-    for split, (chunk, origin) in zip(splits, run_tasks(task, splits, workers=workers), strict=True):
+    for split, (chunk, origin) in zip(splits, run_and_flush(task, splits, workers=workers), strict=True):
         chunks.append(chunk)
         origins[origin] += 1
         advance(split.num_bytes)
@@ -118,6 +119,13 @@ def tokenize_split(
     split: InputSplit, *, cache: Path, tokenizer: Tokenizer, policy: Policy, audit: float
 ) -> tuple[Chunk, str]:
     """Read, encode and write one split. Returns its chunk, and whether it was `made` now, `found` or `mended`."""
+    return encode_split(split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)()
+
+
+def encode_split(
+    split: InputSplit, *, cache: Path, tokenizer: Tokenizer, policy: Policy, audit: float
+) -> Callable[[], tuple[Chunk, str]]:
+    """`tokenize_split` without its last step, which waits for the disk. Returns that step; it must be called."""
     identity = chunk_id(split, tokenizer_hash=tokenizer.hash, special_text=tokenizer.special_text, policy=policy)
     origin = "made"
     try:
@@ -126,7 +134,7 @@ def tokenize_split(
             check_chunk(cache, found)
             if policy.on_bad == "raise":
                 refuse_bad(count_bad([found]), cache / "chunks" / identity / QUARANTINE)
-            return found, "found"
+            return lambda: (found, "found")
     except DamagedChunk:
         origin = "mended"
     batches = read_split(
@@ -135,7 +143,10 @@ def tokenize_split(
         on_bad=policy.on_bad,
         cut_safe=tokenizer.cut_safe,
     )
-    with ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text)
+        )
         for number, batch in enumerate(batches):
             if batch.abandoned:
                 writer.abandon()
@@ -161,7 +172,13 @@ def tokenize_split(
                     goes_on=batch.goes_on,
                     totals=totals,
                 )
-        return writer.finish(sources=split.names, tokenizer=tokenizer.hash), origin
+        still_open = stack.pop_all()
+
+    def finish() -> tuple[Chunk, str]:
+        with still_open:
+            return writer.finish(sources=split.names, tokenizer=tokenizer.hash), origin
+
+    return finish
 
 
 def _encode(
