@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 from bench_corpus import make_jsonl
+from bench_rounds import PEAK, run_program
 from torch.utils.data import DataLoader
 
 from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
@@ -34,19 +33,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 Item = TypeVar("Item")
-MEMORY = """
+MEMORY = (
+    PEAK
+    + """
 import sys
-from pipeline import ShardLoader
 import torch, pyarrow.parquet
-def peak(): # of this program alone: getrusage's figure is inherited through fork and exec
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+from pipeline import ShardLoader
 base = peak()
 loader = ShardLoader(sys.argv[1], batch_size=8, shuffle=sys.argv[2])
 for epoch in range(int(sys.argv[3])):
     for batch in loader: pass
-print(peak() - base)
+print((peak() - base) / 2**20)
 """
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -55,18 +54,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--megabytes", type=int, default=60, help="of text; the loader's target is stated for 1 GB of shards"
     )
-    parser.add_argument("--corpus", type=Path, help="a JSONL file to use instead of one that is made")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=50, help="of the second memory measurement")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--orders", nargs="+", choices=["lanes", "full", "none"], default=["lanes", "full"])
     options = parser.parse_args(arguments)
-    shards = make_shards(options.corpus or make_jsonl(options.megabytes), options.max_length)
-    for shuffle in ("lanes", "full"):
+    shards = make_shards(options.file or make_jsonl(options.megabytes), options.max_length)
+    for shuffle in options.orders:
         compare(shards, shuffle, options)
-    memory(shards, options.epochs)
+    for shuffle in options.orders:
+        memory(shards, shuffle, options.epochs)
 
 
 def make_shards(corpus: Path, max_length: int) -> Path:
@@ -196,14 +197,8 @@ def write_map(shards: Path, path: Path) -> np.memmap:
     return np.memmap(path, dtype=np.uint16, mode="r")
 
 
-def memory(shards: Path, epochs: int) -> None:
+def memory(shards: Path, shuffle: str, epochs: int) -> None:
     """Print the peak memory beyond the imports, in processes of their own."""
-    for shuffle in ("lanes", "full"):
-        for count in (1, epochs):
-            done = subprocess.run(
-                [sys.executable, "-c", MEMORY, str(shards), shuffle, str(count)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            print(f"memory, {shuffle}, after {count} epochs: +{float(done.stdout):.0f} MiB")
+    for count in (1, epochs):
+        (more,) = run_program(MEMORY, shards.resolve(), shuffle, count)
+        print(f"memory, {shuffle}, after {count} epochs: +{float(more):.0f} MiB")

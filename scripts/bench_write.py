@@ -15,17 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bench_corpus import make_jsonl
+from bench_rounds import ROOT, by_turns, print_ratio, run_program
 
 from pipeline.layout import choose_layout
 from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
@@ -34,15 +34,11 @@ from pipeline.windows import Windows, read_windows
 from pipeline.write.shards import write_split
 from pipeline.write.tokenizer import load_tokenizer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-ROOT = Path(__file__).resolve().parents[1]
-
 OURS = """
 import sys, time
-import pyarrow.parquet, pipeline.write.stage
+import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.write.stage
 from pipeline import write_shards
+pyarrow.array([0]) # imports pandas, where it is installed
 file, folder, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 report = write_shards(folder + "/shards", cache_path=folder + "/cache", corpus="jsonl", corpus_path=file,
@@ -55,12 +51,13 @@ import sys, time
 from concurrent.futures import ThreadPoolExecutor
 import awkward, numpy as np, pyarrow as pa, pyarrow.json, pyarrow.parquet as pq
 from gigatoken.gigatoken_rs import BPETokenizer
+pa.array([0])
 file, folder, workers, L = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 pa.set_cpu_count(workers)
 encoder = BPETokenizer.from_tiktoken(sys.argv[5], "gpt2", {})
 table = pyarrow.json.read_json(file, read_options=pyarrow.json.ReadOptions(block_size=16 << 20))
-lists = encoder.encode_batch(awkward.from_arrow(table["text"]), parallel=workers > 1).layout
+lists = encoder.encode_batch(awkward.from_arrow(table["text"].cast(pa.large_string())), parallel=workers > 1).layout
 starts, flat = np.asarray(lists.offsets.data), np.asarray(lists.content.data)
 ends = np.cumsum(np.diff(starts) + 1)
 ids = np.full(ends[-1], 50256, np.int32)
@@ -90,11 +87,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
-    file = given.file
-    if file is None:
-        from bench_corpus import make_jsonl
-
-        file = make_jsonl(given.megabytes)
+    file = given.file or make_jsonl(given.megabytes)
     if "end" in given.parts:
         bench_end(file, max_length=given.max_length, workers=given.workers, rounds=given.rounds)
     if "windows" in given.parts:
@@ -108,11 +101,7 @@ def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None
 
     def run(code: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", code, str(file), folder, str(workers), str(max_length), str(ranks)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            seconds, windows = done.stdout.split()
+            seconds, windows = run_program(code, file.resolve(), folder, workers, max_length, ranks)
             counts.add(int(windows))
             return float(seconds)
 
@@ -198,25 +187,6 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
         print(f"  {name:<14}{rate / 1e3:8.1f} kwindows/s   {rate * max_length / 1e6:7.1f} Mtokens/s")
     print(f"  {'on disk':<14}{stored[0] / len(windows) / stride:8.2f} bytes per token of text")
     print_ratio(times, "stridemill", "write_table")
-
-
-def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each run's seconds in every round; a first round that warms the disk's cache is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            taken = run()
-            if number:
-                times[name].append(taken)
-    return times
-
-
-def print_ratio(times: dict[str, list[float]], ours: str, other: str) -> None:
-    """The speed of one as a part of the other's, median over the rounds."""
-    ratios = [theirs / mine for mine, theirs in zip(times[ours], times[other], strict=True)]
-    print(
-        f"  {'ratio':<14}{statistics.median(ratios):8.2f} of {other}'s speed ({min(ratios):.2f} to {max(ratios):.2f})"
-    )
 
 
 def encode_text(file: Path, *, megabytes: int) -> np.ndarray:

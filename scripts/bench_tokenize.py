@@ -1,0 +1,270 @@
+"""Tokenizing, beside the engines alone: `python scripts/bench.py tokenize [speed] [memory] [formats]`.
+
+`speed`: a JSONL file to a finished token store (input found, hashed and checked, IDs audited, chunks flushed to the
+disk, an empty cache, the vocabulary loaded anew), against what the engines reach without any of that:
+
+* encode_files: gigatoken's own reader on the same file, with no special tokens, as many threads, IDs left in memory.
+* encode_ordinary_batch: tiktoken on texts that lie in memory as Python strings; the encoding alone is timed.
+* encode_to_numpy: the same by tiktoken's faster function, from a pool of threads.
+
+tiktoken takes ten times as long, so what it is part of runs on the first `--tiktoken-megabytes` of the file. Rates are
+of text, so that those of a part and of the whole can be compared.
+
+`memory`: the most memory that tokenizing a large JSONL file and a single large text file takes, and how soon
+windowing starts when all of it is in the cache.
+
+`formats`: what reading each format costs in a core's time: unpacking, parsing, and the check of every document.
+
+But for `formats` each run is a process of its own; imports are left out of the time. Figures are medians of rounds by
+turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import gzip
+import json
+import lzma
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from bench_corpus import make_jsonl
+from bench_rounds import PEAK, ROOT, by_turns, print_ratio, run_program
+
+from pipeline.write.corpus import CorpusOptions, find_splits
+from pipeline.write.readers import read_split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OURS = (
+    PEAK
+    + """
+import sys, time
+from pathlib import Path
+import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken
+from pipeline.write.corpus import CorpusOptions, find_splits
+from pipeline.write.tokenizer import load_tokenizer
+from pipeline.write.tokens import Policy, tokenize
+pyarrow.array([0]) # imports pandas, where it is installed
+file, cache, workers, corpus, engine = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+started = time.perf_counter()
+encoder = load_tokenizer(name="gpt2", path=None, pattern=None, engine=engine, special_text="literal")
+splits = find_splits(corpus, CorpusOptions(paths=(file,), cache=cache, cut_safe=encoder.cut_safe, workers=workers))
+policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
+store, made = tokenize(splits, cache=cache, tokenizer=encoder, policy=policy, audit=0.001, max_bad_fraction=0.01,
+                       workers=workers, advance=lambda _: None)
+seconds = time.perf_counter() - started
+size = sum(chunk.bytes for chunk in store.chunks)
+print(seconds, size, len(store.stream("train")) - store.num_documents + 1, peak()) # end-of-text is between documents
+"""
+)
+
+ENCODE_FILES = """
+import os, sys, time
+os.environ["RAYON_NUM_THREADS"] = sys.argv[2]
+import awkward, numpy as np
+from gigatoken.gigatoken_rs import BPETokenizer
+started = time.perf_counter()
+encoder = BPETokenizer.from_tiktoken(sys.argv[3], "gpt2", {})
+lists = encoder.encode_files(sys.argv[1], parallel=True).layout
+seconds = time.perf_counter() - started
+starts = np.asarray(lists.offsets.data)
+print(seconds, starts[-1] - starts[0])
+"""
+
+TIKTOKEN = """
+import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import numpy, tiktoken # tiktoken imports numpy when it first needs it
+from pipeline.write.engines import PATTERNS, PUBLISHED, packaged_ranks
+file, workers, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+special_tokens = PUBLISHED["r50k_base"].special_tokens
+encoding = tiktoken.Encoding(
+    "gpt2", pat_str=PATTERNS["gpt2"], mergeable_ranks=packaged_ranks()[0], special_tokens=special_tokens
+)
+with open(file, encoding="utf-8") as lines:
+    texts = [json.loads(line)["text"] for line in lines]
+texts = [text for text in texts if text]
+started = time.perf_counter()
+if way == "encode_ordinary_batch":
+    ids = encoding.encode_ordinary_batch(texts, num_threads=workers)
+else:
+    with ThreadPoolExecutor(workers) as pool:
+        ids = list(pool.map(partial(encoding.encode_to_numpy, disallowed_special=()), texts))
+seconds = time.perf_counter() - started
+print(seconds, sum(len(text.encode()) for text in texts), sum(map(len, ids)))
+"""
+
+
+class Run(NamedTuple):
+    """What one process did."""
+
+    seconds: float
+    bytes: int  # of text
+    tokens: int  # end-of-text left out
+    peak: int  # bytes resident
+
+
+def main(arguments: list[str]) -> None:
+    """Run what the command line names; all parts by default."""
+    parser = argparse.ArgumentParser(
+        prog="bench.py tokenize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
+    parser.add_argument("--megabytes", type=int, default=287, help="of the file that is made for speed and formats")
+    parser.add_argument("--large-megabytes", type=int, default=1000, help="of the file that is made for memory")
+    parser.add_argument("--tiktoken-megabytes", type=float, default=60, help="of the file's begin, for tiktoken")
+    parser.add_argument("--format-megabytes", type=float, default=32, help="of the file's begin, for formats")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args(arguments)
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for part in given.parts:
+        file = given.file or make_jsonl(given.large_megabytes if part == "memory" else given.megabytes)
+        PARTS[part](file.resolve(), given)
+
+
+def bench_speed(file: Path, given: argparse.Namespace) -> None:
+    """Text to a finished store, beside the engines alone."""
+    sizes: dict[str, set[tuple[int, int]]] = {"whole": set(), "begin": set()}
+    ranks = ROOT / "pipeline" / "data" / "gpt2.tiktoken"
+
+    def ours(source: Path, engine: str, which: str) -> float:
+        with tempfile.TemporaryDirectory() as cache:
+            run = tokenize_once(source, cache, workers=given.workers, engine=engine)
+        sizes[which].add((run.bytes, run.tokens))
+        return run.seconds / run.bytes * 1e6
+
+    def encode_files() -> float:
+        seconds, tokens = run_program(ENCODE_FILES, file, given.workers, ranks)
+        ((size, expected),) = sizes["whole"]
+        assert int(tokens) == expected, f"gigatoken finds {tokens} tokens in the file, and we {expected}"
+        return float(seconds) / size * 1e6
+
+    def tiktoken(way: str) -> float:
+        seconds, size, tokens = run_program(TIKTOKEN, begin, given.workers, way)
+        sizes["begin"].add((int(size), int(tokens)))
+        return float(seconds) / int(size) * 1e6
+
+    with tempfile.TemporaryDirectory() as folder:
+        begin = Path(folder, "begin.jsonl")
+        cut_begin(file, begin, megabytes=given.tiktoken_megabytes)
+        runs = {
+            "stridemill": lambda: ours(file, "gigatoken", "whole"),
+            "encode_files": encode_files,
+            "stridemill engine=tiktoken": lambda: ours(begin, "tiktoken", "begin"),
+            "encode_ordinary_batch": lambda: tiktoken("encode_ordinary_batch"),
+            "encode_to_numpy": lambda: tiktoken("encode_to_numpy"),
+        }
+        print(f"speed: {file.name}, {given.workers} workers, {given.rounds} rounds; MB of text")
+        taken = by_turns(runs, given.rounds)
+    assert len(sizes["begin"]) == 1, f"all encode the same texts to as many tokens: {sizes['begin']}"
+    ((whole, tokens),), ((part, _),) = sizes["whole"], sizes["begin"]
+    print(f"  {whole / 1e6:.0f} MB, {tokens:,} tokens; for what tiktoken is part of the first {part / 1e6:.0f} MB")
+    for name, times in taken.items():
+        spread = f"({1 / max(times):.1f} to {1 / min(times):.1f})"
+        print(f"  {name:<28}{1 / statistics.median(times):8.1f} MB/s   {spread}")
+    print_ratio(taken, "stridemill", "encode_ordinary_batch", target="8")
+    print_ratio(taken, "stridemill", "encode_files", target="0.80")
+    print_ratio(taken, "stridemill engine=tiktoken", "encode_to_numpy", target="0.90")
+
+
+def bench_memory(file: Path, given: argparse.Namespace) -> None:
+    """The same text as JSON lines and as one text file: memory, and the time to windowing from a full cache."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        text = Path(folder, "corpus.txt")
+        with file.open(encoding="utf-8") as lines, text.open("w", encoding="utf-8") as out:
+            out.writelines(json.loads(line)["text"] + "\n" for line in lines)
+        print(f"memory: {file.name} and its text in one file, {given.workers} workers")
+        for corpus, source in (("jsonl", file), ("text", text)):
+            cache = Path(folder, corpus)
+            first = tokenize_once(source, cache, workers=given.workers, corpus=corpus)
+            again = [tokenize_once(source, cache, workers=given.workers, corpus=corpus) for _ in range(given.rounds)]
+            warm = statistics.median(run.seconds for run in again)
+            print(
+                f"  {corpus:<6}{first.bytes / 1e6:6.0f} MB at {first.bytes / first.seconds / 1e6:.0f} MB/s   "
+                f"peak {first.peak / 1e9:.2f} GB (target below 1.5)   "
+                f"windowing starts {warm:.2f} s after the start of a second run (target below 2)"
+            )
+
+
+def bench_formats(file: Path, given: argparse.Namespace) -> None:
+    """Reading alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cut_begin(file, folder / "corpus.jsonl", megabytes=given.format_megabytes)
+        texts = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").open(encoding="utf-8")]
+        (folder / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+        pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet", row_group_size=1000, compression="zstd")
+        for at, one in enumerate(texts):
+            place = folder / "files" / f"{at // 100}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{at}.txt").write_text(one, encoding="utf-8")
+        sources = [("text", folder / "files"), ("parquet", folder / "corpus.parquet")]
+        for corpus, plain in (("text", folder / "corpus.txt"), ("jsonl", folder / "corpus.jsonl")):
+            sources += [(corpus, plain), *((corpus, pack(plain, suffix)) for suffix in PACKERS)]
+        print(f"formats: {sum(len(one.encode()) for one in texts) / 1e6:.0f} MB of text, {len(texts):,} documents")
+        runs: dict[str, Callable[[], float]] = {
+            f"{corpus:<9}{source.name}": partial(read_once, corpus, source) for corpus, source in sorted(sources)
+        }
+        for label, taken in by_turns(runs, given.rounds).items():
+            print(f"  {label:<28}{1 / statistics.median(taken):8.0f} MB/s of one core")
+
+
+def tokenize_once(
+    source: Path, cache: Path | str, *, workers: int, corpus: str = "jsonl", engine: str = "gigatoken"
+) -> Run:
+    """One run of the first half of the write stage."""
+    seconds, *counts = run_program(OURS, source, cache, workers, corpus, engine)
+    return Run(float(seconds), *map(int, counts))
+
+
+def read_once(corpus: str, source: Path) -> float:
+    """Seconds of a core for a megabyte of text, from a source that was hashed before."""
+    splits = find_splits(corpus, CorpusOptions(paths=(str(source),), cache=source, cut_safe=True))
+    started, size = time.process_time(), 0
+    for split in splits:
+        for batch in read_split(split, max_document_bytes=None, on_bad="raise", cut_safe=True):
+            size += pc.sum(pc.binary_length(batch.texts)).as_py() or 0
+    return (time.process_time() - started) / size * 1e6
+
+
+def cut_begin(file: Path, out: Path, *, megabytes: float) -> None:
+    """The first so many megabytes of lines."""
+    left = int(megabytes * 1e6)
+    with file.open("rb") as lines, out.open("wb") as begin:
+        while left > 0 and (line := lines.readline()):
+            left -= begin.write(line)
+
+
+def pack(file: Path, suffix: str) -> Path:
+    """A packed copy beside a file."""
+    packed = file.with_name(file.name + suffix)
+    packed.write_bytes(PACKERS[suffix](file.read_bytes()))
+    return packed
+
+
+PARTS = {"speed": bench_speed, "memory": bench_memory, "formats": bench_formats}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+    ".bz2": bz2.compress,
+    ".xz": lambda data: lzma.compress(data, preset=2),
+}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
