@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,15 @@ def documents(file: str) -> Iterator[str]:
     with Path(file).open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
+
+
+def forget_vision() -> None:
+    """Let `import streaming` pass without its part for pictures.
+
+    That part imports torchvision, whose wheel in the package index is built for CUDA and fails beside a CPU build of
+    torch. Nothing here reads a picture.
+    """
+    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
 
 
 def report(seconds: float, tokens: int) -> None:

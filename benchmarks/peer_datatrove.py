@@ -17,7 +17,7 @@ def main() -> None:
     files, output, workers, _ = arguments()
     tokenizer = output / "tokenizer.json"
     converter = TikTokenConverter(
-        vocab_file=str(RANKS), pattern=PATTERN.replace("++", "+"), extra_special_tokens=["<|endoftext|>"]
+        vocab_file=str(RANKS), pattern=PATTERN.replace("++", "+"), additional_special_tokens=["<|endoftext|>"]
     )
     converter.converted().save(str(tokenizer))
     started = time.perf_counter()

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import END_OF_TEXT, arguments, documents, gpt2, report
-from streaming import MDSWriter
-from streaming.base.util import merge_index
+from common import END_OF_TEXT, arguments, documents, forget_vision, gpt2, report
+
+forget_vision()
+from streaming import MDSWriter  # noqa: E402 - behind what lets it be imported
+from streaming.base.util import merge_index  # noqa: E402
 
 
 def convert(file: str, *, output: Path, max_length: int) -> int:

@@ -34,7 +34,7 @@ print("RESULT", time.perf_counter() - started, report.manifest.splits["train"].n
 
 def main() -> None:
     """Run all by turns and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="the Python that has the peers")
     parser.add_argument("--file", type=Path, required=True, help="a JSONL file with the fields text and id")
     parser.add_argument("--megabytes", type=int, default=20, help="how much of it")
@@ -50,9 +50,10 @@ def main() -> None:
         taken: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(given.rounds):
             for name, command in commands.items():
-                result = run([*command, folder, "OUT", str(given.workers), str(given.max_length)], name)
-                if result is not None:
-                    taken[name].append(result)
+                with tempfile.TemporaryDirectory() as output:
+                    result = run([*command, folder, output, str(given.workers), str(given.max_length)], name)
+                if result:
+                    taken[name].append(result[0])
     if not taken["stridemill"]:
         sys.exit("stridemill failed: nothing to compare with")
     ours = statistics.median(taken["stridemill"])
@@ -74,19 +75,18 @@ def cut(file: Path, folder: Path, *, megabytes: int, parts: int) -> int:
     return size
 
 
-def run(command: list[str], name: str) -> float | None:
-    """The seconds that a script says it took; None if it failed."""
+def run(command: list[str], name: str) -> tuple[float, int] | None:
+    """The seconds and tokens that a script reports; None if it failed."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory() as output:
-        command = [output if part == "OUT" else part for part in command]
-        done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
     results = [line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")]
     if done.returncode or not results:
         reason = (done.stderr.strip().splitlines() or ["nothing was printed"])[-1]
         print(f"  {name}: left out: {reason}", file=sys.stderr)
         return None
-    print(f"  {name}: {float(results[-1][1]):.2f} s, {int(results[-1][2]):,} tokens", flush=True)
-    return float(results[-1][1])
+    seconds, tokens = float(results[-1][1]), int(results[-1][2])
+    print(f"  {name}: {seconds:.2f} s, {tokens:,} tokens", flush=True)
+    return seconds, tokens
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Shuffled batches from stridemill's loader and from those of its peers, by turns in one run, without worker processes.
+
+    python benchmarks/load.py --python peers/bin/python --file corpus.jsonl --megabytes 60
+
+Each first writes the text in its own format, as in run.py. Then each loads, in every round, in a process of its own and
+for some seconds, inputs and targets as int64 [batch_size, max_length]; the first batches are not counted. All shuffle.
+stridemill, LitData and MosaicML Streaming keep their place themselves; `datasets`, datatrove and the Megatron style are
+indexed by torch's sampler, whose place is for others to keep. A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from run import HERE, OURS, PEERS, cut, run
+
+LOAD = """
+import sys, time
+from itertools import islice
+import torch, pyarrow.parquet
+from pipeline import ShardLoader
+folder, batch_size, max_length, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+def epochs():
+    while True:
+        yield from loader
+loader = ShardLoader(folder + "/shards", batch_size=batch_size, shuffle="auto")
+batches = epochs()
+for batch in islice(batches, 20):
+    assert batch.input_ids.shape == batch.target_ids.shape == (batch_size, max_length)
+started, count = time.perf_counter(), 0
+while (taken := time.perf_counter() - started) < seconds:
+    next(batches)
+    count += 1
+print("RESULT", taken, count * batch_size * max_length)
+batches.close()
+"""
+
+
+def main() -> None:
+    """Write with all, load by turns, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", default=sys.executable, help="the Python that has the peers")
+    parser.add_argument("--file", type=Path, required=True, help="a JSONL file with the fields text and id")
+    parser.add_argument("--megabytes", type=int, default=60, help="how much of it")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    given = parser.parse_args()
+    shape = [str(given.batch_size), str(given.max_length)]
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "text").mkdir()
+        size = cut(given.file, folder / "text", megabytes=given.megabytes, parts=1)
+        writers = {"stridemill": [sys.executable, "-c", OURS]}
+        writers |= {peer: [given.python, str(HERE / f"peer_{peer}.py")] for peer in given.peers}
+        for peer, writer in writers.items():
+            (folder / peer).mkdir()
+            if run([*writer, str(folder / "text"), str(folder / peer), "1", shape[1]], f"{peer} writes"):
+                rates[peer] = []
+        if "stridemill" not in rates:
+            sys.exit("stridemill failed: nothing to compare with")
+        for _ in range(given.rounds):
+            for peer in list(rates):
+                code = [sys.executable, "-c", LOAD]
+                if peer != "stridemill":
+                    code = [given.python, str(HERE / "load_peers.py"), peer]
+                result = run([*code, str(folder / peer), *shape, str(given.seconds)], peer)
+                if result:
+                    rates[peer].append(result[1] / result[0])
+                else:
+                    del rates[peer]
+    print(f"{size / 1e6:.0f} MB of text, batches of {' x '.join(shape)}, {given.rounds} rounds of {given.seconds:g} s")
+    ours = statistics.median(rates["stridemill"])
+    for peer, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
+        median, spread = statistics.median(values), f"({min(values) / 1e6:.1f} to {max(values) / 1e6:.1f})"
+        print(f"  {peer:<12}{median / 1e6:8.1f} Mtok/s  {spread:<18} stridemill is {ours / median:5.1f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
