@@ -92,6 +92,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise ValueError(
             f"{folder} {found}: it is not a data set, or its writing did not finish; run the write stage"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: malformed: {error}") from error
     try:
         fields = json.loads(text)
         _check_version(fields["format_version"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
-from pipeline.load.batch import Gathered, Names
 from pipeline.load.device import DeviceBlock
+from pipeline.load.rows import Gathered, Names
 
 DEVICES = [
     "cpu",

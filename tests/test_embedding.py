@@ -102,3 +102,24 @@ def test_an_unknown_kind_of_positions_is_refused():
 def test_vectors_follow_the_layers_dtype():
     embedding = TokenEmbedding(4, 3, 2, positions="sinusoidal").to(torch.bfloat16)
     assert embedding(torch.tensor([[1, 2]])).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "none"])
+def test_vectors_have_the_dtype_of_the_saved_weight(positions):
+    weight = torch.zeros(5, 4, dtype=torch.bfloat16)
+    layer = TokenEmbedding(5, 4, 3, positions=positions, weight=weight)
+    assert layer(torch.zeros(1, 3, dtype=torch.int64)).dtype == torch.bfloat16
+
+
+def test_a_plain_layer_and_one_without_weights_embed_batches_too():
+    ids = torch.tensor([[1, 2]])
+    batch = Batch(input_ids=ids, target_ids=ids, window_ids=torch.tensor([0]), position_ids=ids)
+    (embedded,) = embed_batches([batch], torch.nn.Embedding(5, 4))
+    assert embedded.embeddings.shape == (1, 2, 4)
+
+    class OneHot(torch.nn.Module):
+        def forward(self, ids, positions):
+            return torch.nn.functional.one_hot(ids, 5) + positions[..., None]
+
+    (embedded,) = embed_batches([batch], OneHot())
+    assert embedded.embeddings.tolist() == [[[1, 2, 1, 1, 1], [2, 2, 3, 2, 2]]]

@@ -63,6 +63,7 @@ def test_below_the_command_line_no_module_knows_hydra_or_omegaconf():
         ("import pipeline", {"torch", "pyarrow", "tiktoken", "numpy", "hydra"}),
         ("from pipeline import write_shards", {"torch", "hydra"}),
         ("from pipeline import ShardLoader, TokenEmbedding, embed_batches", {"tiktoken", "gigatoken", "hydra"}),
+        ("import pipeline.load.reader, pipeline.load.order, pipeline.load.mix", {"torch"}),
     ],
 )
 def test_an_import_brings_no_more_than_it_needs(statement, absent):

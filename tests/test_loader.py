@@ -1,6 +1,8 @@
 """Batches equal the stored windows, in an order that world size, batch size and interruption do not change."""
 
+import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -212,3 +214,26 @@ def test_a_dataset_keeps_few_row_groups_and_can_be_pickled_and_sampled(shards):
     loader = torch.utils.data.DataLoader(again, batch_size=10, shuffle=True, generator=generator)
     seen = torch.cat([batch["input_ids"] for batch in loader])
     assert sorted(map(tuple, seen.tolist())) == sorted(tuple(row["input_ids"]) for row in stored(shards))
+
+
+def test_a_dataset_that_threads_share_stays_within_its_memory(shards):
+    dataset = WindowDataset(shards, memory_budget=1)
+    with ThreadPoolExecutor(6) as threads:
+        rows = list(threads.map(lambda window: dataset[window % len(dataset)]["input_ids"].tolist(), range(300)))
+    assert len(vars(dataset)["_kept"]) == 1
+    assert rows[:5] == [dataset[window]["input_ids"].tolist() for window in range(5)]
+    with pytest.raises(TypeError):
+        dataset[1.5]
+
+
+def test_numbers_of_numpy_give_a_state_of_plain_ones(shards):
+    loader = ShardLoader(shards, batch_size=np.int64(2), seed=np.int64(3), lanes=np.int64(4))
+    next(iter(loader))
+    state = json.loads(json.dumps(loader.state_dict()))
+    loader.load_state_dict(state)
+    loader.set_epoch(np.int64(1))
+    json.dumps(loader.state_dict())
+    with pytest.raises(TypeError):
+        loader.set_epoch(1.5)
+    with pytest.raises(ValueError, match="whole numbers from 0 are needed"):
+        loader.load_state_dict({key: value for key, value in state.items() if key != "epoch"})

@@ -115,3 +115,24 @@ def test_settings_of_workers_are_checked(shards):
         ShardLoader(shards, workers=-1)
     with pytest.raises(ValueError, match="worker_context must be one of fork, spawn, forkserver; got 'thread'"):
         ShardLoader(shards, worker_context="thread")
+
+
+def test_workers_that_live_on_give_each_window_once_after_a_break(shards):
+    plain = DataLoader(
+        ShardLoader(shards, batch_size=4, shuffle="full"),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="fork",
+        persistent_workers=True,
+    )
+    for _ in range(3):
+        for step, _ in enumerate(plain):
+            if step == 4:
+                break
+        windows = [window for batch in plain for window in batch.window_ids.tolist()]
+        assert len(windows) == len(set(windows)) == 138 // 4 * 4
+
+
+def test_a_loader_that_would_start_processes_starts_none_in_a_worker(shards):
+    plain = DataLoader(ShardLoader(shards, workers=1), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    assert contents(plain) == contents(ShardLoader(shards))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from pipeline.load.rows import Gathered, Names
 
 
 NAMES = ("window_ids", "source_ids")  # of samples: they stay in memory
@@ -38,20 +40,6 @@ class Batch:
             name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items() if tensor is not None
         }
         return replace(self, **moved)
-
-
-class Gathered(NamedTuple):
-    """Windows side by side, as narrow as the vocabulary allows."""
-
-    ids: np.ndarray  # uint16 or int32 [B, L + 1]: inputs, and the one target beyond them
-    bounds: np.ndarray | None  # int32 [B, 2]: which targets count, from .. to; None: all
-
-
-class Names(NamedTuple):
-    """What the windows of a block are called."""
-
-    windows: np.ndarray  # int64 [B]: each window's number in its split, -1 for a row that only fills a batch
-    sources: np.ndarray | None = None  # int64 [B]: of a mix, the number of each window's data set
 
 
 def widen(gathered: Gathered, rows: slice, *, names: Names, end_of_text: int | None = None) -> Batch:

@@ -14,6 +14,7 @@ little later on: asking the order for positions costs as much as 1,000 rows.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.load.batch import Gathered
 from pipeline.load.held import HeldGroups, Need, place_bytes
 from pipeline.load.order import rank_positions
+from pipeline.load.rows import Gathered
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -84,6 +85,7 @@ class Blocks:
         ends = (
             sys.is_finalizing
         )  # kept here: when the interpreter ends, modules may be empty before this generator closes
+        process = os.getpid()
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
         gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
         try:
@@ -93,8 +95,10 @@ class Blocks:
             while (block := _wait(due, held)) is not None:
                 due = gatherer.submit(next, blocks, None)
                 yield block
+                if os.getpid() != process:
+                    raise RuntimeError("this iteration was begun before a fork, which took its threads; begin another")
         finally:
-            if not ends():  # else the pools' own exit handlers have ended their threads
+            if not ends() and os.getpid() == process:  # else the pools' exit handlers, or a fork, ended their threads
                 self._stop(held, decoders, gatherer)
 
     def _stop(self, held: HeldGroups, *pools: ThreadPoolExecutor) -> None:

@@ -7,7 +7,9 @@ so use `ShardLoader` where the framework allows it.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,15 +77,20 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
         self._keep = max(1, memory_budget // max(1, place_bytes(self.reader)))
         self._kept: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict()}
+        return {**self.__dict__, "_kept": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, window: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([window])[0]
+        return self.__getitems__([index(window)])[0]
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Several windows in one gather: each row group that holds some of them is looked up once."""
@@ -106,16 +113,22 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         return [{"input_ids": inputs, "target_ids": targets} for inputs, targets in pairs]
 
     def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        if group in self._kept:
-            self._kept.move_to_end(group)
+        with (
+            self._lock
+        ):  # one thread at a time decodes: two would decode the same, and keep more than the budget allows
+            if group in self._kept:
+                self._kept.move_to_end(group)
+            else:
+                if len(self._kept) == self._keep:
+                    self._kept.popitem(last=False)
+                self._kept[group] = self._decode(group)
             return self._kept[group]
-        if len(self._kept) == self._keep:
-            self._kept.popitem(last=False)
+
+    def _decode(self, group: int) -> tuple[np.ndarray, np.ndarray]:
         ids_BT1 = np.empty((self.reader.groups[group], self.reader.max_length + 1), self.reader.dtype)
         rows = self.reader.read_group(group, ids_BT1)
         bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
         bounds_B2[:, 1] = rows.lengths
         if self.score == "new":
             bounds_B2[:, 0] = count_old_targets(self.reader, group, rows)
-        self._kept[group] = ids_BT1, bounds_B2
-        return self._kept[group]
+        return ids_BT1, bounds_B2

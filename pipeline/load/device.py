@@ -15,7 +15,7 @@ import torch
 from pipeline.load.batch import Batch, ignore_targets, number_documents
 
 if TYPE_CHECKING:
-    from pipeline.load.batch import Gathered, Names
+    from pipeline.load.rows import Gathered, Names
 
 
 class DeviceBlock:

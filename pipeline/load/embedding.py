@@ -58,8 +58,8 @@ class TokenEmbedding(nn.Module):
         self.position = None
         if positions == "learned":
             places_TD = torch.empty(max_length, dim).normal_(0.0, INIT_STD, generator=generator)
-            self.position = nn.Embedding(max_length, dim, _weight=places_TD)
-        waves = sinusoids(max_length, dim) if positions == "sinusoidal" else None
+            self.position = nn.Embedding(max_length, dim, _weight=places_TD.to(self.token.weight))
+        waves = sinusoids(max_length, dim).to(self.token.weight) if positions == "sinusoidal" else None
         self.waves: torch.Tensor | None
         self.register_buffer("waves", waves, persistent=False)
 
@@ -112,12 +112,14 @@ class EmbeddedBatch(Batch):
 def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Iterator[EmbeddedBatch]:
     """Each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
 
-    `embedding` is called with the token IDs and, where the batches have `position_ids`, with these too.
+    `embedding` is called with the token IDs and, where the batches have `position_ids`, with these too, unless it is a
+    plain `nn.Embedding`, which knows no positions. A module without weights is called where the batches are.
     """
-    device = next(embedding.parameters()).device
+    weight = next(embedding.parameters(), None)
     for batch in batches:
-        moved = batch.to(device, non_blocking=True)
-        positions = () if moved.position_ids is None else (moved.position_ids,)
+        moved = batch if weight is None else batch.to(weight.device, non_blocking=True)
+        has_positions = moved.position_ids is not None and not isinstance(embedding, nn.Embedding)
+        positions = (moved.position_ids,) if has_positions else ()
         yield EmbeddedBatch(
             **{field.name: getattr(moved, field.name) for field in fields(Batch)},
             embeddings=embedding(moved.input_ids, *positions),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.load.batch import Gathered
+from pipeline.load.rows import Gathered
 from pipeline.load.scoring import count_old_targets
 
 if TYPE_CHECKING:

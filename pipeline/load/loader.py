@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +97,7 @@ class ShardLoader(IterableDataset[Batch]):
         for name, value in (("batch_size", batch_size), ("threads", threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        batch_size, seed, lanes = index(batch_size), index(seed), index(lanes)  # numpy's are no JSON
         if workers < 0:
             raise ValueError(f"workers must be at least 0; got {workers}")
         if worker_context not in (None, *CONTEXTS):
@@ -158,12 +160,24 @@ class ShardLoader(IterableDataset[Batch]):
 
         Raises:
             OSError: a shard cannot be read; as soon as a thread meets it, though the batches before it may be whole.
+            ValueError: a whole epoch has fewer windows than one batch of all ranks, and `drop_last` is set.
 
         """
+        is_copy = get_worker_info() is not None  # in a plain DataLoader's worker
+        begin = (self.epoch, self.consumed)
         left = self._enter()
-        while left:
-            moved = yield from self._hand_over(left)
-            left = self._enter() if moved else 0
+        if not left:
+            raise ValueError(
+                f"the {self.reader.split} split has {len(self.order)} windows, fewer than a batch of {self.batch_size} "
+                f"on each of {self.world_size} ranks; lower batch_size, or set drop_last=false"
+            )
+        try:
+            while left:
+                moved = yield from self._hand_over(left)
+                left = self._enter() if moved else 0
+        finally:
+            if is_copy:  # each read another number of batches ahead, so all go back to where they agree
+                self.epoch, self.consumed = begin
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch. The one in hand is left where it is: trainers call this before each epoch."""
@@ -216,8 +230,8 @@ class ShardLoader(IterableDataset[Batch]):
                 raise ValueError(
                     f"the state has {key}={state.get(key)!r}, this loader has {mine!r}: their orders differ"
                 )
-        epoch, consumed = state["epoch"], state["consumed"]
-        if not (isinstance(epoch, int) and isinstance(consumed, int) and epoch >= 0 <= consumed):
+        epoch, consumed = state.get("epoch"), state.get("consumed")
+        if not (isinstance(epoch, int) and isinstance(consumed, int) and epoch >= 0 and consumed >= 0):
             raise ValueError(f"the state has epoch={epoch!r}, consumed={consumed!r}: whole numbers from 0 are needed")
         if isinstance(self.order, Mix):
             self._go_on_with(Mix(orders=self.order.orders, weights=[(at, tuple(one)) for at, one in state["weights"]]))
@@ -248,7 +262,7 @@ class ShardLoader(IterableDataset[Batch]):
     def _begin(self, epoch: int) -> None:
         if epoch < 0:
             raise ValueError(f"epochs count from 0; got {epoch}")
-        self.epoch, self.consumed = epoch, self.order.first(epoch)
+        self.epoch, self.consumed = index(epoch), self.order.first(index(epoch))
 
     def _enter(self) -> int:
         """The batches that are left of this epoch; where none is, the next one begins."""
@@ -294,7 +308,7 @@ class ShardLoader(IterableDataset[Batch]):
         return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
 
     def _any_blocks(self, left: int) -> Generator[Block, None, None]:
-        if self.workers:
+        if self.workers and get_worker_info() is None:  # a worker may start no processes of its own
             return worker_blocks(
                 self._blocks,
                 self.epoch,

@@ -16,15 +16,16 @@ import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.layout import choose_layout
-from pipeline.load.batch import Names
+from pipeline.load.rows import Names, Rows
 from pipeline.manifest import read_manifest
-from pipeline.shard_format import open_shard, read_columns
+from pipeline.shard_format import open_shard, read_columns, shard_schema
 from pipeline.token_store import open_store
 from pipeline.windows import IGNORED, Windows, read_windows
 
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
 
 FOOTERS_KEPT = 128  # of about 0.4 MB each
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
-
-
-class Rows(NamedTuple):
-    """What one row group says of its windows besides their IDs."""
-
-    starts: np.ndarray  # int64 [B], each window's first token in its split's stream
-    lengths: np.ndarray  # int32 [B], its real tokens
 
 
 class ShardReader:
@@ -66,6 +60,8 @@ class ShardReader:
         self.documents, self.layout = manifest.windows["documents"], manifest.windows["order"]
         self.groups = [count for shard in entry.shards for count in shard.row_groups]
         self.dtype = narrow_dtype(manifest.tokenizer["vocab_size"])
+        self._padded = manifest.windows["tail"] == "pad"
+        self._sizes = {shard.path: shard.bytes for shard in entry.shards}
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
@@ -113,9 +109,12 @@ class ShardReader:
         path, number = self._files[group]
         try:
             with open_shard(self.folder / path, footer=self._footer(path)) as file:
+                # No checksum covers a footer, so what it says is compared with what the manifest says.
+                if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self._padded)):
+                    raise ValueError(f"{self._name(group)} has other columns than its manifest; run stages=[verify]")
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
-        except OSError as error:
-            raise OSError(f"{self._name(group)} cannot be read: {error}") from error
+        except (OSError, pa.ArrowException, KeyError, AttributeError, IndexError, UnicodeDecodeError) as error:
+            raise OSError(f"{self._name(group)} cannot be read: {error}") from error  # whatever a damaged footer causes
         shape = (len(starts), self.max_length if inputs_BT is None else inputs_BT.shape[1])
         if shape != (self.groups[group], self.max_length):
             expected = (self.groups[group], self.max_length)
@@ -128,6 +127,9 @@ class ShardReader:
             if footer is not None:
                 self._footers.move_to_end(path)
                 return footer
+        size = (self.folder / path).stat().st_size
+        if size != self._sizes[path]:
+            raise OSError(f"it has {size:,} bytes, and {self._sizes[path]:,} by the manifest; run stages=[verify]")
         footer = pq.read_metadata(self.folder / path)
         with self._lock:
             self._footers[path] = footer

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.load.reader import Reader, Rows, ShardReader, StoreReader
+    from pipeline.load.reader import Reader, ShardReader, StoreReader
+    from pipeline.load.rows import Rows
 
 SCORES = ("all", "new")
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.load.batch import Gathered, Names, widen
+from pipeline.load.batch import widen
 from pipeline.load.blocks import Block
+from pipeline.load.rows import Gathered, Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
