@@ -142,3 +142,9 @@ def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself()
     gpt2 = load_tokenizer(name="gpt2")
     pieces = show.show_pieces(gpt2.encode_batch(["漢\n"])[0].tolist(), gpt2)
     assert pieces == ["\\xe6", "\\xbc", "\\xa2", "\\n"]
+
+
+def test_a_look_does_not_wait_for_torch(tmp_path):
+    code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(ROOT / "scripts")]
+    assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
