@@ -18,9 +18,9 @@ from pipeline import ShardLoader, TokenEmbedding, read_manifest
 parser = argparse.ArgumentParser()
 parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
-parser.add_argument("--global-batch", type=int, default=8)
+parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
-parser.add_argument("--losses", type=Path, help="a file that gets a line with step and loss at each step")
+parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
 arguments = parser.parse_args()
 
@@ -30,7 +30,7 @@ device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_av
 
 manifest = read_manifest(arguments.shards)
 vocab_size, max_length = manifest.tokenizer["vocab_size"], manifest.splits["train"].max_length
-loader = ShardLoader(arguments.shards, batch_size=arguments.global_batch // world_size)  # its rank is torch's
+loader = ShardLoader(arguments.shards, batch_size=arguments.batch // world_size)  # its rank is torch's
 torch.manual_seed(0)
 embedding = TokenEmbedding(vocab_size, 32, max_length)
 model = nn.Sequential(embedding, nn.LayerNorm(32), nn.Linear(32, vocab_size)).to(device)
@@ -53,11 +53,10 @@ while step < arguments.steps:
         loss.backward()
         optimizer.step()
         step += 1
-        torch.distributed.all_reduce(loss.detach(), op=torch.distributed.ReduceOp.SUM)
+        if arguments.seen:
+            with arguments.seen.open("a") as file:
+                file.write(f"{step} {loss.item():.9f} {','.join(map(str, batch.window_ids.tolist()))}\n")
         if rank == 0:
-            if arguments.losses:
-                with arguments.losses.open("a") as file:
-                    file.write(f"{step} {loss.item() / world_size:.9f}\n")
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             torch.save({**saved, "loader": loader.state_dict()}, arguments.checkpoint.with_suffix(".new"))
             arguments.checkpoint.with_suffix(".new").replace(arguments.checkpoint)

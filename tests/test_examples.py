@@ -4,15 +4,21 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import time
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from pipeline import write_shards
+from pipeline import ShardLoader, TokenEmbedding, read_manifest, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+STEPS, BATCH = 30, 32  # an epoch has 12 batches
 
 
 @pytest.fixture(scope="module")
@@ -31,48 +37,149 @@ def shards(tmp_path_factory):
     return report.path
 
 
-DDP = str(ROOT / "examples" / "ddp.py")
+def needs(package):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed; the extra `dev` has it")
 
 
-def one_process(*arguments):
-    """The example as the one process of its job, without torchrun: a signal to it reaches it."""
+def batches_of(path):
+    loader = ShardLoader(path, batch_size=BATCH)
+    while True:
+        yield from loader
+
+
+def trained(path, model, optimizer, logits_of=lambda output: output, clip=None):
+    """The twin of every example: no framework, no stop. The loss and the windows of each step, numbered from 1."""
+    seen = {}
+    for step, batch in enumerate(islice(batches_of(path), STEPS), start=1):
+        logits = logits_of(model(batch.input_ids))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target_ids.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        seen[step] = loss.item(), batch.window_ids.tolist()
+    assert seen[STEPS][0] < seen[1][0]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def small_model(shards):
+    vocab_size = read_manifest(shards).tokenizer["vocab_size"]
+    torch.manual_seed(0)
+    model = nn.Sequential(TokenEmbedding(vocab_size, 32, 16), nn.LayerNorm(32), nn.Linear(32, vocab_size))
+    return trained(shards, model, torch.optim.SGD(model.parameters(), lr=0.5))
+
+
+@pytest.fixture(scope="module")
+def gpt2(shards):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=read_manifest(shards).tokenizer["vocab_size"], **sizes, **dropout)
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    return trained(shards, model, optimizer, logits_of=lambda output: output.logits, clip=1.0)
+
+
+def one_process(program, *arguments):
+    """The program as the one process of its job, without torchrun: a signal to it reaches it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return {"args": [sys.executable, DDP, *map(str, arguments)], "env": {**ENVIRONMENT, **place}}
+    place = place if program == "ddp.py" else {}
+    return {"args": [sys.executable, str(ROOT / "examples" / program), *arguments], "env": {**ENVIRONMENT, **place}}
 
 
-def torchrun(processes, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return {"args": [*command, DDP, *map(str, arguments)], "env": ENVIRONMENT}
+def torchrun(program, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return {"args": [*command, str(ROOT / "examples" / program), *arguments], "env": ENVIRONMENT}
 
 
-def losses_of(file):
-    lines = file.read_text().splitlines() if file.exists() else []
-    return {int(step): float(loss) for step, loss in (line.split() for line in lines)}
+def two_devices(program, *arguments):
+    return one_process(program, *arguments, "--devices", "2")
 
 
-def test_a_job_killed_and_resumed_on_two_processes_has_the_losses_of_one_that_ran_through(shards, tmp_path):
-    def arguments(name):
-        return (shards, "--checkpoint", tmp_path / f"{name}.pt", "--losses", tmp_path / f"{name}.txt")
+def two_workers(program, *arguments):
+    return one_process(program, *arguments, "--workers", "2")
 
-    subprocess.run(**one_process(*arguments("whole")), check=True, timeout=200, capture_output=True)
-    whole = losses_of(tmp_path / "whole.txt")
-    assert list(whole) == list(range(1, 41))
 
-    killed = tmp_path / "killed.txt"
-    with subprocess.Popen(**one_process(*arguments("killed"), "--pause", 0.05), stderr=subprocess.PIPE) as process:
+def lines_of(seen):
+    """The losses and windows that each step wrote, a line of each rank."""
+    steps = {}
+    for line in seen.read_text().splitlines() if seen.exists() else []:
+        step, loss, windows = line.split(" ")
+        steps.setdefault(int(step), []).append((float(loss), list(map(int, windows.split(",")))))
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("program", "twin", "again", "ranks"),
+    [
+        pytest.param("ddp.py", "small_model", torchrun, 2),
+        pytest.param("lightning_fit.py", "small_model", two_devices, 2, marks=needs("lightning")),
+        pytest.param("trainer.py", "gpt2", torchrun, 2, marks=needs("transformers")),
+        pytest.param("accelerate_loop.py", "small_model", torchrun, 2, marks=needs("accelerate")),
+        pytest.param("stateful_dataloader.py", "small_model", two_workers, 1, marks=needs("torchdata")),
+    ],
+)
+def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
+    shards, tmp_path, request, program, twin, again, ranks
+):
+    whole = request.getfixturevalue(twin)
+    arguments = [str(shards), f"--batch={BATCH}", f"--steps={STEPS}", f"--checkpoint={tmp_path / 'checkpoint'}"]
+    killed, resumed = tmp_path / "killed.txt", tmp_path / "resumed.txt"
+    with subprocess.Popen(
+        **one_process(program, *arguments, f"--seen={killed}", "--pause=0.05"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
         until = time.monotonic() + 150
-        while len(losses_of(killed)) < 15 and time.monotonic() < until and process.poll() is None:
+        while len(lines_of(killed)) < 10 and time.monotonic() < until and process.poll() is None:
             time.sleep(0.01)
         process.kill()
-    before = losses_of(killed)
-    assert 15 <= len(before) < 40, "killed in the middle"
-    subprocess.run(**torchrun(2, *arguments("killed")), check=True, timeout=200, capture_output=True)
-    resumed = losses_of(killed)  # where a step was done twice, the second time counts
-    assert list(resumed) == list(range(1, 41))
-    assert resumed == pytest.approx(whole, rel=1e-4)
-    assert whole[40] < whole[1]
+    before = lines_of(killed)
+    assert 10 <= len(before) < STEPS, "killed in the middle"
+    done = subprocess.run(
+        **again(program, *arguments, f"--seen={resumed}"), timeout=200, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    after = lines_of(resumed)
+    # Each step leaves a checkpoint, so at most the last one before the kill is done a second time.
+    assert list(before) == list(range(1, len(before) + 1))
+    assert sorted(after) == list(range(min(after), STEPS + 1))
+    assert min(after) in {len(before), len(before) + 1}
+    for steps, processes in ((before, 1), (after, ranks)):
+        for step, lines in steps.items():
+            loss, windows = whole[step]
+            assert len(lines) == processes
+            assert sorted(window for _, part in lines for window in part) == sorted(windows)
+            assert sum(loss for loss, _ in lines) / processes == pytest.approx(loss, rel=1e-4)
+
+
+@needs("accelerate")
+@needs("torchdata")
+def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(shards):
+    program = """
+        import sys
+        from accelerate import Accelerator
+        from torchdata.stateful_dataloader import StatefulDataLoader
+        from pipeline import ShardLoader
+
+        loader = ShardLoader(sys.argv[1])
+        assert Accelerator(cpu=True).prepare(loader) is loader
+        try:
+            next(iter(StatefulDataLoader(loader, batch_size=None, num_workers=1)))
+        except ValueError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(shards)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "let the loader start the processes: ShardLoader(..., workers=2)" in done.stdout
 
 
 def test_the_proof_holds_for_a_data_set_and_says_what_it_could_not_try(shards):

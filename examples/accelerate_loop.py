@@ -1,0 +1,79 @@
+"""Accelerate: accelerate launch --num_processes 2 examples/accelerate_loop.py SHARDS [--steps 40]
+
+Stop it at any step and start it again, with another number of processes: it goes on with the windows that were due.
+`register_for_checkpointing` puts the loader's state into what `save_state` saves. Two traps:
+
+- `prepare` gets the model and the optimizer, not the loader. A DataLoader around the loader would be divided among the
+  processes there once more, and what is left of each part never comes.
+- A kill in the middle of `save_state` leaves half of a folder, so a checkpoint gets its name when it is whole.
+"""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline import ShardLoader, TokenEmbedding, read_manifest
+
+parser = argparse.ArgumentParser()
+parser.add_argument("shards")
+parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints"))
+parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
+parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
+arguments = parser.parse_args()
+
+accelerator = Accelerator(cpu=not torch.cuda.is_available())  # unsaid, processes on CPUs do not find each other
+manifest = read_manifest(arguments.shards)
+vocab_size, max_length = manifest.tokenizer["vocab_size"], manifest.splits["train"].max_length
+loader = ShardLoader(arguments.shards, batch_size=arguments.batch // accelerator.num_processes)  # rank: torch's
+torch.manual_seed(0)
+embedding = TokenEmbedding(vocab_size, 32, max_length)
+model = nn.Sequential(embedding, nn.LayerNorm(32), nn.Linear(32, vocab_size))
+model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
+accelerator.register_for_checkpointing(loader)
+
+
+def number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def save(step: int) -> None:
+    older = list(arguments.checkpoint.glob("step-*"))
+    accelerator.save_state(arguments.checkpoint / "new")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (arguments.checkpoint / "new").rename(arguments.checkpoint / f"step-{step}")
+        for checkpoint in older:
+            shutil.rmtree(checkpoint)
+    accelerator.wait_for_everyone()
+
+
+step = 0
+if latest := max(arguments.checkpoint.glob("step-*"), key=number, default=None):
+    accelerator.load_state(latest)  # the loader's state is the same small dict on every rank
+    step = number(latest)
+
+while step < arguments.steps:
+    for batch in loader:
+        here = batch.to(accelerator.device)
+        logits = model(here.input_ids)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), here.target_ids.flatten())
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+        step += 1
+        if arguments.seen:
+            with arguments.seen.open("a") as file:
+                file.write(f"{step} {loss.item():.9f} {','.join(map(str, batch.window_ids.tolist()))}\n")
+        save(step)
+        time.sleep(arguments.pause)
+        if step == arguments.steps:
+            break
+
+accelerator.end_training()

@@ -1,0 +1,64 @@
+"""Lightning: python examples/lightning_fit.py SHARDS [--steps 40] [--devices 2]
+
+Stop it at any step and start it again, with another number of devices: it goes on with the windows that were due.
+Lightning keeps the loader's state in its own checkpoints. Two traps:
+
+- Hand the loader over as it is. A DataLoader around it has no state, so a resume begins the epoch anew; with something
+  around it that has no exact `len`, Lightning reads a batch ahead, which a resume then leaves out.
+- Make it in `train_dataloader`. Before that, the processes do not know their ranks, and all of them read rank 0's part.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from pipeline import Batch, ShardLoader, TokenEmbedding, read_manifest
+
+parser = argparse.ArgumentParser()
+parser.add_argument("shards")
+parser.add_argument("--steps", type=int, default=40)
+parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--devices", type=int, default=1)
+parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints"))
+parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
+parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
+arguments = parser.parse_args()
+
+
+class LanguageModel(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        manifest = read_manifest(arguments.shards)
+        vocab_size, max_length = manifest.tokenizer["vocab_size"], manifest.splits["train"].max_length
+        torch.manual_seed(0)
+        embedding = TokenEmbedding(vocab_size, 32, max_length)
+        self.layers = nn.Sequential(embedding, nn.LayerNorm(32), nn.Linear(32, vocab_size))
+
+    def train_dataloader(self) -> ShardLoader:
+        batch_size = arguments.batch // self.trainer.world_size
+        return ShardLoader(arguments.shards, batch_size=batch_size)  # its rank is torch's
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:  # Lightning has moved the batch to the device
+        logits = self.layers(batch.input_ids)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target_ids.flatten())
+        if arguments.seen:
+            with arguments.seen.open("a") as file:
+                windows = ",".join(map(str, batch.window_ids.tolist()))
+                file.write(f"{self.global_step + 1} {loss.item():.9f} {windows}\n")
+        time.sleep(arguments.pause)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+every_step = ModelCheckpoint(arguments.checkpoint, save_top_k=0, save_last=True, every_n_train_steps=1)
+trainer = lightning.Trainer(
+    max_steps=arguments.steps, max_epochs=-1, devices=arguments.devices, callbacks=[every_step], logger=False
+)
+trainer.fit(LanguageModel(), ckpt_path="last")
