@@ -25,6 +25,8 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from pipeline.config import check_command_line, register_schema
+
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 COMMANDS, SESSIONS = 16, 17  # what must be found in it, so that nothing is passed over
@@ -32,11 +34,13 @@ COMMANDS, SESSIONS = 16, 17  # what must be found in it, so that nothing is pass
 VERDICT = "the-verdict.txt"  # commands that name it need a copy of it
 STUDY = "python scripts/study.py experiment=stride_study"
 NEIGHBORS = "python scripts/neighbors.py experiment=neighbors"
-QUICK = f"{STUDY}_quick study.seeds=[0]"
+QUICK = f"{STUDY}_quick study.seeds=[0] study.evaluation_strides=[64,32]"
 SMALLER = {
-    "python scripts/train.py": "python scripts/train.py train.steps=4",
+    "python scripts/train.py": "python scripts/train.py train.steps=4 model.layers=1 embedding.dim=16",
     STUDY: f"{QUICK} train.steps=8",
-    f"{STUDY} study.strides=[64] train.steps=2702": f"{QUICK} study.strides=[64] train.steps=16",
+    f"{STUDY} study.strides=[64] train.steps=2702": (
+        f"{QUICK} study.strides=[64] train.steps=120 corpus=text corpus.path=scripts/*.py"
+    ),
     NEIGHBORS: f"{NEIGHBORS}_quick train.steps=2 train.validate_every=1",
 }
 TOPICS = "6061bdb5"  # sha256, its beginning: the help topics of the Python that the tutorial was made with
@@ -244,3 +248,22 @@ def test_a_block_of_every_kind_is_read():
         ("python", "x\n", "4\n"),
         ("python", "y\n", ""),
     ]
+
+
+DOCUMENTED = [
+    (page.name, " ".join(command.split()))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for command in re.findall(r"^(?:\$ )?python -m pipeline\b([^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    if "window.strid=" not in command  # README shows how that one is refused
+]
+
+
+@pytest.mark.parametrize(("page", "command"), DOCUMENTED)
+def test_a_command_of_the_readme_and_the_docs_has_keys_and_values_that_exist(page, command):
+    register_schema()
+    check_command_line([word for word in shlex.split(command) if word != "..."])
+
+
+def test_the_commands_of_the_readme_and_the_docs_are_found():
+    assert {"README.md", "corpora.md", "data-set.md", "sweeps.md", "tutorial.md"} <= {page for page, _ in DOCUMENTED}
+    assert sum(page == "README.md" for page, _ in DOCUMENTED) >= 6
