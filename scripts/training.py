@@ -124,7 +124,7 @@ def train(
         file=sys.stderr,
     )
     batches = endless(loader)
-    total, count, started = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+    total, count, started = 0.0, 0, time.perf_counter()
     for step in range(first + 1, settings.steps + 1):
         rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
@@ -132,16 +132,18 @@ def train(
         batch = next(batches)
         with precision:
             loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
-        torch.autograd.backward(loss / targets)
+        # DistributedDataParallel takes the mean of the ranks' gradients; ours is that of the mean over all targets,
+        # however unequally these lie on the ranks.
+        loss_sum, targets_sum = sum_over_ranks(loss.detach(), targets)
+        torch.autograd.backward(loss * (world_size / targets_sum))
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        total += loss.detach().double().cpu()
-        count += targets
+        total += loss_sum
+        count += targets_sum
         bar.update()
         if step % validate_every == 0 or step == settings.steps:
-            mean = reduce_mean(total, count)
-            speed = world_size * count / (time.perf_counter() - started)
+            mean, speed = total / count, count / (time.perf_counter() - started)
             held_out = math.nan if validation is None else evaluate(model, validation, device=device)
             tokens = step * loader.batch_size * world_size * loader.reader.max_length
             metrics.append(
@@ -156,7 +158,7 @@ def train(
             )
             bar.set_postfix_str(f"loss {mean:.3f}, held out {held_out:.3f}, {speed:,.0f} tok/s")
             observe(step, model)
-            total, count, started = torch.zeros((), dtype=torch.float64), 0, time.perf_counter()
+            total, count, started = 0.0, 0, time.perf_counter()
         if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
             write_checkpoint(folder / CHECKPOINT, {**state, "step": step}, settings, metrics)
@@ -198,17 +200,18 @@ def evaluate(model: nn.Module, loader: ShardLoader, *, device: str = "cpu") -> f
         loss, targets = summed_loss(model, batch.input_ids.to(device), batch.target_ids.to(device))
         total += loss.double().cpu()
         count += targets
-    return reduce_mean(total, count)
+    total_sum, count_sum = sum_over_ranks(total, count)
+    return total_sum / count_sum
 
 
-def reduce_mean(total: torch.Tensor, count: int) -> float:
-    """The mean over all ranks of a sum over `count` targets."""
-    pair = torch.stack([total, torch.tensor(float(count), dtype=torch.float64)])
+def sum_over_ranks(total: torch.Tensor, count: int) -> tuple[float, int]:
+    """A loss that is summed over `count` targets, and that count, each added up over all ranks."""
+    pair = torch.tensor([float(total), float(count)], dtype=torch.float64)
     if distributed.is_initialized():
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
         pair = pair.to(device)
         distributed.all_reduce(pair)
-    return float(pair[0] / pair[1])
+    return float(pair[0]), int(pair[1])
 
 
 def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:

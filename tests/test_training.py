@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -175,13 +176,18 @@ def test_a_wrong_training_config_is_refused_in_one_line(override, message):
     assert str(refusal.value) == message
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("windows", [[], ["window.tail=pad", "window.documents=separate"]], ids=["full", "padded"])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, windows):
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"text": "ab c" * n}) + "\n" for n in range(1, 60)))
+    run = [*TINY_RUN, *windows]
+    if windows:  # documents shorter and longer than a window: the ranks' targets are unequal
+        run += ["corpus=jsonl", "corpus.path=lines.jsonl", "tokenizer=bytes", "split.validation=0.2", "train.clip=100"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = command(tmp_path, *TINY_RUN, "loader.batch_size=4", launcher=launcher)
+    two = command(tmp_path, *run, "loader.batch_size=4", launcher=launcher)
     assert two.returncode == 0, two.stderr
     (checkpoint,) = tmp_path.rglob(CHECKPOINT)
     double = torch.load(checkpoint, weights_only=True)
-    one = command(tmp_path, *TINY_RUN, "loader.batch_size=8")
+    one = command(tmp_path, *run, "loader.batch_size=8")
     assert one.returncode == 0, one.stderr
     (other,) = (path for path in tmp_path.rglob(CHECKPOINT) if path != checkpoint)
     single = torch.load(other, weights_only=True)
