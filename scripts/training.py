@@ -102,20 +102,25 @@ def train(
     ).to(device)
     optimizer = make_optimizer(model, settings)
     metrics: list[Metric] = []
-    first = 0
+    first = tokens = 0
+    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+    is_main = not distributed.is_initialized() or distributed.get_rank() == 0
+    global_batch = world_size * loader.batch_size
     if resume is not None:
         state = read_checkpoint(resume, settings, device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["loader"])
         metrics, first = [Metric(**row) for row in state["metrics"]], state["step"]
+        tokens = state["tokens"]
+        if is_main and state["global_batch"] != global_batch:
+            note = f"its run had {state['global_batch']} windows a step, this one has {global_batch}: no exact resume"
+            print(f"{resume}: {note}", file=sys.stderr)
     else:
         observe(0, model)
     stepped: Any = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
     stepped = torch.compile(stepped) if compiled else stepped
     precision = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-    is_main = not distributed.is_initialized() or distributed.get_rank() == 0
-    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
     bar = tqdm(
         total=settings.steps,
         initial=first,
@@ -141,11 +146,11 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         total += loss_sum
         count += targets_sum
+        tokens += world_size * batch.input_ids.numel()
         bar.update()
         if step % validate_every == 0 or step == settings.steps:
             mean, speed = total / count, count / (time.perf_counter() - started)
             held_out = math.nan if validation is None else evaluate(model, validation, device=device)
-            tokens = step * loader.batch_size * world_size * loader.reader.max_length
             metrics.append(
                 Metric(
                     step=step,
@@ -161,7 +166,8 @@ def train(
             total, count, started = 0.0, 0, time.perf_counter()
         if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
-            write_checkpoint(folder / CHECKPOINT, {**state, "step": step}, settings, metrics)
+            state |= {"step": step, "tokens": tokens, "global_batch": global_batch}
+            write_checkpoint(folder / CHECKPOINT, state, settings, metrics)
             write_metrics(folder, metrics)
     bar.close()
     return model, metrics

@@ -95,6 +95,18 @@ def test_a_resume_keeps_the_metrics_and_refuses_another_run(shards, tmp_path):
         train(*loaders(shards, seed=1), TINY, resume=tmp_path / CHECKPOINT, **every)
 
 
+def test_a_resume_with_another_batch_says_so_and_adds_to_the_tokens(shards, tmp_path, capsys):
+    every = {"validate_every": 4, "checkpoint_every": 4, "progress": False}
+    path, half = tmp_path / CHECKPOINT, dataclasses.replace(TINY, steps=4)
+    train(loaders(shards)[0], None, half, folder=tmp_path, **every)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "settings": dataclasses.asdict(TINY)}, path)  # as if the run was stopped at step 4
+    loader = ShardLoader(shards, batch_size=4)
+    _, metrics = train(loader, None, TINY, resume=path, **every)
+    assert [metric.tokens for metric in metrics] == [4 * 8 * 32, 4 * 8 * 32 + 4 * 4 * 32, 4 * 8 * 32 + 8 * 4 * 32]
+    assert capsys.readouterr().err == f"{path}: its run had 8 windows a step, this one has 4: no exact resume\n"
+
+
 def test_held_out_loss_falls_below_that_of_a_unigram_model(shards):
     settings = dataclasses.replace(TINY, dim=32, steps=150)
     baseline = unigram(*loaders(shards))
