@@ -71,7 +71,7 @@ def _cells(point: Point) -> list[str]:
         return "-" if value is None else format(value, form)
 
     disk = "-" if point.bytes is None else size(point.bytes)
-    load = "-" if point.loader_tokens_per_second is None else rate(point.loader_tokens_per_second, 1.0, " tok")
+    load = "-" if point.loader_tokens_per_second is None else rate(point.loader_tokens_per_second, 1.0, "tok")
     return [
         cell(point.point),
         cell(point.max_length),

@@ -41,7 +41,7 @@ class Point:
     chunks_made: int | None = None  # tokenized by this point; the rest was found in the cache
     tokenize_seconds: float | None = None
     write_seconds: float | None = None
-    loader_tokens_per_second: float | None = None
+    loader_tokens_per_second: float | None = None  # the embedding's time left out
     seconds: float | None = None  # the whole point
     error: str | None = None
 
@@ -117,5 +117,5 @@ def _point(record: dict[str, Any]) -> Point:
         if not write["finished_before"]:
             known |= {"tokenize_seconds": write["tokenize_seconds"], "write_seconds": write["write_seconds"]}
     if load:
-        known["loader_tokens_per_second"] = load["tokens"] / max(load["seconds"], 1e-9)
+        known["loader_tokens_per_second"] = load["tokens"] / max(load["load_seconds"], 1e-9)
     return Point(**known)
