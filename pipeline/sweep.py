@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.report import TABLE, describe_sweep, write_report
 from pipeline.schema import SenselessError
-from pipeline.sweep_points import PLAN, RECORD, SUMMARY
+from pipeline.sweep_points import PLAN, RECORD, SUMMARY, TRACEBACK
 from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
     folder = Path(job.runtime.output_dir)
     window = {key: _window_value(composed, key) for key in ("max_length", "stride", "tail", "documents")}
     record: dict[str, Any] = {"point": job.job.num, "overrides": list(job.overrides.task), "window": window}
-    (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier run of the same point
+    for left in (SUMMARY, TRACEBACK):  # of an earlier run in the same folder
+        (folder / left).unlink(missing_ok=True)
     write_json(folder / RECORD, {**record, "status": "running"})
     started = time.perf_counter()
     try:
@@ -84,7 +85,7 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
         if not skip:
             raise
     except Exception as error:
-        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         record |= {"status": "failed", "error": " ".join(f"{kind}{error}".split())}
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLAN, RECORD, SUMMARY = "plan.json", "point.json", "summary.json"
+PLAN, RECORD, SUMMARY, TRACEBACK = "plan.json", "point.json", "summary.json", "traceback.txt"
 STATUSES = ("done", "failed", "skipped", "interrupted", "unfinished", "not started")
 
 
@@ -48,15 +48,20 @@ class Point:
 
 def read_points(folder: Path) -> list[Point]:
     """The points of a sweep, in the order of their numbers, those that never started among them."""
+    plan = folder / PLAN
+    points: list[list[str]] | None = _read(plan)["points"] if plan.exists() else None
+    planned = None if points is None else dict(enumerate(points))
     found = {}
     for path in folder.rglob(RECORD):
         record, summary = _read(path), path.with_name(SUMMARY)
-        found[record["point"]] = _point({**record, **(_read(summary) if summary.exists() else {})})
-    plan = folder / PLAN
-    planned = _read(plan)["points"] if plan.exists() else None
-    for number, overrides in enumerate(planned or []):
+        if planned is None or planned.get(record["point"]) == record["overrides"]:  # or it is of a sweep before this
+            found[record["point"]] = _point({**record, **(_read(summary) if summary.exists() else {})})
+    for number, overrides in (planned or {}).items():
         if number not in found:
-            found[number] = Point(point=number, overrides=" ".join(overrides), status="not started")
+            window = _planned_window(overrides)
+            found[number] = _point(
+                {"point": number, "overrides": overrides, "status": "not started", "window": window}
+            )
     if not found:
         raise ValueError(f"{folder} holds no record of a sweep's point; give the folder of a sweep as sweep.path")
     return [found[number] for number in sorted(found)]
@@ -83,6 +88,13 @@ def count_tokenizing(points: list[Point]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return fields
+
+
+def _planned_window(overrides: list[str]) -> dict[str, int]:
+    """The max_length and stride of a point that left no record, where its overrides tell."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    names = {key: given.get(f"window.{key}", "") for key in ("max_length", "stride")}
+    return {key: int(value) for key, value in names.items() if value.isdecimal() and int(value) > 0}
 
 
 def _point(record: dict[str, Any]) -> Point:

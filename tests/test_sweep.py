@@ -126,6 +126,23 @@ def test_a_report_is_made_again_from_what_the_points_left(cli, tmp_path):
     assert cli("stages=[report]").stderr.startswith("stridemill: sweep.path: the stage report needs")
 
 
+def test_a_folder_of_an_older_sweep_reports_the_points_of_its_plan_alone(tmp_path):
+    def leave(number, *overrides):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        record = {"point": number, "overrides": overrides, "status": "done", "window": {}}
+        (folder / "point.json").write_text(json.dumps(record))
+
+    leave(0, "window.stride=8")
+    leave(1, "window.stride=16")
+    leave(2, "window.stride=32")
+    plan = [["window.stride=8"], ["window.max_length=64", "window.stride=32"]]
+    (tmp_path / "plan.json").write_text(json.dumps({"points": plan}))
+    points = write_report(tmp_path).points
+    assert [(point.point, point.status) for point in points] == [(0, "done"), (1, "not started")]
+    assert (points[1].max_length, points[1].stride, points[1].overlap) == (64, 32, 2)
+
+
 def test_a_folder_without_points_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no record of a sweep's point"):
         write_report(tmp_path)
