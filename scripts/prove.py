@@ -5,7 +5,8 @@
 3. How well the windows are mixed, beside a true random order of the same windows.
 
 The first part reads a whole epoch for each order. The second reads two batches of every rank behind each stop, and
-compares them with what the whole epoch had there. Exit code 1, and the first difference, where a promise does not hold.
+compares them with what the whole epoch had there. Exit code 1, and the first difference, where a promise does not hold;
+and where no order could be tried.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def main() -> None:
     parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--stops", type=int, default=5, help="places of the epoch to stop and resume at")
     options = parser.parse_args()
+    try:
+        ShardLoader(options.path, split=options.split, shuffle="none")
+    except (ValueError, OSError) as error:
+        sys.exit(f"prove.py: {error}")
+    tried = 0
     for shuffle in options.shuffle:
         order = {"split": options.split, "shuffle": shuffle, "seed": options.seed, "lanes": options.lanes}
         try:
@@ -44,7 +50,10 @@ def main() -> None:
         except ValueError as error:  # an order that this data set or the memory budget does not allow
             print(f"{shuffle}: not tried: {error}")
             continue
+        tried += 1
         show_quality(shuffle, whole, ShardLoader(options.path, **order))
+    if not tried:
+        sys.exit("prove.py: no order was tried")
 
 
 def prove_once(path: str, order: dict[str, object], epoch: int) -> np.ndarray:
@@ -79,6 +88,9 @@ def prove_resume(
             if found and not np.array_equal(np.concatenate(found), expected):
                 fail(order, f"rank {rank} of {world_size}, resumed at sample {place}, got other windows than were due")
             compared += len(expected)
+    if not compared:
+        print(f"{order['shuffle']}: nothing to resume was compared: too few windows, or no world size that lanes allow")
+        return
     print(
         f"{order['shuffle']}: world sizes {', '.join(map(str, allowed))}, batches of 1 and {BATCH}, resumed at "
         f"{len(places)} places: one sequence ({compared:,} samples compared)"
@@ -87,6 +99,9 @@ def prove_resume(
 
 def show_quality(shuffle: str, whole: np.ndarray, loader: ShardLoader) -> None:
     """Print two figures of how well the windows are mixed, beside those of a true random order."""
+    if len(whole) < 2:
+        print(f"{shuffle}: {len(whole)} windows have nothing to be mixed with")
+        return
     generator = np.random.default_rng(0)
     rows: list[tuple[float, float]] = []
     for windows in (whole, generator.permutation(len(whole))):
