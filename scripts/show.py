@@ -203,11 +203,12 @@ def own_tokenizer(manifest: Manifest, path: str | None) -> Tokenizer:
 
     """
     settings = manifest.config.get("tokenizer", {})
+    name = settings.get("name") or manifest.tokenizer["name"].partition(":")[0]  # a file's follows the colon
     tokenizer = load_tokenizer(
-        name=manifest.tokenizer["name"],
+        name=name,
         path=path or settings.get("path"),
         pattern=settings.get("pattern"),
-        engine="auto",
+        engine="auto" if name in ("bytes", "huggingface") else "tiktoken",  # to decode, any will do: the fastest to load
         special_text="literal",
     )
     if tokenizer.hash != manifest.tokenizer["hash"]:

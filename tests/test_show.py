@@ -1,6 +1,8 @@
 """What `scripts/show.py` shows is what the loader hands over, and where it comes from."""
 
 import argparse
+import base64
+import dataclasses
 import os
 import subprocess
 import sys
@@ -29,9 +31,8 @@ def shards(books, tmp_path):
             tmp_path / "shards",
             corpus="text",
             corpus_path=str(books),
-            tokenizer="bytes",
             cache_path=tmp_path / "outputs/cache",
-            **{"max_length": 24, "stride": 16, **options},
+            **{"tokenizer": "bytes", "max_length": 24, "stride": 16, **options},
         )
         return tmp_path / "shards"
 
@@ -130,6 +131,16 @@ def test_what_is_not_there_is_refused_in_one_line(shards, tmp_path, arguments, m
     assert message in done.stderr
 
 
+def test_the_vocabulary_of_a_file_is_found_again(shards, tmp_path):
+    ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+    (tmp_path / "own.tiktoken").write_bytes(ranks)
+    own = {"path": str(tmp_path / "own.tiktoken"), "pattern": "gpt2"}
+    path = shards(tokenizer="tiktoken_file", tokenizer_path=own["path"], tokenizer_pattern="gpt2")
+    manifest = dataclasses.replace(read_manifest(path), config={"tokenizer": {"name": "tiktoken_file", **own}})
+    tokenizer = show.own_tokenizer(manifest, None)
+    assert (tokenizer.hash, tokenizer.engine) == (manifest.tokenizer["hash"], "tiktoken")
+
+
 def test_colours_mark_each_token_alike_in_both_rows():
     window = show.Shown(window=0, start=0, length=2, ids=[65, 66, 67], before=1, after=1, documents=["a, row 0"])
     text = show.describe(window, load_tokenizer(name="bytes"), coloured=True)
@@ -148,3 +159,19 @@ def test_a_look_does_not_wait_for_torch(tmp_path):
     code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(ROOT / "scripts")]
     assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+def test_a_proof_of_nothing_is_no_proof(shards, tmp_path):
+    def prove(*arguments):
+        command = [sys.executable, "-W", "error", str(ROOT / "scripts/prove.py"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    shards(max_length=3000, stride=3000, validation=0.0)
+    assert prove("nothing").returncode == 1
+    few = prove("shards", "--shuffle", "full", "--world-sizes", "8")
+    assert few.returncode == 0, few.stderr
+    assert "nothing to resume was compared" in few.stdout
+    none = prove("shards", "--shuffle", "lanes", "--lanes", "0")
+    assert none.returncode == 1
+    assert "no order was tried" in none.stderr
