@@ -59,9 +59,7 @@ def read_points(folder: Path) -> list[Point]:
     for number, overrides in (planned or {}).items():
         if number not in found:
             window = _planned_window(overrides)
-            found[number] = _point(
-                {"point": number, "overrides": overrides, "status": "not started", "window": window}
-            )
+            found[number] = _point({"point": number, "overrides": overrides, "status": "not started", "window": window})
     if not found:
         raise ValueError(f"{folder} holds no record of a sweep's point; give the folder of a sweep as sweep.path")
     return [found[number] for number in sorted(found)]

@@ -208,7 +208,9 @@ def own_tokenizer(manifest: Manifest, path: str | None) -> Tokenizer:
         name=name,
         path=path or settings.get("path"),
         pattern=settings.get("pattern"),
-        engine="auto" if name in ("bytes", "huggingface") else "tiktoken",  # to decode, any will do: the fastest to load
+        engine="auto"
+        if name in ("bytes", "huggingface")
+        else "tiktoken",  # to decode, any will do: the fastest to load
         special_text="literal",
     )
     if tokenizer.hash != manifest.tokenizer["hash"]:
