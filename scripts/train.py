@@ -37,17 +37,23 @@ def main(job: Callable[[TrainConfig, Path], None]) -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schema(TrainConfig)
+    failures: list[Exception] = []
 
     def task(composed: DictConfig) -> None:
-        config = read_config(composed, TrainConfig)
-        assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
-        if config.train.threads is not None:
-            torch.set_num_threads(config.train.threads)
-        job(config, Path(HydraConfig.get().runtime.output_dir))
+        try:
+            config = read_config(composed, TrainConfig)
+            assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
+            if config.train.threads is not None:
+                torch.set_num_threads(config.train.threads)
+            job(config, Path(HydraConfig.get().runtime.output_dir))
+        except (ValueError, OSError) as error:  # Hydra would print lines of its own
+            failures.append(error)
 
     try:
         check_command_line(sys.argv[1:], kind=TrainConfig, config_name="train")
         hydra.main(config_path=str(find_conf()), config_name="train", version_base="1.3")(task)()
+        if failures:
+            raise failures[0]
     except (ValueError, OSError) as error:
         if wants_traceback:
             raise

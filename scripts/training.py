@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from gpt import GPT, summed_loss, unigram_loss
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipeline.load.batch import Batch
 
 CHECKPOINT, METRICS, CURVE = "checkpoint.pt", "metrics.csv", "loss.svg"
+KEYS = {"model", "optimizer", "loader", "step", "tokens", "global_batch", "settings", "metrics"}  # of a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def train(
     process group, each rank trains on its part of the batch, and rank 0 alone writes files.
 
     Raises:
-        ValueError: the loader has no batch, or the checkpoint is of another run.
+        ValueError: the loader has no batch, the checkpoint is of another run, or the loss is no longer finite.
 
     """
     if len(loader) == 0:
@@ -114,8 +115,11 @@ def train(
         metrics, first = [Metric(**row) for row in state["metrics"]], state["step"]
         tokens = state["tokens"]
         if is_main and state["global_batch"] != global_batch:
-            note = f"its run had {state['global_batch']} windows a step, this one has {global_batch}: no exact resume"
-            print(f"{resume}: {note}", file=sys.stderr)
+            print(
+                f"{resume}: its run had {state['global_batch']} windows a step, this one has {global_batch}: "
+                "no exact resume",
+                file=sys.stderr,
+            )
     else:
         observe(0, model)
     stepped: Any = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
@@ -137,13 +141,7 @@ def train(
         batch = next(batches)
         with precision:
             loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
-        # DistributedDataParallel takes the mean of the ranks' gradients; ours is that of the mean over all targets,
-        # however unequally these lie on the ranks.
-        loss_sum, targets_sum = sum_over_ranks(loss.detach(), targets)
-        torch.autograd.backward(loss * (world_size / targets_sum))
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss_sum, targets_sum = take_step(model, optimizer, loss, targets, step=step, settings=settings)
         total += loss_sum
         count += targets_sum
         tokens += world_size * batch.input_ids.numel()
@@ -171,6 +169,30 @@ def train(
             write_metrics(folder, metrics)
     bar.close()
     return model, metrics
+
+
+def take_step(
+    model: GPT, optimizer: torch.optim.Optimizer, loss: torch.Tensor, targets: int, *, step: int, settings: Settings
+) -> tuple[float, int]:
+    """One step down the mean loss over all ranks' targets; returns the loss summed over them, and their number.
+
+    DistributedDataParallel takes the mean of the ranks' gradients; ours is that of the mean over all targets, however
+    unequally these lie on the ranks.
+
+    Raises:
+        ValueError: the loss is not finite, on every rank alike.
+
+    """
+    loss_sum, targets_sum = sum_over_ranks(loss.detach(), targets)
+    if not math.isfinite(loss_sum):
+        highest = settings.learning_rate
+        raise ValueError(f"the loss is not finite at step {step}; lower train.learning_rate={highest}")
+    world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+    torch.autograd.backward(loss * (world_size / targets_sum))
+    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss_sum, targets_sum
 
 
 def endless(loader: ShardLoader) -> Iterator[Batch]:
@@ -247,12 +269,21 @@ def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, An
     """What `write_checkpoint` wrote.
 
     Raises:
-        ValueError: there is no such file, or its run had other settings; the message names the first that differs.
+        ValueError: there is no such file, it is no whole checkpoint, or its run had other settings; the message names
+            the first that differs.
 
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; a run writes {CHECKPOINT} every train.checkpoint_every steps")
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state: Any = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes raise whatever torch's parsers happen to: IndexError, RuntimeError, ...
+        raise ValueError(f"{path}: damaged, or no checkpoint; resume from another one, or train anew") from error
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise ValueError(f"{path}: no checkpoint of this program; resume from another one, or train anew")
+    state = cast("dict[str, Any]", state)
     for name, mine in dataclasses.asdict(settings).items():
         if state["settings"].get(name) != mine:
             raise ValueError(

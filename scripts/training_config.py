@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from pipeline.schema import Config, ConfigError
@@ -45,6 +46,10 @@ class Train:
         for key in ("learning_rate", "clip"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 raise ConfigError(f"train.{key}: must be above 0; got {getattr(self, key)}")
+        if self.warmup < 0:
+            raise ConfigError(f"train.warmup: must be at least 0; got {self.warmup}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"train.device: must be auto, cpu, cuda or cuda:<number>; got {self.device!r}")
 
 
 @dataclass(kw_only=True, slots=True)

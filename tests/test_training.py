@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,27 @@ def test_a_resume_with_another_batch_says_so_and_adds_to_the_tokens(shards, tmp_
     assert capsys.readouterr().err == f"{path}: its run had 8 windows a step, this one has 4: no exact resume\n"
 
 
+def test_a_damaged_or_foreign_checkpoint_is_refused_with_its_name(shards, tmp_path):
+    settings = dataclasses.replace(TINY, steps=1)
+    train(loaders(shards)[0], None, settings, folder=tmp_path, progress=False)
+    path = tmp_path / CHECKPOINT
+    whole = path.read_bytes()
+    for data in (b"", b"\x80", b"not a checkpoint", whole[:100], whole[:-1000], whole[:5000] + whole[6000:]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
+            train(loaders(shards)[0], None, settings, resume=path, progress=False)
+    for foreign in ({"model": {}}, [1, 2], torch.zeros(2)):
+        torch.save(foreign, path)
+        with pytest.raises(ValueError, match="no checkpoint of this program"):
+            train(loaders(shards)[0], None, settings, resume=path, progress=False)
+
+
+def test_a_diverging_run_stops_with_its_step_and_the_remedy(shards):
+    settings = dataclasses.replace(TINY, learning_rate=1e30, warmup=0)
+    with pytest.raises(ValueError, match=r"not finite at step \d+; lower train.learning_rate"):
+        train(loaders(shards)[0], None, settings, progress=False)
+
+
 def test_held_out_loss_falls_below_that_of_a_unigram_model(shards):
     settings = dataclasses.replace(TINY, dim=32, steps=150)
     baseline = unigram(*loaders(shards))
@@ -163,6 +185,7 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     wrong = command(tmp_path, *TINY_RUN, "embedding.dim=32", f"train.resume={checkpoint}")
     assert wrong.returncode == 1
     assert "its run had dim=16" in wrong.stderr.splitlines()[-1]
+    assert "Error executing job" not in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,6 +193,8 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     [
         ("train.step=3", "train.step: no such key; did you mean 'train.steps'?"),
         ("model.heads=5", "model.heads: must divide embedding.dim=64; got 5"),
+        ("train.device=tpu", "train.device: must be auto, cpu, cuda or cuda:<number>; got 'tpu'"),
+        ("train.warmup=-1", "train.warmup: must be at least 0; got -1"),
         ("split.validation=0", "split.validation: training needs text held out; got 0"),
     ],
 )
