@@ -35,6 +35,7 @@ EXPLANATION = (
 )
 COLUMNS = (
     ("point", "point", ","),
+    ("status", "status", ""),
     ("overrides", "overrides", ""),
     ("max_length", "max_length L", ","),
     ("stride", "stride S", ","),
@@ -46,7 +47,6 @@ COLUMNS = (
     ("naive_bytes_per_token", "naive bytes per corpus token", ".1f"),
     ("write_seconds", "seconds to write", ".3f"),
     ("loader_tokens_per_second", "loader tokens/s", ",.0f"),
-    ("status", "status", ""),
     ("error", "error", ""),
 )
 

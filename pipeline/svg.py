@@ -6,6 +6,8 @@ tell apart. Text takes the colour of its surroundings, so that a page may be lig
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
 from html import escape
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#777777")
 LEFT, RIGHT, TOP, BOTTOM = 74, 16, 34, 46  # margins: room for the axes' labels
+LETTER = 7  # pixels that a letter or a digit takes, about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,9 @@ def chart(
 ) -> str:
     """Points and lines over two axes; `log` names the axes with a logarithmic scale: `""`, `"x"`, `"y"` or `"xy"`.
 
-    A logarithmic axis needs values above 0.
+    A logarithmic axis needs values above 0. Points that are not finite are left out.
     """
+    series = [_finite(one) for one in series]
     xs = [x for one in series for x, _ in (*one.points, *one.line)]
     ys = [y for one in series for _, y in (*one.points, *one.line)]
     ys += [y for one in series for ends in one.spread for y in ends]
@@ -55,14 +59,26 @@ def chart(
     across, x_low, x_high = _scale(xs, LEFT, width - RIGHT, log="x" in log)
     upward, y_low, y_high = _scale(ys, height - BOTTOM, TOP, log="y" in log)
     parts = [_frame(title, x_label, y_label, width, height)]
+    free = 0.0  # where the labels so far end
     for tick in x_ticks if x_ticks is not None else ticks(x_low, x_high, log="x" in log):
-        x = across(tick)
+        x, half = across(tick), LETTER * len(number(tick)) / 2
         parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{height - BOTTOM}"/>')
-        parts.append(_text(x, height - BOTTOM + 16, number(tick), anchor="middle"))
+        if x - half >= free:
+            parts.append(_text(x, height - BOTTOM + 16, number(tick), anchor="middle"))
+            free = x + half + LETTER
     for tick in ticks(y_low, y_high, log="y" in log):
         y = upward(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}"/>')
         parts.append(_text(LEFT - 6, y + 4, number(tick), anchor="end"))
+    named = [one for one in series if not one.dashed]  # the title says what dashes mean
+    legend_width, legend_height = 24 + LETTER * max((len(one.name) for one in named), default=0), 6 + 16 * len(named)
+    drawn = [(across(x), upward(y)) for one in series for x, y in (*one.points, *_filled(one.line))]
+    legend_x, legend_y = min(
+        itertools.product((width - RIGHT - legend_width, LEFT), (TOP, height - BOTTOM - legend_height)),
+        key=lambda corner: sum(
+            0 <= x - corner[0] <= legend_width and 0 <= y - corner[1] <= legend_height for x, y in drawn
+        ),
+    )
     for index, one in enumerate(series):
         colour = COLOURS[(index if one.colour is None else one.colour) % len(COLOURS)]
         if one.line:
@@ -77,11 +93,12 @@ def chart(
             f"<title>{escape(one.name)}: {number(x)}, {number(y)}</title></circle>"
             for x, y in one.points
         ]
-        if one.dashed:
-            continue  # the title says what dashes mean
-        y = TOP + 14 + 16 * sum(not before.dashed for before in series[:index])
-        parts.append(f'<rect x="{width - RIGHT - 12}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(width - RIGHT - 18, y, one.name, anchor="end"))
+    for row, one in enumerate(named):
+        y, on_left = legend_y + 14 + 16 * row, legend_x == LEFT
+        colour = COLOURS[(series.index(one) if one.colour is None else one.colour) % len(COLOURS)]
+        square, text = (LEFT + 2, LEFT + 18) if on_left else (width - RIGHT - 12, width - RIGHT - 18)
+        parts.append(f'<rect x="{square}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(text, y, one.name, anchor="start" if on_left else "end"))
     return _svg(parts, width, height)
 
 
@@ -117,6 +134,25 @@ def number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g}" if value != round(value) else f"{value:.0f}"
+
+
+def _finite(one: Series) -> Series:
+    kept = [all(map(math.isfinite, place)) for place in one.points]
+    return dataclasses.replace(
+        one,
+        points=list(itertools.compress(one.points, kept)),
+        line=[place for place in one.line if all(map(math.isfinite, place))],
+        spread=list(itertools.compress(one.spread, kept)),
+    )
+
+
+def _filled(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Ten places along each stretch of a line, so that one without points near its ends counts too."""
+    return [
+        (x + (next_x - x) * part / 10, y + (next_y - y) * part / 10)
+        for (x, y), (next_x, next_y) in itertools.pairwise(line)
+        for part in range(10)
+    ]
 
 
 def _scale(

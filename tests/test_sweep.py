@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -157,3 +158,25 @@ def test_a_charts_text_is_escaped_and_its_points_are_counted():
     picture = chart([Series(name="<a & b>", points=[(1, 2), (2, 4)])], title="t", x_label="x", y_label="y", log="xy")
     assert "&lt;a &amp; b&gt;" in picture
     assert picture.count('class="point"') == 2
+
+
+def test_a_chart_leaves_out_what_is_not_finite_and_labels_that_run_together():
+    points = [(1.0, 1.0), (2.0, float("nan")), (3.0, float("inf")), (4.0, 2.0)]
+    picture = chart([Series(name="one", points=points, line=points)], title="", x_label="", y_label="")
+    assert picture.count('class="point"') == 2
+    strides = [float(stride) for stride in range(100, 127)]
+    many = chart(
+        [Series(name="one", points=[(x, x) for x in strides])], title="", x_label="", y_label="", x_ticks=strides
+    )
+    places = [float(x) for x in re.findall(r'<text x="([0-9.]+)" y="350.0"', many)]
+    assert 10 < len(places) < 27
+    assert all(right - left >= 21 for left, right in itertools.pairwise(places))
+
+
+@pytest.mark.parametrize("slope", [1, -1])
+def test_a_charts_legend_stands_where_no_curve_is(slope):
+    points = [(float(x), slope * float(x)) for x in range(50)]
+    picture = chart([Series(name="one", points=points, line=points)], title="", x_label="", y_label="")
+    ((x, y),) = re.findall(r'<rect x="(\d+)" y="(\d+)"', picture)
+    assert int(x) > 320, "the right is tried first"
+    assert (int(y) > 190) == (slope > 0), "a rising curve leaves the bottom free there"
