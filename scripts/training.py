@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gpt import GPT, summed_loss, unigram_loss
@@ -283,13 +283,13 @@ def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, An
         raise ValueError(f"{path}: damaged, or no checkpoint; resume from another one, or train anew") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise ValueError(f"{path}: no checkpoint of this program; resume from another one, or train anew")
-    state = cast("dict[str, Any]", state)
+    checkpoint: dict[str, Any] = state
     for name, mine in dataclasses.asdict(settings).items():
         if state["settings"].get(name) != mine:
             raise ValueError(
                 f"{path}: its run had {name}={state['settings'].get(name)!r}, this one has {mine!r}: no exact resume"
             )
-    return state
+    return checkpoint
 
 
 def write_metrics(folder: Path, metrics: list[Metric], baseline: float | None = None) -> None:
