@@ -191,4 +191,5 @@ def test_the_proof_holds_for_a_data_set_and_says_what_it_could_not_try(shards):
         assert f"{shuffle}: world sizes 1, 2, 4" in done.stdout
         assert f"{shuffle}: distance between neighbours" in done.stdout
     gone = subprocess.run([*command, "--split", "validation"], env=ENVIRONMENT, capture_output=True, timeout=200)
-    assert b"has no split 'validation'" in gone.stdout
+    assert gone.returncode == 1
+    assert b"has no split 'validation'" in gone.stderr
