@@ -16,12 +16,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from pipeline.atomic import write_json
 from pipeline.config import check_command_line, find_conf, read_config, register_schema
 from pipeline.report import Report, jsonable
 from pipeline.schema import Config, ConfigError
 from pipeline.sweep import finish_sweep, reported_sweep, run_point
 from pipeline.sweep import folders as sweep_folders
-from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.token_store import write_json
+from pipeline.atomic import write_json
 
 if TYPE_CHECKING:
     import os

@@ -10,11 +10,11 @@ import csv
 import dataclasses
 import io
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import write_text
 from pipeline.report_page import page
 from pipeline.summary import rate, size
 from pipeline.sweep_points import Point, count_statuses, count_tokenizing, read_points
@@ -86,16 +86,6 @@ def _cells(point: Point) -> list[str]:
         point.status,
         point.overrides if point.error is None else point.error,
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text under a temporary name, flush it to the disk, and rename it into place."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def jsonable(value: Any) -> Any:

@@ -19,10 +19,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.atomic import write_json
 from pipeline.report import TABLE, describe_sweep, write_report
 from pipeline.schema import SenselessError
 from pipeline.sweep_points import PLAN, RECORD, SUMMARY, TRACEBACK
-from pipeline.token_store import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.atomic import write_json
 from pipeline.chunk import SPLITS, Chunk, check_file, find_chunk
+
+if TYPE_CHECKING:
+    import os
 
 FORMAT = 3
 
@@ -216,20 +218,6 @@ def forget_files() -> None:
     """Let go of all mapped files: one of them was replaced."""
     _map.cache_clear()
     _prove.cache_clear()
-
-
-def write_json(path: Path, fields: dict[str, Any]) -> None:
-    r"""Write JSON under a temporary name, flush it to the disk, and rename it into place.
-
-    A file's name that is not UTF-8 is read back as it was: its odd bytes, surrogates in Python, are written as \udcNN.
-    """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(fields, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 @cache

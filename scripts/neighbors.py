@@ -20,7 +20,7 @@ from train import main, open_evaluation, open_loader, settings_of
 from training import train
 
 from pipeline.__main__ import run_write
-from pipeline.report import write_text
+from pipeline.atomic import write_text
 from pipeline.svg import Series, chart, scatter
 from pipeline.write.tokenizer import load_tokenizer
 

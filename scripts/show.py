@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.atomic import write_text
 from pipeline.chunk import SPLITS
 from pipeline.load.order import Order, default_block, rank_positions, resolve_shuffle
 from pipeline.load.reader import open_split
 from pipeline.manifest import read_manifest
-from pipeline.report import write_text
 from pipeline.report_page import ICON, POLICY
 from pipeline.token_store import TokenStore, open_store
 from pipeline.write.tokenizer import load_tokenizer

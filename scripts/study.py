@@ -25,7 +25,7 @@ from training import evaluate, train
 
 from pipeline import ShardLoader
 from pipeline.__main__ import run_write
-from pipeline.report import write_text
+from pipeline.atomic import write_text
 from pipeline.schema import ConfigError
 from pipeline.svg import Series, chart
 

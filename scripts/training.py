@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from gpt import GPT, summed_loss, unigram_loss
 from torch import distributed, nn
 from tqdm import tqdm
 
-from pipeline.report import write_text
+from pipeline.atomic import replace_file, write_text
 from pipeline.svg import Series, chart
 
 if TYPE_CHECKING:
@@ -257,12 +256,8 @@ def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:
 def write_checkpoint(path: Path, state: dict[str, Any], settings: Settings, metrics: list[Metric]) -> None:
     """Write a checkpoint: the old one or the new one is there at any moment."""
     rows = [dataclasses.asdict(metric) for metric in metrics]
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
+    with replace_file(path) as file:
         torch.save({**state, "settings": dataclasses.asdict(settings), "metrics": rows}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, Any]:

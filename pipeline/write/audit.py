@@ -1,8 +1,9 @@
 """Which documents of a batch a second engine encodes again: a fraction of them all, and a few begins in any case.
 
 The choice depends on a seed alone, so every run over the same text audits the same documents. Whole documents are
-chosen with the given probability each, so that the cost stays at that fraction. So that no batch goes unaudited,
-`AT_LEAST` more documents are compared over the IDs of their first `BEGIN_BYTES`.
+chosen with the given probability each, so that the cost stays at that fraction. So that no part of a corpus goes
+unaudited, more documents are compared over the IDs of their first `BEGIN_BYTES`: `AT_LEAST` in the first batch of a
+chunk, and one in each of the others.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ AT_LEAST = 3
 BEGIN_BYTES = 4096
 
 
-def choose_documents(count: int, *, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Of `count` documents those to be compared whole, and those of which the begin is; both in order.
+def choose_documents(count: int, *, fraction: float, seed: int, at_least: int) -> tuple[list[int], list[int]]:
+    """Of `count` documents those to be compared whole, and `at_least` of which the begin is; both in order.
 
-    >>> choose_documents(4, fraction=1.0, seed=0)
+    >>> choose_documents(4, fraction=1.0, seed=0, at_least=3)
     ([0, 1, 2, 3], [])
-    >>> choose_documents(4, fraction=0.0, seed=0)
+    >>> choose_documents(4, fraction=0.0, seed=0, at_least=3)
     ([], [])
     """
     if fraction <= 0 or not count:
@@ -26,7 +27,7 @@ def choose_documents(count: int, *, fraction: float, seed: int) -> tuple[list[in
     draws = _draw(count, seed)
     whole = draws < fraction
     others = np.flatnonzero(~whole)
-    begins = others[np.argsort(draws[others], kind="stable")[:AT_LEAST]]
+    begins = others[np.argsort(draws[others], kind="stable")[:at_least]]
     return np.flatnonzero(whole).tolist(), sorted(begins.tolist())
 
 

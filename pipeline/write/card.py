@@ -6,9 +6,9 @@ sources alone, so that it is the same on every machine.
 
 from __future__ import annotations
 
-import os
-import uuid
 from typing import TYPE_CHECKING
+
+from pipeline.atomic import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,12 +26,7 @@ def write_card(folder: Path, manifest: Manifest, sources: Sequence[str]) -> None
     path = folder / FILE
     if is_card(path, manifest.fingerprint):
         return
-    temporary = path.with_name(f".{FILE}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(describe_data_set(manifest, sources))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    write_text(path, describe_data_set(manifest, sources))
 
 
 def is_card(path: Path, fingerprint: str = "") -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pipeline.atomic import hold, write_json
 from pipeline.chunk import (
     DOCUMENT,
     NPY_HEADER_BYTES,
@@ -30,7 +31,7 @@ from pipeline.chunk import (
     find_chunk,
     npy_header,
 )
-from pipeline.token_store import forget_files, write_json
+from pipeline.token_store import forget_files
 from pipeline.write.own_folders import mark_cache
 from pipeline.write.quarantine import FILE, as_line
 from pipeline.write.summed_file import SummedFile
@@ -81,7 +82,7 @@ class ChunkWriter:
         folder.mkdir(parents=True, exist_ok=True)
         mark_cache(cache)
         self._folder = folder / f".{chunk_id}-{uuid.uuid4().hex}"
-        self._lock = _hold(self._folder.with_suffix(".lock"))
+        self._lock = hold(self._folder.with_suffix(".lock"))
         self._folder.mkdir()
         self._files: dict[str, SummedFile] = {}
         self._tokens = [0 for _ in SPLITS]
@@ -203,7 +204,7 @@ class ChunkWriter:
         folder = self._cache / "chunks" / self._id
         aside = folder.with_name(f".{self._id}")
         path = aside.with_suffix(".lock")
-        lock = _hold(path)
+        lock = hold(path)
         try:
             there = find_chunk(self._cache, self._id)
             if there is None:
@@ -285,19 +286,6 @@ def remove_leftovers(cache: Path) -> None:
             path.unlink(missing_ok=True)
         finally:
             os.close(lock)
-
-
-def _hold(path: Path) -> int:
-    """Make a lock file and hold it. Should `remove_leftovers` of another run come between the two, do it again."""
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            if path.stat().st_ino == os.fstat(lock).st_ino:
-                return lock
-        except FileNotFoundError:
-            pass
-        os.close(lock)
 
 
 def _flush_folder(folder: Path) -> None:

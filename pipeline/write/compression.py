@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
-BLOCK_BYTES = 4 << 20  # of unpacked content
+BLOCK_BYTES = 8 << 20  # of unpacked content: parsing and encoding by turns lose what the caches held, so not often
+RAW_BYTES = 256 << 10  # of a file that is hashed or searched
 INPUT_BYTES = 256 << 10  # of packed content: also how closely an error knows its place
 
 
@@ -61,10 +62,10 @@ def is_packed(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None, unpack: bool = True) -> Iterator[bytes]:
+def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The content of a file, unpacked if its name ends in one of `SUFFIXES`, in blocks of a few megabytes.
 
-    `start` and `stop` are bytes of a plain file. Without `unpack` a file is read as it lies.
+    `start` and `stop` are bytes of a plain file.
 
     Raises:
         ValueError: the file cannot be read, or is truncated or damaged; the message names the file and the byte.
@@ -73,19 +74,33 @@ def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None, un
     path = Path(path)
     try:
         with path.open("rb", buffering=0) as file:
-            if unpack and is_packed(path):
+            if is_packed(path):
                 assert start == 0, f"{path} is compressed, and is never cut"
                 yield from _unpack(path, file)
             else:
-                yield from _plain(file, start, stop)
+                yield from _plain(file, start, stop, BLOCK_BYTES)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
 
 
-def _plain(file: FileIO, start: int, stop: int | None) -> Iterator[bytes]:
+def read_raw(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file as they lie there, in blocks that a processor's cache holds; as `read_blocks` otherwise."""
+    path = Path(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield from _plain(file, start, stop, RAW_BYTES)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"{path}: cannot be read: {error.strerror or error}")
+
+
+def _plain(file: FileIO, start: int, stop: int | None, size: int) -> Iterator[bytes]:
     file.seek(start)
     left = stop - start if stop is not None else None
-    while block := _read_full(file, BLOCK_BYTES if left is None else min(left, BLOCK_BYTES)):
+    while block := _read_full(file, size if left is None else min(left, size)):
         yield block
         left = None if left is None else left - len(block)
     if left:

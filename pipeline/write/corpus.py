@@ -7,13 +7,13 @@ the hash of their content, by which finished work is found again. `readers.read_
 from __future__ import annotations
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.atomic import replace_file
 from pipeline.write.documents import InputSplit, hash_parts
 from pipeline.write.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files
 from pipeline.write.folder import explained
@@ -130,9 +130,8 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
         raise ValueError(f"{url}: the download has sha256 {found}, not {sha256}; {remedy}")
     with explained(path.parent, "cache.path"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}")
-        temporary.write_bytes(content)
-        temporary.rename(path)
+        with replace_file(path) as file:
+            file.write(content)
 
 
 CORPORA: dict[str, Callable[[CorpusOptions], list[InputSplit]]] = {

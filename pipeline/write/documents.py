@@ -12,7 +12,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-BATCH_BYTES = 4 << 20  # of text in one batch: enough to amortize a call, little enough for memory
+BATCH_BYTES = 8 << 20  # of text in one batch: enough to amortize a call, little enough for memory
 HELD_BYTES = 256 << 20  # the longest document that is held in memory whole, where no limit is given
 HEAD_BYTES = 200  # how much of a bad document its quarantine entry shows
 KEY_BYTES = 1 << 20  # a document is held out by its first so many bytes: known with the first piece of a long text

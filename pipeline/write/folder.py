@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.atomic import write_json
 from pipeline.manifest import FILE, Manifest, ShardEntry, read_manifest
-from pipeline.token_store import write_json
 from pipeline.write.card import FILE as CARD
 from pipeline.write.card import is_card
 from pipeline.write.quarantine import FILE as QUARANTINE
@@ -127,9 +127,7 @@ def prepare_folder(claim: Claim, names: set[str]) -> None:
     if not is_card(folder / "README.md", claim.identity):
         (folder / "README.md").unlink(missing_ok=True)
     for leftover in (
-        *folder.glob(".manifest.json-*"),
-        *folder.glob(".README.md-*"),
-        *folder.glob(".quarantine.jsonl-*"),
+        *folder.glob(".*.part"),
         *folder.glob(f"{WRITING}/*.parquet"),
     ):
         leftover.unlink()

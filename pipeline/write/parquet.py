@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.write.compression import read_blocks
+from pipeline.write.compression import read_raw
 from pipeline.write.documents import BATCH_BYTES, Batch, InputSplit, hash_parts
 from pipeline.write.executor import run_tasks
 from pipeline.write.splits import SPLIT_BYTES, file_stamp
@@ -138,7 +138,7 @@ def _hash_groups(draft: Groups) -> InputSplit:
     stamp = file_stamp(draft.path)
     for offset, size, codec in draft.ranges:
         digest.update(f"{size} {codec} ".encode())
-        for block in read_blocks(draft.path, start=offset, stop=offset + size, unpack=False):
+        for block in read_raw(draft.path, start=offset, stop=offset + size):
             digest.update(block)
     place = [draft.name, draft.field, draft.kind, draft.first_row, draft.rows]
     return InputSplit(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import uuid
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pipeline.atomic import replace_file
 from pipeline.write.documents import BadDocument
 
 if TYPE_CHECKING:
@@ -34,14 +33,10 @@ def write_quarantine(store: TokenStore, path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    with temporary.open("wb") as file:
+    with replace_file(path) as file:
         for chunk in store.chunks:
             if chunk.bad:
                 file.write((store.cache / "chunks" / chunk.id / FILE).read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipeline.write.compression import is_packed, read_blocks
+from pipeline.write.compression import is_packed, read_raw
 from pipeline.write.documents import KEY_BYTES, InputSplit, as_utf8, hash_parts
 from pipeline.write.executor import run_tasks
 from pipeline.write.places import safe_cuts
@@ -95,7 +95,7 @@ def check_unchanged(split: InputSplit) -> None:
 def find_line(path: Path, at: int) -> int | None:
     """The first byte of the first line that begins behind byte `at - 1` of a file; None if there is none."""
     place = at - 1
-    for block in read_blocks(path, start=place):
+    for block in read_raw(path, start=place):
         if (found := block.find(b"\n")) >= 0:
             return place + found + 1
         place += len(block)
@@ -105,7 +105,7 @@ def find_line(path: Path, at: int) -> int | None:
 def find_text_cut(path: Path, at: int) -> int | None:
     """The first place behind byte `at` of a file before which a text may be cut; None if there is none."""
     held, place = b"", at
-    for block in read_blocks(path, start=at):
+    for block in read_raw(path, start=at):
         held += block
         if (found := next(safe_cuts(held), None)) is not None:
             return place + found
@@ -166,7 +166,7 @@ def _hash_part(part: Part, *, check: bool) -> Hashed:
     for path, _ in part.files:
         stamps.append(file_stamp(path))
         tail = b""
-        for block in read_blocks(path, start=part.start, stop=part.stop, unpack=False):
+        for block in read_raw(path, start=part.start, stop=part.stop):
             digest.update(block)
             size += len(block)
             if part.start or part.stop is not None:

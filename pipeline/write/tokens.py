@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.chunk import DamagedChunk, check_chunk, find_chunk
 from pipeline.token_store import FORMAT, TokenStore, save_store
-from pipeline.write.audit import choose_documents
+from pipeline.write.audit import AT_LEAST, choose_documents
 from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
 from pipeline.write.documents import KEY_BYTES
 from pipeline.write.engines import DocumentError
@@ -153,8 +153,13 @@ def encode_split(
             writer.add_bad(batch.bad)
             if not len(batch.texts):
                 continue
-            seed = int(identity[:12], 16) + number
-            ids, counts, totals = _encode(split, batch, tokenizer=tokenizer, audit=audit, seed=seed)
+            sample = choose_documents(
+                len(batch.texts),
+                fraction=audit if tokenizer.audited else 0.0,
+                seed=int(identity[:12], 16) + number,
+                at_least=1 if number else AT_LEAST,
+            )
+            ids, counts, totals = _encode(split, batch, tokenizer=tokenizer, sample=sample)
             if batch.document is None:
                 texts = (memoryview(text.as_buffer()) for text in batch.texts)
                 held_out = hold_out(texts, len(counts), fraction=policy.validation, seed=policy.seed)
@@ -182,13 +187,12 @@ def encode_split(
 
 
 def _encode(
-    split: InputSplit, batch: Batch, *, tokenizer: Tokenizer, audit: float, seed: int
+    split: InputSplit, batch: Batch, *, tokenizer: Tokenizer, sample: tuple[list[int], list[int]]
 ) -> tuple[Ids, Counts, Totals]:
-    """Encode and audit a batch; an error names the document by its source."""
-    texts = batch.texts
+    """Encode a batch, and audit a sample of it; an error names the document by its source."""
+    texts, (whole, begins) = batch.texts, sample
     try:
         ids, counts = tokenizer.encode_batch(texts)
-        whole, begins = choose_documents(len(texts), fraction=audit if tokenizer.audited else 0.0, seed=seed)
         audited = tokenizer.audit(texts, ids, counts, whole) + tokenizer.audit(texts, ids, counts, begins, begin=True)
     except DocumentError as error:
         place = place_of(split.reader, int(batch.rows[error.document]))
