@@ -21,7 +21,11 @@ NAMES = ("window_ids", "source_ids")  # of samples: they stay in memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Windows side by side. B windows of T tokens each."""
+    """Windows side by side. B windows of T tokens each.
+
+    The loader's batches are views of memory that some of them share, half a megabyte for each tensor at most where a
+    batch is smaller: clone the tensors of one that is to be kept, saved or sent for long.
+    """
 
     input_ids: torch.Tensor  # int64 [B, T]
     target_ids: torch.Tensor  # int64 [B, T]: the same one token later; -100 where there is nothing to predict
@@ -29,6 +33,11 @@ class Batch:
     source_ids: torch.Tensor | None = None  # int64 [B]: of a mix, the number of each window's data set
     document_ids: torch.Tensor | None = None  # int64 [B, T]: the document of each input, counted within the window
     position_ids: torch.Tensor | None = None  # int64 [B, T]: the place of each input since its document began
+
+    def rows(self, rows: slice) -> Self:
+        """Some of its windows; nothing is copied."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor[rows] for name, tensor in tensors.items() if tensor is not None})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The batch with every tensor on `device` but `window_ids` and `source_ids`, which name samples.
