@@ -1,8 +1,13 @@
-"""What the peers' scripts share: their command line, GPT-2 by tiktoken, and the line that they end with."""
+"""What the peers' scripts share: their command line, GPT-2, and the line that they end with.
+
+GPT-2 is encoded by transformers' fast tokenizer, as the peers' own scripts and guides have it, or by tiktoken, which is
+faster: PEER_TOKENIZER says which.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from functools import cache
@@ -13,7 +18,9 @@ import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tokenizers import Tokenizer
 
 RANKS = Path(__file__).resolve().parents[1] / "pipeline" / "data" / "gpt2.tiktoken"
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -33,6 +40,32 @@ def gpt2() -> tiktoken.Encoding:
     return tiktoken.Encoding(
         "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END_OF_TEXT}
     )
+
+
+def converted() -> Tokenizer:
+    """The same for Hugging Face's tokenizers."""
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    pattern = PATTERN.replace("++", "+")
+    return TikTokenConverter(
+        vocab_file=str(RANKS), pattern=pattern, additional_special_tokens=["<|endoftext|>"]
+    ).converted()
+
+
+@cache
+def encoder() -> Callable[[list[str]], list[list[int]]]:
+    """What encodes texts to IDs, on one core."""
+    if os.environ.get("PEER_TOKENIZER") == "tiktoken":
+        return lambda texts: gpt2().encode_ordinary_batch(texts, num_threads=1)
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=converted())
+    return lambda texts: tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
+def encode(text: str) -> list[int]:
+    """One document's IDs, end-of-text behind."""
+    return [*encoder()([text])[0], END_OF_TEXT]
 
 
 def documents(file: str) -> Iterator[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from itertools import chain
 
-from common import END_OF_TEXT, arguments, gpt2, report
+from common import END_OF_TEXT, arguments, encoder, report
 from datasets import load_dataset
 
 
 def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
     """IDs of each document, end-of-text behind."""
-    return {"ids": [[*ids, END_OF_TEXT] for ids in gpt2().encode_ordinary_batch(batch["text"], num_threads=1)]}
+    return {"ids": [[*ids, END_OF_TEXT] for ids in encoder()(batch["text"])]}
 
 
 def cut(batch: dict[str, list[list[int]]], max_length: int) -> dict[str, list[list[int]]]:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from common import PATTERN, RANKS, arguments, report
+from common import arguments, converted, report
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.tokens import DocumentTokenizer
-from transformers.convert_slow_tokenizer import TikTokenConverter
 
 
 def main() -> None:
     """Tokenize all parts."""
     files, output, workers, _ = arguments()
     tokenizer = output / "tokenizer.json"
-    converter = TikTokenConverter(
-        vocab_file=str(RANKS), pattern=PATTERN.replace("++", "+"), additional_special_tokens=["<|endoftext|>"]
-    )
-    converter.converted().save(str(tokenizer))
+    converted().save(str(tokenizer))
     started = time.perf_counter()
     LocalPipelineExecutor(
         pipeline=[

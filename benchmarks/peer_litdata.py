@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from common import END_OF_TEXT, arguments, documents, gpt2, report
+from common import arguments, documents, encode, report
 from litdata import TokensLoader, optimize
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def tokenize(file: str) -> Iterator[torch.Tensor]:
     """One tensor for each document."""
     for text in documents(file):
-        yield torch.tensor([*gpt2().encode_ordinary(text), END_OF_TEXT], dtype=torch.int32)
+        yield torch.tensor(encode(text), dtype=torch.int32)
 
 
 def main() -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from common import END_OF_TEXT, arguments, gpt2, report
+from common import arguments, encode, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def encode(line: str) -> np.ndarray:
+def encode_line(line: str) -> np.ndarray:
     """One document's IDs."""
-    return np.array([*gpt2().encode_ordinary(json.loads(line)["text"]), END_OF_TEXT], np.uint16)
+    return np.array(encode(json.loads(line)["text"]), np.uint16)
 
 
 def read_lines(file: str) -> Iterator[str]:
@@ -34,7 +34,7 @@ def main() -> None:
     sizes = []
     lines = chain.from_iterable(map(read_lines, files))
     with Pool(workers) as pool, (output / "tokens.bin").open("wb") as out:
-        for ids in pool.imap(encode, lines, 25):
+        for ids in pool.imap(encode_line, lines, 25):
             out.write(ids.tobytes())
             sizes.append(len(ids))
     np.save(output / "tokens.idx.npy", np.cumsum(sizes))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import END_OF_TEXT, arguments, documents, forget_vision, gpt2, report
+from common import arguments, documents, encode, forget_vision, report
 
 forget_vision()
 from streaming import MDSWriter  # noqa: E402 - behind what lets it be imported
@@ -22,7 +22,7 @@ def convert(file: str, *, output: Path, max_length: int) -> int:
     columns = {"tokens": "ndarray:uint16"}
     with MDSWriter(out=str(output / Path(file).stem), columns=columns, compression="zstd") as writer:
         for text in documents(file):
-            held += [*gpt2().encode_ordinary(text), END_OF_TEXT]
+            held += encode(text)
             while len(held) > max_length:
                 writer.write({"tokens": np.array(held[: max_length + 1], np.uint16)})
                 held = held[max_length:]

@@ -1,10 +1,12 @@
 """The same JSONL to train-ready files by stridemill and by its peers, by turns in one run.
 
-    python benchmarks/run.py --python peers/bin/python --file corpus.jsonl --megabytes 20
+    python benchmarks/run.py --python peers/bin/python --file corpus.jsonl --megabytes 20 [--tokenizer tiktoken]
 
 `--python` has benchmarks/requirements.txt installed; stridemill runs under the Python that runs this. The time is each
 script's own, imports left out. What each leaves differs: stridemill writes inputs and targets, hashed, flushed and
-listed; datatrove, LitData and the Megatron style write each ID once. A peer that is not installed is left out.
+listed; datatrove, LitData and the Megatron style write each ID once. The peers encode by Hugging Face's tokenizers, as
+their own scripts and guides do; `--tokenizer tiktoken` puts tiktoken into them (datatrove has no place for it). A peer
+that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ PEERS = ("datatrove", "litdata", "datasets", "streaming", "megatron")
 
 OURS = """
 import sys, time
-import pyarrow.parquet, pipeline.write.stage
+import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.write.stage
 from pipeline import write_shards
+pyarrow.array([0]) # imports pandas, where it is installed
 folder, output, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
 report = write_shards(output + "/shards", cache_path=output + "/cache", corpus="jsonl", corpus_path=folder,
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tokenizer", choices=["huggingface", "tiktoken"], default="huggingface", help="the peers'")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,13 +55,16 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, command in commands.items():
                 with tempfile.TemporaryDirectory() as output:
-                    result = run([*command, folder, output, str(given.workers), str(given.max_length)], name)
+                    result = run(
+                        [*command, folder, output, str(given.workers), str(given.max_length)], name, given.tokenizer
+                    )
                 if result:
                     taken[name].append(result[0])
     if not taken["stridemill"]:
         sys.exit("stridemill failed: nothing to compare with")
     ours = statistics.median(taken["stridemill"])
-    print(f"{parts / 1e6:.0f} MB, {given.workers} workers, max_length {given.max_length}, {given.rounds} rounds")
+    how = f"{given.workers} workers, max_length {given.max_length}, {given.rounds} rounds"
+    print(f"{parts / 1e6:.0f} MB, {how}, the peers by {given.tokenizer}")
     for name, times in taken.items():
         if times:
             median = statistics.median(times)
@@ -75,9 +82,9 @@ def cut(file: Path, folder: Path, *, megabytes: int, parts: int) -> int:
     return size
 
 
-def run(command: list[str], name: str) -> tuple[float, int] | None:
+def run(command: list[str], name: str, tokenizer: str) -> tuple[float, int] | None:
     """The seconds and tokens that a script reports; None if it failed."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PEER_TOKENIZER": tokenizer}
     done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True, check=False)
     results = [line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")]
     if done.returncode or not results:

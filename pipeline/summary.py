@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pipeline.verify import VerifyReport
     from pipeline.write.plan import Estimate, PlanReport
     from pipeline.write.stage import WriteReport
-    from pipeline.write.tokenizer import Tokenizer
+    from pipeline.write.vocabulary import Tokenizer
 
 SHOWN_TOKENS = 8
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from training import Metric
     from training_config import TrainConfig
 
-    from pipeline.write.tokenizer import Tokenizer
+    from pipeline.write.vocabulary import Tokenizer
 
 GROUPS = {
     "numbers": " one two three four five six",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pipeline.load.reader import ShardReader, StoreReader
     from pipeline.manifest import Manifest
-    from pipeline.write.tokenizer import Tokenizer
+    from pipeline.write.vocabulary import Tokenizer
 
 BACKGROUNDS = (153, 223, 183, 217)  # of the 256 colours of a terminal; a token's turn, so that neighbours differ
 SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")

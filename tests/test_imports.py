@@ -22,6 +22,20 @@ def imports_of(file):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+def imports_at_run_time(file):
+    """The same without what only the type checker sees."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
 def files(folder):
     return sorted((PIPELINE / folder).rglob("*.py"))
 
@@ -42,6 +56,16 @@ def test_the_hall_imports_neither_wing():
     for name in HALL:
         for module in imports_of(PIPELINE / f"{name}.py"):
             assert not module.startswith(("pipeline.write", "pipeline.load", "torch", "tiktoken")), f"{name}: {module}"
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    names = {".".join(f.relative_to(PIPELINE.parent).with_suffix("").parts): f for f in files(".")}
+    graph = {name: set(imports_at_run_time(file)) & set(names) - {name} for name, file in names.items()}
+    while leaves := [name for name, found in graph.items() if not found]:
+        for name in leaves:
+            del graph[name]
+        graph = {name: found - set(leaves) for name, found in graph.items()}
+    assert not graph, f"a circle of imports among {', '.join(graph)}"
 
 
 def test_only_the_tokenizer_imports_an_engine():

@@ -19,7 +19,7 @@ from pipeline.schema import Tokenizer as TokenizerConfig
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
 from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.tokenizer import Tokenizer, load_tokenizer
+from pipeline.write.tokenizer import load_tokenizer
 from pipeline.write.tokens import Policy, chunk_id
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.token_store import TokenStore, TokenStream
     from pipeline.write.documents import InputSplit
+    from pipeline.write.vocabulary import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.write.engines import END_OF_TEXT, Counts, Encode, Ids, flat
-from pipeline.write.tokenizer import Tokenizer, identity_of, unknown_id
+from pipeline.write.vocabulary import Tokenizer, identity_of, unknown_id
 
 # What published Hugging Face tokenizers call the token between two documents, where no tokenizer_config.json says.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")

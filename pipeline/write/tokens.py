@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from pipeline.chunk import Chunk
     from pipeline.write.documents import Batch, InputSplit
     from pipeline.write.engines import Counts, Ids
-    from pipeline.write.tokenizer import Tokenizer
+    from pipeline.write.vocabulary import Tokenizer
 
 HOPELESS = 1000  # so many bad documents and no good one: the field's name or the format is wrong, and the rest is too
 
