@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.load.batch import Batch, widen
+from pipeline.load.batch import Batch, WideBlock
 from pipeline.load.blocks import Block, Blocks
 from pipeline.load.device import DeviceBlock
 from pipeline.load.mix import Mix
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from pipeline.load.order import Shuffle
 
 STATE_FORMAT = 1
-# Batches are views of so many tokens that are widened together, 512 KiB as int64: with memory for each alone the loader
-# reaches two thirds of its speed, and the allocator moves an embedding's output about, out of the processor's cache.
-WIDE_TOKENS = 1 << 16
 MEMORY_BUDGET = 1 << 29  # 512 MiB: what `auto` asks for fits, whatever the windows and the vocabulary
 
 
@@ -306,17 +302,7 @@ class ShardLoader(IterableDataset[Batch]):
         if self.device is not None:
             on_device = DeviceBlock(gathered, self.device)
             return lambda rows: on_device.widen(rows, names=names, end_of_text=end_of_text)
-        height = self.batch_size * max(1, WIDE_TOKENS // (self.batch_size * self.reader.max_length))
-
-        @lru_cache(maxsize=1)
-        def wide(start: int) -> Batch:
-            return widen(gathered, slice(start, start + height), names=names, end_of_text=end_of_text)
-
-        def make(rows: slice) -> Batch:
-            start = rows.start // height * height
-            return wide(start).rows(slice(rows.start - start, rows.stop - start))
-
-        return make
+        return WideBlock(gathered, names=names, end_of_text=end_of_text, batch_size=self.batch_size).batch
 
     def _batches_from(self, consumed: int) -> int:
         left = max(0, self.order.stop(self.epoch) - consumed)
