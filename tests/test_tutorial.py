@@ -39,7 +39,7 @@ SMALLER = {
     "python scripts/train.py": "python scripts/train.py train.steps=4 model.layers=1 embedding.dim=16",
     STUDY: f"{QUICK} train.steps=8",
     f"{STUDY} study.strides=[64] train.steps=2702": (
-        f"{QUICK} study.strides=[64] train.steps=120 corpus=text corpus.path=scripts/*.py"
+        f"{QUICK} study.strides=[64] train.steps=120 corpus=text corpus.path=scripts/*.py split.validation=0.5"
     ),
     NEIGHBORS: f"{NEIGHBORS}_quick train.steps=2 train.validate_every=1",
 }
