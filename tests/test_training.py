@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,18 @@ def test_a_unigram_model_by_hand():
     targets = [torch.tensor([[0, 0], [1, -100]])]
     tiny = unigram_loss(counts, targets)
     assert tiny == pytest.approx(-(2 * math.log(3 / 4) + math.log(1 / 4)) / 3, abs=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+@pytest.mark.parametrize("option", ["bf16", "compiled"])
+def test_rounded_and_compiled_training_stay_close_to_the_plain_one(shards, option):
+    if option == "compiled" and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a processor")
+    plain, metrics = train(*loaders(shards), TINY, validate_every=12, progress=False)
+    other, others = train(*loaders(shards), TINY, validate_every=12, progress=False, **{option: True})
+    assert others[-1].validation_loss == pytest.approx(metrics[-1].validation_loss, rel=1e-2)
+    same = [torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True)]
+    assert not all(same), "the option changes at least how sums are rounded"
 
 
 def test_no_place_sees_what_follows_it():
