@@ -51,6 +51,7 @@ def tiny(monkeypatch):
         monkeypatch.setattr(splits, "SMALL_BYTES", split_bytes // 4)
         monkeypatch.setattr(splits, "GROUP_FILES", 16)
         monkeypatch.setattr(compression, "BLOCK_BYTES", 128)
+        monkeypatch.setattr(compression, "RAW_BYTES", 128)
 
     return shrink
 
@@ -206,6 +207,7 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
         patch.setattr(splits, "SMALL_BYTES", 1)
         patch.setattr(readers, "BATCH_BYTES", sizes[1])
         patch.setattr(compression, "BLOCK_BYTES", 16)
+        patch.setattr(compression, "RAW_BYTES", 16)
         for module in (readers, splits, tokens):
             patch.setattr(module, "KEY_BYTES", 1)
         found, bad = read_all("text", folder)
@@ -615,6 +617,7 @@ def test_a_long_text_that_proves_to_be_bad_late_is_left_out_as_a_whole(tmp_path,
 def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "HELD_BYTES", 1000)
     monkeypatch.setattr(compression, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(compression, "RAW_BYTES", 256)
     (tmp_path / "a.jsonl").write_bytes(
         b'{"text": "a"}\n{"text": "' + b"x" * 5000 + b'"}\n{"text": "b"}\n' + b"y" * 3000
     )

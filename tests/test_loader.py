@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
+from pipeline.load import batch as batch_module
 from pipeline.load.batch import number_documents
 
 
@@ -54,6 +55,20 @@ def test_every_window_comes_once_with_its_own_tokens(shards, shuffle):
     found = [row for row in rows_of(loader) if row[0] >= 0]
     assert sorted(window for window, _, _ in found) == list(range(len(rows)))
     assert all((inputs, targets) == (rows[k]["input_ids"], rows[k]["target_ids"]) for k, inputs, targets in found)
+
+
+@pytest.mark.parametrize("wide_tokens", [1, 5 * 7 * 16, 1 << 16])
+def test_batches_are_the_same_however_many_are_widened_together_and_changing_one_changes_no_other(
+    shards, wide_tokens, monkeypatch
+):
+    rows = {k: (row["input_ids"], row["target_ids"]) for k, row in enumerate(stored(shards))}
+    monkeypatch.setattr(batch_module, "WIDE_TOKENS", wide_tokens)
+    for batch in ShardLoader(shards, batch_size=7, shuffle="full"):
+        assert [rows[k] for k in batch.window_ids.tolist()] == list(
+            zip(batch.input_ids.tolist(), batch.target_ids.tolist(), strict=True)
+        )
+        for tensor in (batch.input_ids, batch.target_ids, batch.window_ids):
+            tensor.fill_(-1)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own_and_equal_ones_repeat(shards):
