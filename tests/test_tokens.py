@@ -116,6 +116,15 @@ def test_leftovers_are_removed_when_their_process_is_gone_and_only_then(tmp_path
     os.close(lock)
 
 
+def test_a_caches_mark_that_a_kill_has_cut_is_made_whole(corpus, tmp_path):
+    run(corpus, tmp_path / "cache")
+    mark = tmp_path / "cache" / "CACHEDIR.TAG"
+    whole = mark.read_bytes()
+    mark.write_bytes(b"")
+    run(corpus, tmp_path / "cache", fraction=0.0, validation=0.5)
+    assert mark.read_bytes() == whole
+
+
 def test_a_failed_task_leaves_nothing_behind(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not_string"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.atomic import replace_file
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,8 +20,9 @@ SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info
 
 def mark_cache(cache: Path) -> None:
     """Say in the folder that it is a cache."""
-    if not (cache / TAG).exists():
-        (cache / TAG).write_bytes(SIGNATURE + b"\n# stridemill makes all of it again\n")
+    if not _begin(cache / TAG).startswith(SIGNATURE):
+        with replace_file(cache / TAG) as file:
+            file.write(SIGNATURE + b"\n# stridemill makes all of it again\n")
 
 
 def is_own(folder: Path) -> bool:
