@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A row group decodes to 2 MiB of int32 for each column. Windows of 256 tokens with stride 1 take 7.3 bytes per token of
-# text in groups of 2^18 tokens, 6.5 in 2^19, 6.2 in 2^20: each group stores the text under its first window anew.
-GROUP_TOKENS = 1 << 19
-SHARDS = 32  # files of a split while each has MIN_GROUPS to MAX_GROUPS row groups: work for so many cores
-MIN_GROUPS = 8  # 2^22 tokens, about 8 MB of disjoint windows
-MAX_GROUPS = 128  # 2^26 tokens, about 130 MB of disjoint windows
+# Of the text under a row group, and of all its windows together: a column decodes to at most 8 MiB of int32. Disjoint
+# windows gain nothing from more. Each group stores the text under its first window anew, so windows that overlap do;
+# and a reader holds their text once, so that it costs no memory.
+GROUP_TEXT = 1 << 19
+GROUP_WINDOWS = 1 << 21
+SHARDS = 32  # files of a split while each has MIN_SHARD to MAX_SHARD tokens in its windows: work for so many cores
+MIN_SHARD = 1 << 22  # about 4 MB of disjoint windows
+MAX_SHARD = 1 << 26  # about 64 MB of disjoint windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How windows are divided into row groups and files."""
 
+    max_length: int
     windows_per_group: int
     windows_per_shard: int | None  # None: chosen for each split by `shard_size`
     compression: str
@@ -29,14 +32,25 @@ class Layout:
         """Windows in each file of a split of so many, the last file excepted."""
         if self.windows_per_shard:
             return self.windows_per_shard
-        groups = -(-num_windows // self.windows_per_group)
-        return min(max(MIN_GROUPS, -(-groups // SHARDS)), MAX_GROUPS) * self.windows_per_group
+        group = self.windows_per_group
+        least, most = (max(1, tokens // (group * self.max_length)) for tokens in (MIN_SHARD, MAX_SHARD))
+        groups = -(-num_windows // group)
+        return min(max(least, -(-groups // SHARDS)), most) * group
 
 
 def choose_layout(
-    *, max_length: int, windows_per_group: int | None, windows_per_shard: int | None, compression: str
+    *,
+    max_length: int,
+    stride: int,
+    documents: str,
+    order: str,
+    windows_per_group: int | None,
+    windows_per_shard: int | None,
+    compression: str,
 ) -> Layout:
     """The layout that the config asks for; what it leaves open is chosen by size.
+
+    The windows of a group overlap where all of them are stored in the order of one text.
 
     A shard holds whole row groups, but for one case: `windows_per_shard` alone is given and is no multiple of the group
     that the size asks for. Then the last group of each shard is smaller.
@@ -45,10 +59,14 @@ def choose_layout(
         ValueError: `windows_per_shard` is no multiple of `windows_per_group`, both given.
 
     """
-    group = windows_per_group or min(max(1, GROUP_TOKENS // max_length), windows_per_shard or GROUP_TOKENS)
+    new = min(stride, max_length) if order == "sequential" and documents == "join" else max_length
+    chosen = max(1, min(GROUP_TEXT // new, GROUP_WINDOWS // max_length))
+    group = windows_per_group or min(chosen, windows_per_shard or chosen)
     if windows_per_shard and windows_per_group and windows_per_shard % group:
         raise ValueError(
             f"shards.windows_per_shard={windows_per_shard}: must be a multiple of shards.windows_per_group={group}, "
             "so that every row group but the last is full"
         )
-    return Layout(windows_per_group=group, windows_per_shard=windows_per_shard, compression=compression)
+    return Layout(
+        max_length=max_length, windows_per_group=group, windows_per_shard=windows_per_shard, compression=compression
+    )

@@ -23,7 +23,7 @@ from pipeline.windows import IGNORED
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGE_BYTES = 4 << 20  # holds a column of a row group; two pages of 1 MiB would cost 6 % of size at stride 1
+PAGE_BYTES = 16 << 20  # holds a column of a row group; two pages would cost 6 % of size at stride 1
 ZSTD_LEVEL = 1  # level 3 saves under 2 % and takes half as long again
 
 

@@ -129,7 +129,15 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
     stream = TokenStream([folder / "ids.npy"], [len(ids)])
     firsts, sizes = np.zeros(1, np.int64), np.array([len(ids)], np.int64)
     windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride)
-    layout = choose_layout(max_length=max_length, windows_per_group=None, windows_per_shard=None, compression="zstd")
+    layout = choose_layout(
+        max_length=max_length,
+        stride=stride,
+        documents="join",
+        order="sequential",
+        windows_per_group=None,
+        windows_per_shard=None,
+        compression="zstd",
+    )
     size, group = layout.shard_size(len(windows)), layout.windows_per_group
     tables = [
         group_table(*read_windows(stream, windows, first, min(first + size, len(windows)), pad_id=0), padded=False)

@@ -20,8 +20,10 @@ import numpy as np
 
 from pipeline.atomic import write_text
 from pipeline.chunk import SPLITS
+from pipeline.load.held import count_tokens
 from pipeline.load.order import Order, default_block, rank_positions, resolve_shuffle
 from pipeline.load.reader import open_split
+from pipeline.load.rows import view_windows
 from pipeline.manifest import read_manifest
 from pipeline.report_page import ICON, POLICY
 from pipeline.token_store import TokenStore, open_store
@@ -141,8 +143,9 @@ def find_window(
     """A window's tokens, its overlap with its neighbours, and its documents."""
     ends = np.cumsum(reader.groups)
     group = int(np.searchsorted(ends, number, side="right"))
-    ids_BT1 = np.empty((reader.groups[group], reader.max_length + 1), reader.dtype)
-    rows = reader.read_group(group, ids_BT1)
+    tokens = np.empty(count_tokens(reader, group), reader.dtype)
+    rows = reader.read_group(group, tokens)
+    ids_BT1 = view_windows(tokens, step=int(reader.steps[group]), max_length=reader.max_length)
     row = number - int(ends[group] - reader.groups[group])
     start, length = int(rows.starts[row]), int(rows.lengths[row])
     first, size = find_segment(manifest, store, split, start)

@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.load.batch import ignore_targets
-from pipeline.load.held import place_bytes
+from pipeline.load.held import decode_group, place_bytes
 from pipeline.load.reader import open_split
-from pipeline.load.scoring import check_score, count_old_targets
+from pipeline.load.rows import view_windows
+from pipeline.load.scoring import check_score
 
 if TYPE_CHECKING:
     import os
@@ -104,7 +105,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             rows = numbers[here] - self._starts[group]
-            held_BT1, held_B2 = self._group(group)
+            tokens, held_B2 = self._group(group)
+            held_BT1 = view_windows(tokens, step=int(self.reader.steps[group]), max_length=self.reader.max_length)
             ids_BT1[here], bounds_B2[here] = held_BT1[rows], held_B2[rows]
         inputs_BT = torch.from_numpy(ids_BT1[:, :-1].copy())  # always a copy: targets are overwritten below
         targets_BT = torch.from_numpy(ids_BT1[:, 1:].copy())
@@ -121,14 +123,5 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
             else:
                 if len(self._kept) == self._keep:
                     self._kept.popitem(last=False)
-                self._kept[group] = self._decode(group)
+                self._kept[group] = decode_group(self.reader, group, score=self.score)
             return self._kept[group]
-
-    def _decode(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        ids_BT1 = np.empty((self.reader.groups[group], self.reader.max_length + 1), self.reader.dtype)
-        rows = self.reader.read_group(group, ids_BT1)
-        bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
-        bounds_B2[:, 1] = rows.lengths
-        if self.score == "new":
-            bounds_B2[:, 0] = count_old_targets(self.reader, group, rows)
-        return ids_BT1, bounds_B2

@@ -1,5 +1,8 @@
 """Row groups decoded ahead by threads, in a fixed amount of memory, and windows gathered out of them.
 
+A held row group is flat: windows that overlap share their tokens (`pipeline.load.rows`), so stride 1 takes the memory
+of its text and not `max_length` times as much.
+
 The memory is a number of places, each for one row group. The order says which row groups are needed when
 (`Order.stretches`), so the next ones are decoded into free places before a batch asks for them, and a place is free
 again once the last position that needs it has passed. Under `full`, where every position may need every row group,
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.load.rows import Gathered
+from pipeline.load.rows import Gathered, count_held, view_windows
 from pipeline.load.scoring import count_old_targets
 
 if TYPE_CHECKING:
@@ -51,9 +54,10 @@ class HeldGroups:
         self._score = score
         self._height = max(reader.groups, default=0)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.groups, dtype=np.int64)])
-        self._ids = np.empty((places * self._height, reader.max_length + 1), reader.dtype)
+        self._width = place_tokens(reader)
+        self._tokens = np.empty(places * self._width, reader.dtype)
         self._bounds = np.zeros((places * self._height, 2), np.int32)
-        self._first_row = np.full(len(reader.groups), -1, np.int64)  # of each held row group
+        self._place = np.full(len(reader.groups), -1, np.int64)  # of each held row group
         self._partial = False  # some window has targets that do not count
         self._free = list(range(places))
         self._users: dict[int, int] = {}  # stretches of each held row group that are not yet passed
@@ -93,27 +97,26 @@ class HeldGroups:
         for group in held:
             self._decoded[group].result()
         if len(held) == len(needed):
-            rows = self._first_row[groups] + windows - self._starts[groups]
-            ids_BT1 = np.empty((len(windows), self._ids.shape[1]), self._ids.dtype)
-            np.take(self._ids, rows, axis=0, out=ids_BT1, mode="clip")  # other modes copy once more
-            return Gathered(ids_BT1, self._bounds[rows] if self._partial else None)
+            rows, places = windows - self._starts[groups], self._place[groups]
+            begins = places * self._width + rows * self.reader.steps[groups]
+            ids_BT1 = view_windows(self._tokens, step=1, max_length=self.reader.max_length)[begins]
+            return Gathered(ids_BT1, self._bounds[places * self._height + rows] if self._partial else None)
         return self._gather_beside(windows, groups)
 
     def _gather_beside(self, windows: np.ndarray, groups: np.ndarray) -> Gathered:
         """What is held, and row groups that have no place, decoded for this gather alone: slow, and rarely needed."""
-        ids_BT1 = np.empty((len(windows), self._ids.shape[1]), self._ids.dtype)
+        max_length = self.reader.max_length
+        ids_BT1 = np.empty((len(windows), max_length + 1), self._tokens.dtype)
         bounds_B2 = np.zeros((len(windows), 2), np.int32)
-        for group in np.unique(groups):
+        for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             if group in self._decoded:
-                rows = self._first_row[group] + windows[here] - self._starts[group]
-                ids_BT1[here], bounds_B2[here] = self._ids[rows], self._bounds[rows]
-                continue
-            beside_BT1 = np.empty((self.reader.groups[group], ids_BT1.shape[1]), ids_BT1.dtype)
-            beside_B2 = np.zeros((len(beside_BT1), 2), np.int32)
-            self._read(int(group), beside_BT1, beside_B2)
+                tokens, bounds = self._memory(group)
+            else:
+                tokens, bounds = decode_group(self.reader, group, score=self._score)
             rows = windows[here] - self._starts[group]
-            ids_BT1[here], bounds_B2[here] = beside_BT1[rows], beside_B2[rows]
+            ids_BT1[here] = view_windows(tokens, step=self.reader.steps[group], max_length=max_length)[rows]
+            bounds_B2[here] = bounds[rows]
         return Gathered(ids_BT1, bounds_B2 if self._partial else None)
 
     def _decode_ahead(self) -> None:
@@ -135,24 +138,25 @@ class HeldGroups:
         if group in self._decoded:
             return
         assert self._threads is not None, "started before"
-        place = self._free.pop()
-        first = place * self._height
-        self._first_row[group] = first
+        self._place[group] = self._free.pop()
         self._users[group] = 0
-        rows = slice(first, first + self.reader.groups[group])
-        done = self._threads.submit(self._read, group, self._ids[rows], self._bounds[rows])
+        done = self._threads.submit(self._read, group, *self._memory(group))
         self._decoded[group] = done
         done.add_done_callback(self._note_error)
 
     def _drop(self, group: int) -> None:
-        self._free.append(int(self._first_row[group]) // self._height)
-        self._first_row[group] = -1
+        self._free.append(int(self._place[group]))
+        self._place[group] = -1
         del self._decoded[group], self._users[group]
 
-    def _read(self, group: int, ids_BT1: np.ndarray, bounds_B2: np.ndarray) -> None:
-        rows = self.reader.read_group(group, ids_BT1)
-        bounds_B2[:, 1] = rows.lengths
-        bounds_B2[:, 0] = count_old_targets(self.reader, group, rows) if self._score == "new" else 0
+    def _memory(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where a held row group lies: its tokens, and its windows' bounds."""
+        token, row = int(self._place[group]) * self._width, int(self._place[group]) * self._height
+        size = count_tokens(self.reader, group)
+        return self._tokens[token : token + size], self._bounds[row : row + self.reader.groups[group]]
+
+    def _read(self, group: int, tokens: np.ndarray, bounds_B2: np.ndarray) -> None:
+        decode_group(self.reader, group, score=self._score, into=(tokens, bounds_B2))
         if bounds_B2[:, 0].any() or (bounds_B2[:, 1] != self.reader.max_length).any():
             self._partial = True
 
@@ -161,6 +165,35 @@ class HeldGroups:
             self.error = done.exception()
 
 
+def decode_group(
+    reader: Reader, group: int, *, score: str, into: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A row group's tokens, held flat, and which targets of its windows count, int32 [B, 2]; `into` memory, if given.
+
+    Raises:
+        OSError, ValueError: as `read_group` of the reader.
+
+    """
+    if into is None:
+        into = np.empty(count_tokens(reader, group), reader.dtype), np.empty((reader.groups[group], 2), np.int32)
+    tokens, bounds_B2 = into
+    rows = reader.read_group(group, tokens)
+    bounds_B2[:, 1] = rows.lengths
+    bounds_B2[:, 0] = count_old_targets(reader, group, rows) if score == "new" else 0
+    return into
+
+
+def count_tokens(reader: Reader, group: int) -> int:
+    """Tokens that a row group takes when it is held."""
+    return count_held(reader.groups[group], step=int(reader.steps[group]), max_length=reader.max_length)
+
+
+def place_tokens(reader: Reader) -> int:
+    """Tokens of the place of one held row group: any fits."""
+    sizes = (np.asarray(reader.groups, np.int64) - 1) * reader.steps + reader.max_length + 1
+    return int(sizes.max(initial=0))
+
+
 def place_bytes(reader: Reader) -> int:
-    """Bytes that one held row group takes."""
-    return max(reader.groups, default=0) * ((reader.max_length + 1) * reader.dtype.itemsize + 8)
+    """Bytes of the place of one held row group: its tokens, and which targets of its windows count."""
+    return place_tokens(reader) * reader.dtype.itemsize + 8 * max(reader.groups, default=0)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.layout import choose_layout
-from pipeline.load.rows import Names, Rows
+from pipeline.load.rows import Names, Rows, choose_step, view_windows
 from pipeline.manifest import read_manifest
 from pipeline.shard_format import open_shard, read_columns, shard_schema
 from pipeline.token_store import open_store
@@ -60,6 +60,10 @@ class ShardReader:
         self.documents, self.layout = manifest.windows["documents"], manifest.windows["order"]
         self.groups = [count for shard in entry.shards for count in shard.row_groups]
         self.dtype = narrow_dtype(manifest.tokenizer["vocab_size"])
+        self._step = choose_step(
+            max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
+        )
+        self.steps = np.full(len(self.groups), self._step)
         self._padded = manifest.windows["tail"] == "pad"
         self._sizes = {shard.path: shard.bytes for shard in entry.shards}
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
@@ -73,8 +77,8 @@ class ShardReader:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def read_group(self, group: int, ids_BT1: np.ndarray) -> Rows:
-        """Decode a row group into the first rows of ids_BT1 [B or more, L + 1].
+    def read_group(self, group: int, tokens: np.ndarray) -> Rows:
+        """Decode a row group into `tokens`, one flat piece with its windows `steps[group]` apart.
 
         Raises:
             OSError: a shard is gone, or a page's checksum does not match its bytes; the message names the row group.
@@ -83,13 +87,25 @@ class ShardReader:
         """
         inputs_BT, next_ids, rows = self._decode(group, with_ids=True)
         assert inputs_BT is not None, "asked for with the IDs"
+        if not len(inputs_BT):
+            return rows
         next_ids = np.where(next_ids == IGNORED, 0, next_ids)  # behind a padded tail: never a target that counts
-        count = self.groups[group]
-        highest = max(int(inputs_BT.view(np.uint32).max()), int(next_ids.view(np.uint32).max())) if count else 0
-        if highest >= self.tokenizer["vocab_size"]:  # a negative ID is a huge one as uint32
+        new = min(self._step, self.max_length)  # tokens of a window that the one before it has not
+        old = self.max_length - new
+        if self._step <= self.max_length and not (
+            (inputs_BT[1:, :old] == inputs_BT[:-1, new:]).all()
+            and (inputs_BT[1:, old] == next_ids[:-1]).all()
+            and (np.diff(rows.starts) == new).all()
+        ):
+            raise ValueError(f"{self._name(group)} holds windows that are not of one text; run stages=[verify]")
+        parts = inputs_BT[0], inputs_BT[1:, old:], next_ids  # each token once, where windows overlap
+        if max(int(part.view(np.uint32).max(initial=0)) for part in parts) >= self.tokenizer["vocab_size"]:
+            # A negative ID is a huge one as uint32.
             raise ValueError(f"{self._name(group)} holds IDs outside the vocabulary; run stages=[verify]")
-        ids_BT1[:count, :-1] = inputs_BT
-        ids_BT1[:count, -1] = next_ids
+        windows_BT1 = view_windows(tokens, step=self._step, max_length=self.max_length)
+        windows_BT1[0, :-1] = inputs_BT[0]
+        windows_BT1[1:, old:-1] = inputs_BT[1:, old:]
+        windows_BT1[:, -1] = next_ids
         return rows
 
     def read_last(self, group: int) -> tuple[int, int]:
@@ -174,6 +190,9 @@ class StoreReader:
             firsts, sizes = store.documents(split)
         layout = choose_layout(
             max_length=max_length,
+            stride=stride,
+            documents=documents,
+            order="sequential",
             windows_per_group=windows_per_group,
             windows_per_shard=windows_per_shard,
             compression="none",
@@ -182,6 +201,7 @@ class StoreReader:
         self.split = split
         self.tokenizer = store.tokenizer
         self.max_length, self.stride, self.documents, self.layout = max_length, stride, documents, "sequential"
+        self._step = choose_step(max_length=max_length, stride=stride, order=self.layout, documents=documents)
         per_group, per_shard = layout.windows_per_group, layout.shard_size(len(self.windows))
         self.groups = [
             min(per_group, per_shard - within, len(self.windows) - first - within)
@@ -191,15 +211,18 @@ class StoreReader:
         self.dtype = narrow_dtype(store.tokenizer["vocab_size"])
         identity = [store.id, split, max_length, stride, tail, documents, per_group, per_shard]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self.steps = np.full(len(self.groups), self._step)
         self._stream = stream
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
         self._pad_id = end_of_text_id(store.tokenizer)
 
-    def read_group(self, group: int, ids_BT1: np.ndarray) -> Rows:
-        """Cut a row group's windows into the first rows of ids_BT1 [B or more, L + 1]."""
+    def read_group(self, group: int, tokens: np.ndarray) -> Rows:
+        """Read a row group into `tokens`, one flat piece with its windows `steps[group]` apart."""
         first, last = int(self._starts[group]), int(self._starts[group + 1])
         found_BT1, starts, lengths = read_windows(self._stream, self.windows, first, last, pad_id=self._pad_id)
-        ids_BT1[: last - first] = found_BT1
+        windows_BT1 = view_windows(tokens, step=self._step, max_length=self.max_length)
+        old = self.max_length + 1 - self._step
+        windows_BT1[0], windows_BT1[1:, old:] = found_BT1[0], found_BT1[1:, old:]  # each token once
         return Rows(starts, lengths)
 
     def read_last(self, group: int) -> tuple[int, int]:
@@ -239,13 +262,14 @@ class MixedReader:
         self.split, self.tokenizer, self.max_length, self.dtype = one.split, one.tokenizer, one.max_length, one.dtype
         self.fingerprint = [reader.fingerprint for reader in readers]
         self.groups = [count for reader in readers for count in reader.groups]
+        self.steps = np.concatenate([reader.steps for reader in readers])
         self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])
         self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
 
-    def read_group(self, group: int, ids_BT1: np.ndarray) -> Rows:
+    def read_group(self, group: int, tokens: np.ndarray) -> Rows:
         """As the reader of the group's data set does it."""
         reader, number = self.part(group)
-        return reader.read_group(number, ids_BT1)
+        return reader.read_group(number, tokens)
 
     def part(self, group: int) -> tuple[ShardReader | StoreReader, int]:
         """The data set that a row group belongs to, and its number there."""

@@ -134,6 +134,9 @@ def prepare_job(
     Cache(path=os.fspath(cache_path))
     layout = choose_layout(
         max_length=max_length,
+        stride=stride,
+        documents=documents,
+        order=order,
         windows_per_group=windows_per_group,
         windows_per_shard=windows_per_shard,
         compression=compression,
