@@ -117,7 +117,8 @@ def read_columns(
     max_length = schema.field("input_ids").type.list_size
     inputs_BT = None
     if with_ids:
-        inputs = table.column("input_ids").combine_chunks()
+        column = table.column("input_ids")
+        inputs = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which always copies
         inputs_BT = inputs.flatten().to_numpy(zero_copy_only=True).reshape(-1, max_length)
     lengths = table.column("length").to_numpy() if padded else np.full(table.num_rows, max_length, np.int32)
     return inputs_BT, table.column("next_id").to_numpy(), table.column("start").to_numpy(), lengths
