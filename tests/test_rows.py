@@ -1,0 +1,107 @@
+"""Row groups are held flat, and give the windows that other readers see in the files."""
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_verify import edit, put
+
+from pipeline import ShardLoader, WindowDataset, write_shards
+from pipeline.load.held import count_tokens, place_bytes
+from pipeline.load.rows import choose_step, count_held, view_windows
+
+WORDS = " ".join(f"word{number}" for number in range(90))
+
+
+@given(windows=st.integers(1, 30), step=st.integers(1, 12), max_length=st.integers(1, 20))
+def test_a_view_has_the_windows_that_slices_have(windows, step, max_length):
+    tokens = np.arange(count_held(windows, step=step, max_length=max_length))
+    expected = [tokens[begin : begin + max_length + 1].tolist() for begin in range(0, windows * step, step)]
+    assert view_windows(tokens, step=step, max_length=max_length).tolist() == expected
+
+
+def test_by_eye():
+    tokens = np.frombuffer(b"abcdefghi", "S1")
+    assert [b"".join(row) for row in view_windows(tokens, step=2, max_length=4)] == [b"abcde", b"cdefg", b"efghi"]
+    assert choose_step(max_length=4, stride=2, order="sequential", documents="join") == 2
+    for other in ({"order": "shuffled"}, {"documents": "separate"}, {"stride": 7}):
+        given = {"max_length": 4, "stride": 2, "order": "sequential", "documents": "join"}
+        assert choose_step(**{**given, **other}) == 5, "what is not one text is held window by window"
+
+
+@given(
+    max_length=st.integers(1, 24),
+    stride=st.integers(1, 40),
+    tail=st.sampled_from(["drop", "pad"]),
+    documents=st.sampled_from(["join", "separate"]),
+    order=st.sampled_from(["sequential", "shuffled"]),
+    group=st.sampled_from([None, 1, 7]),
+)
+@settings(max_examples=25)
+def test_windows_are_those_of_arrow(tmp_path_factory, max_length, stride, tail, documents, order, group):
+    folder = tmp_path_factory.mktemp("rows")
+    for name, size in (("a", 300), ("b", 40), ("c", 111)):
+        (folder / f"{name}.txt").write_text(WORDS[:size])
+    options = {"max_length": max_length, "stride": stride, "tail": tail, "documents": documents, "order": order}
+    path = write_shards(
+        folder / "shards",
+        corpus="text",
+        corpus_path=str(folder / "*.txt"),
+        cache_path=folder / "cache",
+        tokenizer="bytes",
+        allow_gaps=True,
+        windows_per_group=group,
+        **options,
+    ).path
+    rows = pyarrow.dataset.dataset(sorted((path / "data").iterdir())).to_table().to_pydict()
+    dataset = WindowDataset(path)
+    assert len(dataset) == len(rows["input_ids"])
+    for window in range(0, len(dataset), 3):
+        assert dataset[window]["input_ids"].tolist() == rows["input_ids"][window]
+        assert dataset[window]["target_ids"].tolist() == rows["target_ids"][window]
+    batches = list(ShardLoader(path, shuffle="lanes", lanes=3, batch_size=4, drop_last=False))
+    for batch in batches:
+        for row, window in enumerate(batch.window_ids.tolist()):
+            if window >= 0:
+                assert batch.input_ids[row].tolist() == rows["input_ids"][window]
+                assert batch.target_ids[row].tolist() == rows["target_ids"][window]
+
+
+def test_overlapping_windows_take_the_memory_of_their_text(tmp_path, books):
+    sizes = {}
+    for stride in (16, 1):
+        path = write_shards(
+            tmp_path / f"{stride}",
+            corpus="text",
+            corpus_path=str(books),
+            cache_path=tmp_path / "cache",
+            tokenizer="bytes",
+            max_length=16,
+            stride=stride,
+            windows_per_group=160 // stride,
+        ).path
+        reader = ShardLoader(path).reader
+        assert count_tokens(reader, 0) == 160 - stride + 16 + 1
+        sizes[stride] = place_bytes(reader) - 8 * reader.groups[0]
+    assert sizes[1] < 1.1 * sizes[16], "sixteen times as many windows of as much text"
+
+
+@pytest.mark.parametrize("name", ["input_ids", "start", "next_id"])
+@pytest.mark.parametrize("stride", [5, 16])
+def test_windows_that_do_not_go_on_from_one_another_are_refused(tmp_path, books, name, stride):
+    """Right hashes and checksums, as a faulty writer would leave them."""
+    path = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(books),
+        cache_path=tmp_path / "cache",
+        tokenizer="bytes",
+        max_length=16,
+        stride=stride,
+        windows_per_group=20,
+        windows_per_shard=80,
+    ).path
+    edit(path, put(name, 25, 0, 66))
+    with pytest.raises(ValueError, match=r"row group 1 holds windows that are not of one text; run stages=\[verify\]"):
+        list(ShardLoader(path, shuffle="none", batch_size=5))
