@@ -157,8 +157,30 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_refused(shards, tmp_path)
         list(ShardLoader(copy))
 
 
-def test_memory_does_not_grow_with_epochs(shards):
-    loader = ShardLoader(shards, shuffle="lanes", lanes=4)
+@pytest.mark.parametrize("budget", [40, 100])
+def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, monkeypatch, budget):
+    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+    each = place_bytes(ShardLoader(shards).reader)
+    loader = ShardLoader(shards, shuffle="lanes", lanes=4, memory_budget=budget * each)
+    decoded = []
+    read = loader.reader.read_group
+    monkeypatch.setattr(
+        loader.reader, "read_group", lambda group, tokens: (decoded.append(group), read(group, tokens))[1]
+    )
+    epochs = []
+    for epoch in range(1, 4):
+        epochs.append([window for batch in loader for window in batch.window_ids.tolist()])
+        assert len(set(decoded)) == 40
+        assert len(decoded) == 40 if budget == 100 else len(decoded) >= 40 * epoch
+    assert len({tuple(one) for one in epochs}) == 3
+    streamed = ShardLoader(shards, shuffle="lanes", lanes=4, memory_budget=40 * each)
+    assert epochs[0] == [window for batch in streamed for window in batch.window_ids.tolist()]
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
+    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+    loader = ShardLoader(shards, shuffle=shuffle, lanes=4)
     gc.disable()  # nor does it wait for the collector
     tracemalloc.start()
     try:

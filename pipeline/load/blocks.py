@@ -71,7 +71,10 @@ class Blocks:
         self.reader, self.order = reader, order
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.threads, self.memory_budget, self.score = threads, memory_budget, score
-        self._kept: HeldGroups | None = None  # under `full`, from one epoch to the next
+        self._kept: HeldGroups | None = None  # from one epoch to the next
+        in_all = len(reader.groups) * place_bytes(reader)
+        # `full` needs all row groups at once; under `lanes` they are kept where that takes half of the budget at most.
+        self.holds_all = order.shuffle == "full" or (order.shuffle == "lanes" and in_all <= memory_budget // 2)
         self.count_places()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,8 +82,7 @@ class Blocks:
 
     def read(self, epoch: int, start: int, batches: int) -> Generator[Block, None, None]:
         """The next `batches` batches from a global position of an epoch, in blocks that grow from a single batch."""
-        keep = self.order.shuffle == "full"
-        held = self._kept or HeldGroups(self.reader, places=self.count_places(), keep=keep, score=self.score)
+        held = self._kept or HeldGroups(self.reader, places=self.count_places(), keep=self.holds_all, score=self.score)
         self._kept = None  # in use: a second iteration has memory of its own
         ends = (
             sys.is_finalizing
@@ -108,10 +110,15 @@ class Blocks:
             pool.shutdown(wait=wait, cancel_futures=True)
         if wait:
             held.stop()
-            self._kept = held if self.order.shuffle == "full" else None
+            self._kept = held if self.holds_all else None
 
     def count_places(self) -> int:
-        """Row groups to hold at once: what the order needs at any position, and as many again to decode ahead."""
+        """Row groups to hold at once: all; or what the order needs at any position, and as many again to decode ahead.
+
+        Raises:
+            ValueError: the order needs more than the memory budget allows.
+
+        """
         order, groups = self.order, len(self.reader.groups)
         needed, each = order.num_held(self.world_size), max(1, place_bytes(self.reader))
         if needed * each > self.memory_budget:
@@ -120,6 +127,8 @@ class Blocks:
                 f"shuffle={order.shuffle} holds {needed} row groups of {each:,} bytes at once, more than "
                 f"loader.memory_budget={self.memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
             )
+        if self.holds_all:
+            return max(1, groups)
         rows = max(self.batch_size, min(BLOCK_ROWS, BLOCK_TOKENS // self.reader.max_length))
         in_block = 2 + rows * self.world_size * groups // max(1, len(order))
         wished = needed + max(needed, 2 * self.threads, in_block)

@@ -5,8 +5,8 @@ of its text and not `max_length` times as much.
 
 The memory is a number of places, each for one row group. The order says which row groups are needed when
 (`Order.stretches`), so the next ones are decoded into free places before a batch asks for them, and a place is free
-again once the last position that needs it has passed. Under `full`, where every position may need every row group,
-there is a place for each and nothing is ever given up: later epochs decode nothing.
+again once the last position that needs it has passed. Under `full`, where every position may need every row group, and
+where memory allows, there is a place for each and nothing is ever given up: later epochs decode nothing.
 
 `gather` runs in one thread at a time; decoding in many. Cost of a gather: one copy of each row, narrow.
 """

@@ -53,7 +53,8 @@ class ShardLoader(IterableDataset[Batch]):
         document_ids: add each token's document and its place since the document began to the batches.
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         threads: that decode; the machine's cores, at most 4, when left out.
-        memory_budget: bytes of row groups held in memory, at most.
+        memory_budget: bytes of row groups held in memory, at most. Where all fit half of it, `lanes` keeps them, and
+            later epochs decode nothing.
         device: where batches are to be; see `pipeline.load.device`. They are made in memory when left out.
         workers: processes that decode, instead of threads in this one; see `pipeline.load.workers`.
         worker_context: how they are started: `fork`, `spawn`, `forkserver`; torch's default when left out.
