@@ -13,7 +13,6 @@ from contextlib import closing
 from operator import index
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -25,6 +24,7 @@ from pipeline.load.order import Order, default_block, num_batches, resolve_shuff
 from pipeline.load.reader import MixedReader, Reader, end_of_text_id, open_split
 from pipeline.load.scoring import check_score
 from pipeline.load.workers import CONTEXTS, make_parcel, worker_blocks
+from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -327,16 +327,6 @@ def make_order(reader: Reader, *, shuffle: Shuffle, seed: int, lanes: int) -> Or
     """The order of one data set's windows."""
     block = default_block(reader.groups, max_length=reader.max_length)
     return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep up to 32 MiB of what is freed for what is asked for next.
-
-    glibc gives memory back to the system above a limit that begins at 128 KiB and grows with the largest block that was
-    freed so far. Until then each batch's memory is faulted in anew, which takes a third of the speed. A training job
-    soon frees a large block; here one is freed at once, and none of its pages is touched.
-    """
-    np.empty(1 << 24, np.uint8)
 
 
 def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:

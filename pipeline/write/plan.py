@@ -12,7 +12,6 @@ Time and memory are measured on the sample, at this machine's present load; thei
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.chunk import DamagedChunk, find_chunk
+from pipeline.memory import peak_memory
 from pipeline.shard_format import group_table, shard_schema, shard_writer
 from pipeline.token_store import TokenStore
 from pipeline.windows import read_rows
@@ -242,9 +242,3 @@ def _stored_bytes(group: pq.RowGroupMetaData) -> int:
 def _add(estimates: Sequence[Estimate]) -> Estimate:
     """A sum of estimates from one sample: their errors go together, so the margins add up."""
     return Estimate(value=sum(one.value for one in estimates), margin=sum(one.margin for one in estimates))
-
-
-def peak_memory() -> int:
-    """The most memory that this process has had resident, in bytes; pages of mapped token stores count."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -20,12 +20,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.memory import peak_memory
 from pipeline.schema import fraction, local
 from pipeline.write.card import write_card
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
 from pipeline.write.job import Job, prepare_job
 from pipeline.write.left_over import count_left_over
-from pipeline.write.plan import peak_memory
 from pipeline.write.quarantine import FILE as QUARANTINE
 from pipeline.write.quarantine import check_fraction, count_bad, refuse_bad, write_quarantine
 from pipeline.write.shards import shard_names, write_split

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.chunk import DamagedChunk, check_chunk, find_chunk
+from pipeline.memory import keep_freed_memory
 from pipeline.token_store import FORMAT, TokenStore, save_store
 from pipeline.write.audit import AT_LEAST, choose_documents
 from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
@@ -81,6 +82,7 @@ def tokenize(
         ValueError: no document is usable, more than `max_bad_fraction` of them is bad, or the engines disagree.
 
     """
+    keep_freed_memory()
     remove_leftovers(cache)
     task = partial(encode_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
     description = describe_tokenizer(tokenizer)
