@@ -1,12 +1,16 @@
 """A loader that is stopped anywhere goes on with what was left, whatever the world size, batch size and threads."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ShardLoader, write_shards
+from pipeline.load.device import DeviceBlock
 
 WINDOWS_PER_GROUP = 10
 
@@ -112,7 +116,7 @@ def test_the_end_of_an_epoch_is_the_start_of_the_next(shards):
     assert loader.state_dict()["consumed"] == 0
     other = ShardLoader(shards, batch_size=3, shuffle="full")
     other.load_state_dict({**loader.state_dict(), "epoch": 0, "consumed": 8 * len(batches)})
-    assert other.consumed == 136, "two windows were still due: too few for a batch of three"
+    assert (other.epoch, other.consumed) == (1, 0), "two windows were still due: too few for a batch of three"
     assert len(windows_of(other)) == len(other), "so this is the next epoch, whole"
     assert other.epoch == 2
 
@@ -201,3 +205,105 @@ def test_a_world_size_that_does_not_divide_the_lanes_is_refused(shards):
         ShardLoader(shards, rank=0)
     with pytest.raises(ValueError, match=r"rank must be from 0 to world_size - 1; got rank=2, world_size=2"):
         ShardLoader(shards, rank=2, world_size=2)
+
+
+@pytest.mark.parametrize("shape", [{"batch_size": 16}, {"batch_size": 4, "rank": 1, "world_size": 4}])
+def test_an_epoch_too_short_to_go_on_with_is_left_at_once_and_none_comes_twice(shards, shape):
+    """The loop of a trainer, which asks the loader where it stands and sets each epoch."""
+    loader = ShardLoader(shards, batch_size=8, seed=2)
+    batches = iter(loader)
+    for _ in range(16):
+        next(batches)
+    batches.close()
+    state = loader.state_dict()
+    assert (state["epoch"], state["consumed"]) == (0, 128), "ten windows are left"
+    resumed = ShardLoader(shards, seed=2, **shape)
+    resumed.load_state_dict(state)
+    passes = []
+    for epoch in range(resumed.epoch, 3):
+        resumed.set_epoch(epoch)
+        passes.append(windows_of(resumed))
+    straight = ShardLoader(shards, seed=2, **shape)
+    assert passes == [windows_of(straight) for _ in range(3)][1:]
+
+
+def test_a_batch_that_could_not_be_made_does_not_count(shards, monkeypatch):
+    """As when a device has no memory left, or Ctrl-C comes then."""
+    whole = windows_of(ShardLoader(shards, batch_size=8))
+    loader = ShardLoader(shards, batch_size=8, device="cpu")
+    made = []
+    widen = DeviceBlock.widen
+
+    def fail_once(self, rows, **more):
+        made.append(rows)
+        if len(made) == 4:
+            raise MemoryError("no memory on the device")
+        return widen(self, rows, **more)
+
+    monkeypatch.setattr(DeviceBlock, "widen", fail_once)
+    seen = []
+    with pytest.raises(MemoryError):
+        seen.extend(batch.window_ids.tolist() for batch in loader)
+    assert len(seen) < len(whole)
+    assert loader.consumed == 8 * 3
+    assert windows_of(loader) == whole[3:]
+
+
+def test_two_iterations_end_with_the_epoch_that_they_share(shards):
+    loader = ShardLoader(shards, batch_size=8)
+    whole = windows_of(ShardLoader(shards, batch_size=8))
+    pairs = list(itertools.islice(zip(loader, loader, strict=False), 60))
+    assert windows_of(batch for pair in pairs for batch in pair) == whole[: 2 * len(pairs)]
+    assert len(pairs) == len(whole) // 2
+    outer = 0
+    loader = ShardLoader(shards, batch_size=8)
+    for _ in itertools.islice(loader, 60):
+        outer += 1
+        assert len(list(loader)) == len(whole) - 1
+    assert (outer, loader.epoch) == (1, 1)
+
+
+def test_a_refused_iteration_moves_nothing(shards):
+    loader = ShardLoader(shards, batch_size=200)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="fewer than a batch of 200"):
+            next(iter(loader))
+    assert (loader.epoch, loader.consumed) == (0, 0)
+
+
+def test_the_state_is_json_whatever_kind_of_numbers_was_given(shards):
+    alone = ShardLoader(shards, rank=np.int64(0), world_size=np.int64(1), batch_size=np.int32(8))
+    mixes = [
+        ShardLoader([shards, shards], lanes=2, weights=kind([0.25, 0.75])) for kind in (np.array, torch.tensor, list)
+    ]
+    states = []
+    for loader in (alone, *mixes):
+        batches = iter(loader)
+        next(batches)
+        batches.close()
+        states.append(json.dumps(loader.state_dict()))
+    assert states[1] == states[2] == states[3]
+
+
+@pytest.mark.parametrize(
+    ("is_mix", "change", "words"),
+    [
+        (False, None, "a state is the dict"),
+        (False, {"version": 2}, "reads version 1"),
+        (False, {"consumed": 139}, "consumed=139 samples of an epoch that has 138"),
+        (False, {"consumed": -1}, "whole numbers from 0"),
+        (False, {"epoch": "1"}, "whole numbers from 0"),
+        (True, {"weights": None}, "needs weights"),
+        (True, {"weights": []}, "must begin at position 0"),
+        (True, {"weights": [[8, [1, 1]]]}, "must begin at position 0"),
+        (True, {"weights": [[0, [1, 1]], [0, [1, 2]]]}, "must begin at position 0 and rise"),
+        (True, {"weights": [[0, [1]]]}, "one for each source"),
+        (True, {"epoch": 5, "consumed": 0}, "epoch=5 and consumed=0"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_moves_nothing(shards, is_mix, change, words):
+    loader = ShardLoader([shards, shards] if is_mix else shards, lanes=2)
+    here = loader.state_dict()
+    with pytest.raises(ValueError, match=words):
+        loader.load_state_dict(change and {**here, **change})
+    assert loader.state_dict() == here

@@ -1,7 +1,10 @@
 """Row groups are held flat, and give the windows that other readers see in the files."""
 
+import itertools
+
 import numpy as np
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,3 +108,80 @@ def test_windows_that_do_not_go_on_from_one_another_are_refused(tmp_path, books,
     edit(path, put(name, 25, 0, 66))
     with pytest.raises(ValueError, match=r"row group 1 holds windows that are not of one text; run stages=\[verify\]"):
         list(ShardLoader(path, shuffle="none", batch_size=5))
+
+
+@pytest.mark.parametrize("shuffle", ["none", "lanes"])
+@pytest.mark.parametrize(("tail", "stride", "score"), [("pad", 16, "all"), ("drop", 8, "new")])
+def test_targets_that_do_not_count_are_the_same_in_the_least_memory(
+    tmp_path, shuffle, tail, stride, score, monkeypatch
+):
+    """A gather that needs more row groups than are held decodes the rest beside them."""
+    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+    (tmp_path / "text.txt").write_text(WORDS[:203])
+    path = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(tmp_path / "text.txt"),
+        cache_path=tmp_path / "cache",
+        tokenizer="bytes",
+        max_length=16,
+        stride=stride,
+        tail=tail,
+        windows_per_group=1,
+    ).path
+
+    def targets(**more):
+        loader = ShardLoader(path, shuffle=shuffle, lanes=2, batch_size=8, drop_last=False, score=score, **more)
+        return [batch.target_ids.tolist() for batch in loader]
+
+    each = place_bytes(ShardLoader(path, score=score).reader, score=score)
+    whole = targets()
+    assert any(-100 in row for batch in whole for row in batch)
+    assert targets(memory_budget=2 * each) == whole
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_a_footer_that_names_another_page_is_refused(tmp_path, compression):
+    """Each single byte that turns the place of one page into that of another, whose checksum is right."""
+    (tmp_path / "text.txt").write_text(" ".join(str(number**3) for number in range(700)))
+    path = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(tmp_path / "text.txt"),
+        cache_path=tmp_path / "cache",
+        tokenizer="bytes",
+        max_length=8,
+        windows_per_group=4,
+        order="shuffled",
+        compression=compression,
+    ).path
+    file = next((path / "data").iterdir())
+    content = file.read_bytes()
+    footer = pq.read_metadata(file)
+    columns = [(group, column) for group in range(footer.num_row_groups) for column in (0, 1)]
+    places = {footer.row_group(group).column(column).data_page_offset for group, column in columns}
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    tried = 0
+    for place in sorted(places):
+        code = varint(2 * place)
+        for at, byte in itertools.product(range(len(code)), range(256)):
+            changed = code[:at] + bytes([byte]) + code[at + 1 :]
+            if changed == code or changed not in {varint(2 * other) for other in places}:
+                continue
+            where = content.find(code, start)
+            if where < 0 or tried == 40:
+                continue
+            tried += 1
+            file.write_bytes(content[:where] + changed + content[where + len(code) :])
+            with pytest.raises(OSError, match=r"cannot be read: .*"):
+                list(ShardLoader(path, shuffle="none"))
+    assert tried > 5
+
+
+def varint(value):
+    """An unsigned number as Thrift's compact protocol writes it."""
+    code = bytearray()
+    while value > 127:
+        code.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*code, value])

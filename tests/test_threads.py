@@ -83,7 +83,7 @@ def test_fewer_places_than_a_block_needs_are_enough(shards):
 
 
 def test_a_budget_that_the_order_exceeds_is_refused_with_what_it_needs(shards):
-    with pytest.raises(ValueError, match=r"shuffle=full holds 40 row groups of 402 bytes .* raise it to 16,080"):
+    with pytest.raises(ValueError, match=r"shuffle=full holds 40 row groups of 322 bytes .* raise it to 12,880"):
         ShardLoader(shards, shuffle="full", memory_budget=10_000)
     with pytest.raises(ValueError, match=r"shuffle=lanes .* or fewer lanes"):
         ShardLoader(shards, shuffle="lanes", memory_budget=10_000)

@@ -72,7 +72,7 @@ class Blocks:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.threads, self.memory_budget, self.score = threads, memory_budget, score
         self._kept: HeldGroups | None = None  # from one epoch to the next
-        in_all = len(reader.groups) * place_bytes(reader)
+        in_all = len(reader.groups) * place_bytes(reader, score=score)
         # `full` needs all row groups at once; under `lanes` they are kept where that takes half of the budget at most.
         self.holds_all = order.shuffle == "full" or (order.shuffle == "lanes" and in_all <= memory_budget // 2)
         self.count_places()
@@ -120,7 +120,7 @@ class Blocks:
 
         """
         order, groups = self.order, len(self.reader.groups)
-        needed, each = order.num_held(self.world_size), max(1, place_bytes(self.reader))
+        needed, each = order.num_held(self.world_size), max(1, place_bytes(self.reader, score=self.score))
         if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
             raise ValueError(

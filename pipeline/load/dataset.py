@@ -76,8 +76,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         check_score(score, self.reader)
         self.score = score
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
-        self._keep = max(1, memory_budget // max(1, place_bytes(self.reader)))
-        self._kept: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._keep = max(1, memory_budget // max(1, place_bytes(self.reader, score=score)))
+        self._kept: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,21 +100,23 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise IndexError(f"windows {min(windows)} to {max(windows)} of a split of {len(self)}")
         ids_BT1 = np.empty((len(numbers), self.reader.max_length + 1), np.int64)
-        bounds_B2 = np.empty((len(numbers), 2), np.int32)
+        bounds_B2 = np.tile(np.array([0, self.reader.max_length], np.int32), (len(numbers), 1))
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             rows = numbers[here] - self._starts[group]
             tokens, held_B2 = self._group(group)
             held_BT1 = view_windows(tokens, step=int(self.reader.steps[group]), max_length=self.reader.max_length)
-            ids_BT1[here], bounds_B2[here] = held_BT1[rows], held_B2[rows]
+            ids_BT1[here] = held_BT1[rows]
+            if held_B2 is not None:
+                bounds_B2[here] = held_B2[rows]
         inputs_BT = torch.from_numpy(ids_BT1[:, :-1].copy())  # always a copy: targets are overwritten below
         targets_BT = torch.from_numpy(ids_BT1[:, 1:].copy())
         ignore_targets(targets_BT, torch.from_numpy(bounds_B2))
         pairs = zip(inputs_BT, targets_BT, strict=True)
         return [{"input_ids": inputs, "target_ids": targets} for inputs, targets in pairs]
 
-    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray | None]:
         with (
             self._lock
         ):  # one thread at a time decodes: two would decode the same, and keep more than the budget allows

@@ -52,13 +52,13 @@ class HeldGroups:
         self.error: BaseException | None = None  # the first one of a decoding thread
         self._keep = keep
         self._score = score
+        self._is_bounded = is_bounded(reader, score=score)
         self._height = max(reader.groups, default=0)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.groups, dtype=np.int64)])
         self._width = place_tokens(reader)
         self._tokens = np.empty(places * self._width, reader.dtype)
-        self._bounds = np.zeros((places * self._height, 2), np.int32)
+        self._bounds = np.zeros((places * self._height if self._is_bounded else 0, 2), np.int32)
         self._place = np.full(len(reader.groups), -1, np.int64)  # of each held row group
-        self._partial = False  # some window has targets that do not count
         self._free = list(range(places))
         self._users: dict[int, int] = {}  # stretches of each held row group that are not yet passed
         self._decoded: dict[int, Future[None]] = {}
@@ -100,14 +100,14 @@ class HeldGroups:
             rows, places = windows - self._starts[groups], self._place[groups]
             begins = places * self._width + rows * self.reader.steps[groups]
             ids_BT1 = view_windows(self._tokens, step=1, max_length=self.reader.max_length)[begins]
-            return Gathered(ids_BT1, self._bounds[places * self._height + rows] if self._partial else None)
+            return self._bounded(ids_BT1, self._bounds[places * self._height + rows] if self._is_bounded else None)
         return self._gather_beside(windows, groups)
 
     def _gather_beside(self, windows: np.ndarray, groups: np.ndarray) -> Gathered:
         """What is held, and row groups that have no place, decoded for this gather alone: slow, and rarely needed."""
         max_length = self.reader.max_length
         ids_BT1 = np.empty((len(windows), max_length + 1), self._tokens.dtype)
-        bounds_B2 = np.zeros((len(windows), 2), np.int32)
+        bounds_B2 = np.zeros((len(windows) if self._is_bounded else 0, 2), np.int32)
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             if group in self._decoded:
@@ -116,8 +116,15 @@ class HeldGroups:
                 tokens, bounds = decode_group(self.reader, group, score=self._score)
             rows = windows[here] - self._starts[group]
             ids_BT1[here] = view_windows(tokens, step=self.reader.steps[group], max_length=max_length)[rows]
-            bounds_B2[here] = bounds[rows]
-        return Gathered(ids_BT1, bounds_B2 if self._partial else None)
+            if bounds is not None:
+                bounds_B2[here] = bounds[rows]
+        return self._bounded(ids_BT1, bounds_B2 if self._is_bounded else None)
+
+    def _bounded(self, ids_BT1: np.ndarray, bounds_B2: np.ndarray | None) -> Gathered:
+        """Gathered windows, without bounds where all targets of all of them count."""
+        if bounds_B2 is not None and (bounds_B2 == (0, self.reader.max_length)).all():
+            bounds_B2 = None
+        return Gathered(ids_BT1, bounds_B2)
 
     def _decode_ahead(self) -> None:
         while True:
@@ -149,16 +156,14 @@ class HeldGroups:
         self._place[group] = -1
         del self._decoded[group], self._users[group]
 
-    def _memory(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+    def _memory(self, group: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Where a held row group lies: its tokens, and its windows' bounds."""
         token, row = int(self._place[group]) * self._width, int(self._place[group]) * self._height
-        size = count_tokens(self.reader, group)
-        return self._tokens[token : token + size], self._bounds[row : row + self.reader.groups[group]]
+        tokens = self._tokens[token : token + count_tokens(self.reader, group)]
+        return tokens, self._bounds[row : row + self.reader.groups[group]] if self._is_bounded else None
 
-    def _read(self, group: int, tokens: np.ndarray, bounds_B2: np.ndarray) -> None:
+    def _read(self, group: int, tokens: np.ndarray, bounds_B2: np.ndarray | None) -> None:
         decode_group(self.reader, group, score=self._score, into=(tokens, bounds_B2))
-        if bounds_B2[:, 0].any() or (bounds_B2[:, 1] != self.reader.max_length).any():
-            self._partial = True
 
     def _note_error(self, done: Future[None]) -> None:
         if not done.cancelled() and done.exception() is not None and self.error is None:
@@ -166,21 +171,30 @@ class HeldGroups:
 
 
 def decode_group(
-    reader: Reader, group: int, *, score: str, into: tuple[np.ndarray, np.ndarray] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    reader: Reader, group: int, *, score: str, into: tuple[np.ndarray, np.ndarray | None] | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """A row group's tokens, held flat, and which targets of its windows count, int32 [B, 2]; `into` memory, if given.
+
+    Where all targets of all windows count, there are no such bounds.
 
     Raises:
         OSError, ValueError: as `read_group` of the reader.
 
     """
     if into is None:
-        into = np.empty(count_tokens(reader, group), reader.dtype), np.empty((reader.groups[group], 2), np.int32)
+        bounds_B2 = np.empty((reader.groups[group], 2), np.int32) if is_bounded(reader, score=score) else None
+        into = np.empty(count_tokens(reader, group), reader.dtype), bounds_B2
     tokens, bounds_B2 = into
     rows = reader.read_group(group, tokens)
-    bounds_B2[:, 1] = rows.lengths
-    bounds_B2[:, 0] = count_old_targets(reader, group, rows) if score == "new" else 0
+    if bounds_B2 is not None:
+        bounds_B2[:, 1] = rows.lengths
+        bounds_B2[:, 0] = count_old_targets(reader, group, rows) if score == "new" else 0
     return into
+
+
+def is_bounded(reader: Reader, *, score: str) -> bool:
+    """Whether some windows may have targets that do not count."""
+    return reader.padded or score == "new"
 
 
 def count_tokens(reader: Reader, group: int) -> int:
@@ -194,6 +208,7 @@ def place_tokens(reader: Reader) -> int:
     return int(sizes.max(initial=0))
 
 
-def place_bytes(reader: Reader) -> int:
-    """Bytes of the place of one held row group: its tokens, and which targets of its windows count."""
-    return place_tokens(reader) * reader.dtype.itemsize + 8 * max(reader.groups, default=0)
+def place_bytes(reader: Reader, *, score: str = "all") -> int:
+    """Bytes of the place of one held row group: its tokens and, where not all count, the bounds of those that do."""
+    bounds = 8 * max(reader.groups, default=0) if is_bounded(reader, score=score) else 0
+    return place_tokens(reader) * reader.dtype.itemsize + bounds

@@ -9,6 +9,7 @@ blocks are cut into batches and widened to int64.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from pipeline.load.workers import CONTEXTS, make_parcel, worker_blocks
 from pipeline.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from pipeline.load.order import Shuffle
 
@@ -136,7 +137,7 @@ class ShardLoader(IterableDataset[Batch]):
         orders = [make_order(reader, shuffle=kind, seed=seed, lanes=lanes) for reader in readers]
         self.order: Order | Mix = orders[0]
         if is_mix:
-            given = [len(order) for order in orders] if weights is None else weights
+            given = [len(order) for order in orders] if weights is None else plain_numbers(weights)
             self.order = Mix(orders=orders, weights=[(0, tuple(given))])
         self.order.check_world_size(self.world_size)
         self._blocks = Blocks(
@@ -149,6 +150,7 @@ class ShardLoader(IterableDataset[Batch]):
             memory_budget=memory_budget,
             score=score,
         )
+        self._moves = 0  # how often a caller has set the place
         self.epoch = 0
         self.consumed = 0  # samples of this epoch that all ranks together have received; of a mix, of all epochs
 
@@ -175,9 +177,12 @@ class ShardLoader(IterableDataset[Batch]):
                 f"on each of {self.world_size} ranks; lower batch_size, or set drop_last=false"
             )
         try:
-            while left:
-                moved = yield from self._hand_over(left)
-                left = self._enter() if moved else 0
+            here = (self._moves, self.epoch)
+            while left and (yield from self._hand_over(left)):
+                if self._moves == here[0] and self.epoch != here[1]:
+                    break  # another iteration of this loader has come to the end of the epoch
+                left = self._enter()
+                here = (self._moves, self.epoch)
         finally:
             if is_copy:  # each read another number of batches ahead, so all go back to where they agree
                 self.epoch, self.consumed = begin
@@ -186,13 +191,15 @@ class ShardLoader(IterableDataset[Batch]):
         """Go to the start of an epoch. The one in hand is left where it is: trainers call this before each epoch."""
         if epoch != self.epoch:
             self._begin(epoch)
+            self._moves += 1
 
     def set_weights(self, weights: Sequence[float]) -> None:
         """Draw from the sources of a mix by other weights from here on. What was drawn before stays as it was.
 
         On every rank at the same step: each must see the same sequence.
         """
-        self._go_on_with(self._mix().change(self.consumed, weights))
+        self._go_on_with(self._mix().change(self.consumed, plain_numbers(weights)))
+        self._moves += 1
 
     @property
     def source_samples(self) -> list[int]:
@@ -224,11 +231,21 @@ class ShardLoader(IterableDataset[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader of the same data and order stood. The weights of a mix are those of the state.
 
+        Where less is left of the epoch than this loader's batch on all ranks, and `drop_last` is set, it stands at the
+        next one.
+
         Raises:
-            ValueError: the state is of another data set, or of another order; the message names what differs.
+            ValueError: the state is of another data set or order, or damaged; the message names what differs.
 
         """
-        for key, mine in {"version": STATE_FORMAT, **self._identity()}.items():
+        if not isinstance(state, Mapping):
+            raise ValueError(f"a state is the dict that state_dict() gives; got {state!r}")  # noqa: TRY004 - as all here
+        if state.get("version") != STATE_FORMAT:
+            raise ValueError(
+                f"the state has version={state.get('version')!r}, and this release reads version {STATE_FORMAT}: "
+                "go on with the release that saved it"
+            )
+        for key, mine in self._identity().items():
             if state.get(key) != mine:
                 raise ValueError(
                     f"the state has {key}={state.get(key)!r}, this loader has {mine!r}: their orders differ"
@@ -236,9 +253,19 @@ class ShardLoader(IterableDataset[Batch]):
         epoch, consumed = state.get("epoch"), state.get("consumed")
         if not (isinstance(epoch, int) and isinstance(consumed, int) and epoch >= 0 and consumed >= 0):
             raise ValueError(f"the state has epoch={epoch!r}, consumed={consumed!r}: whole numbers from 0 are needed")
-        if isinstance(self.order, Mix):
-            self._go_on_with(Mix(orders=self.order.orders, weights=[(at, tuple(one)) for at, one in state["weights"]]))
+        order = self.order
+        if isinstance(order, Mix):
+            if epoch != order.follow(epoch, consumed)[0]:
+                raise ValueError(
+                    f"the state has epoch={epoch} and consumed={consumed}, of epochs of {len(order)} samples"
+                )
+            order = Mix(orders=order.orders, weights=weights_of(state))
+        elif consumed > len(order):
+            raise ValueError(f"the state has consumed={consumed} samples of an epoch that has {len(order)}")
+        self._go_on_with(order)
         self.epoch, self.consumed = epoch, consumed
+        self._moves += 1
+        self._enter()
 
     def _identity(self) -> dict[str, Any]:
         order = self.order
@@ -259,8 +286,8 @@ class ShardLoader(IterableDataset[Batch]):
             return self.order
         raise ValueError("this loader has one data set: weights and sources belong to a mix")
 
-    def _go_on_with(self, mix: Mix) -> None:
-        self.order = self._blocks.order = mix
+    def _go_on_with(self, order: Order | Mix) -> None:
+        self.order = self._blocks.order = order
 
     def _begin(self, epoch: int) -> None:
         if epoch < 0:
@@ -268,9 +295,12 @@ class ShardLoader(IterableDataset[Batch]):
         self.epoch, self.consumed = index(epoch), self.order.first(index(epoch))
 
     def _enter(self) -> int:
-        """The batches that are left of this epoch; where none is, the next one begins."""
+        """The batches that are left of this epoch; where none is, the next one begins, if it has any."""
         if not self._batches_from(self.consumed):
-            self.epoch, self.consumed = self.order.follow(self.epoch, self.consumed)
+            here = self.epoch, self.consumed
+            self.epoch, self.consumed = self.order.follow(*here)
+            if not self._batches_from(self.consumed):
+                self.epoch, self.consumed = here
         return self._batches_from(self.consumed)
 
     def _hand_over(self, left: int) -> Generator[Batch, None, bool]:
@@ -284,13 +314,17 @@ class ShardLoader(IterableDataset[Batch]):
                 for at in range(block.batches):
                     if block.held is not None and block.held.error is not None:
                         raise block.held.error
+                    mine = (first - left) % turns == turn
+                    # Made before it counts: what is interrupted here was not received.
+                    batch = make(slice(at * self.batch_size, (at + 1) * self.batch_size)) if mine else None
                     left -= 1
-                    self.consumed += self.batch_size * self.world_size
+                    place = (self.epoch, self.consumed + self.batch_size * self.world_size)
                     if not left:  # the end of an epoch is the start of the next
-                        self.epoch, self.consumed = self.order.follow(self.epoch, self.consumed)
-                    here = (self.epoch, self.consumed, self.order)
-                    if (first - left - 1) % turns == turn:
-                        yield make(slice(at * self.batch_size, (at + 1) * self.batch_size))
+                        place = self.order.follow(*place)
+                    self.epoch, self.consumed = place
+                    here = (*place, self.order)
+                    if batch is not None:
+                        yield batch
                     if (self.epoch, self.consumed, self.order) != here:
                         return True
         return False
@@ -329,6 +363,28 @@ def make_order(reader: Reader, *, shuffle: Shuffle, seed: int, lanes: int) -> Or
     return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
 
 
+def plain_numbers(weights: Sequence[float]) -> list[float]:
+    """Weights as Python's own numbers: those of numpy and torch are no JSON."""
+    return [weight.item() if hasattr(weight, "item") else weight for weight in weights]
+
+
+def weights_of(state: Mapping[str, Any]) -> list[tuple[int, tuple[float, ...]]]:
+    """The weights in the state of a mix.
+
+    Raises:
+        ValueError: there are none, or they do not begin at 0 and rise.
+
+    """
+    try:
+        weights = [(index(start), tuple(one)) for start, one in state["weights"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the state of a mix needs weights, [[position, [weight, ...]], ...]: {error!r}") from error
+    starts = [start for start, _ in weights]
+    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(f"the state's weights must begin at position 0 and rise; they begin at {starts}")
+    return weights
+
+
 def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """This process's rank and the world size: as given, else from `torch.distributed`, else 0 of 1."""
     if (rank is None) != (world_size is None):
@@ -338,6 +394,7 @@ def find_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
         return 0, 1
+    rank, world_size = index(rank), index(world_size)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1; got rank={rank}, world_size={world_size}")
     return rank, world_size

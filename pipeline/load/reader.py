@@ -64,7 +64,7 @@ class ShardReader:
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
         self.steps = np.full(len(self.groups), self._step)
-        self._padded = manifest.windows["tail"] == "pad"
+        self.padded = manifest.windows["tail"] == "pad"
         self._sizes = {shard.path: shard.bytes for shard in entry.shards}
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
@@ -125,8 +125,8 @@ class ShardReader:
         path, number = self._files[group]
         try:
             with open_shard(self.folder / path, footer=self._footer(path)) as file:
-                # No checksum covers a footer, so what it says is compared with what the manifest says.
-                if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self._padded)):
+                # No checksum covers a footer: `_footer` has checked where columns lie, the manifest knows the rest.
+                if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self.padded)):
                     raise ValueError(f"{self._name(group)} has other columns than its manifest; run stages=[verify]")
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
         except (OSError, pa.ArrowException, KeyError, AttributeError, IndexError, UnicodeDecodeError) as error:
@@ -147,6 +147,8 @@ class ShardReader:
         if size != self._sizes[path]:
             raise OSError(f"it has {size:,} bytes, and {self._sizes[path]:,} by the manifest; run stages=[verify]")
         footer = pq.read_metadata(self.folder / path)
+        if not lies_end_to_end(footer):
+            raise OSError("its footer does not say that its columns lie end to end; run stages=[verify]")
         with self._lock:
             self._footers[path] = footer
             if len(self._footers) > FOOTERS_KEPT:
@@ -212,6 +214,7 @@ class StoreReader:
         identity = [store.id, split, max_length, stride, tail, documents, per_group, per_shard]
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.steps = np.full(len(self.groups), self._step)
+        self.padded = tail == "pad"
         self._stream = stream
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
         self._pad_id = end_of_text_id(store.tokenizer)
@@ -263,6 +266,7 @@ class MixedReader:
         self.fingerprint = [reader.fingerprint for reader in readers]
         self.groups = [count for reader in readers for count in reader.groups]
         self.steps = np.concatenate([reader.steps for reader in readers])
+        self.padded = any(reader.padded for reader in readers)
         self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])
         self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
 
@@ -336,6 +340,23 @@ def open_split(
     if tokenizer is not None:
         check_tokenizer(reader.tokenizer, tokenizer, path)
     return reader
+
+
+def lies_end_to_end(footer: pq.FileMetaData) -> bool:
+    """Whether the columns of all row groups follow one another from byte 4 on, as a shard's writer lays them.
+
+    No checksum covers a footer. One changed digit in it could name the page of another row group or column, which has
+    a right checksum of its own.
+    """
+    place = 4
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for index in range(group.num_columns):
+            column = group.column(index)
+            if column.data_page_offset != place or column.has_dictionary_page:
+                return False
+            place += column.total_compressed_size
+    return True
 
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:
