@@ -14,28 +14,27 @@ from dataclasses import dataclass
 # and a reader holds their text once, so that it costs no memory.
 GROUP_TEXT = 1 << 19
 GROUP_WINDOWS = 1 << 21
-SHARDS = 32  # files of a split while each has MIN_SHARD to MAX_SHARD tokens in its windows: work for so many cores
-MIN_SHARD = 1 << 22  # about 4 MB of disjoint windows
-MAX_SHARD = 1 << 26  # about 64 MB of disjoint windows
+SHARDS = 32  # files of a split while each has MIN_UNITS to MAX_UNITS: work for so many cores
+MIN_UNITS = 8  # of GROUP_TEXT tokens in windows: 2^22 in all, about 4 MB of disjoint windows
+MAX_UNITS = 128  # 2^26 tokens, about 64 MB of disjoint windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How windows are divided into row groups and files."""
 
-    max_length: int
     windows_per_group: int
     windows_per_shard: int | None  # None: chosen for each split by `shard_size`
+    unit: int  # windows by which a shard's size is chosen: those of a row group of disjoint windows
     compression: str
 
     def shard_size(self, num_windows: int) -> int:
         """Windows in each file of a split of so many, the last file excepted."""
         if self.windows_per_shard:
             return self.windows_per_shard
-        group = self.windows_per_group
-        least, most = (max(1, tokens // (group * self.max_length)) for tokens in (MIN_SHARD, MAX_SHARD))
-        groups = -(-num_windows // group)
-        return min(max(least, -(-groups // SHARDS)), most) * group
+        units = -(-num_windows // self.unit)
+        size = min(max(MIN_UNITS, -(-units // SHARDS)), MAX_UNITS) * self.unit
+        return max(1, size // self.windows_per_group) * self.windows_per_group
 
 
 def choose_layout(
@@ -68,5 +67,8 @@ def choose_layout(
             "so that every row group but the last is full"
         )
     return Layout(
-        max_length=max_length, windows_per_group=group, windows_per_shard=windows_per_shard, compression=compression
+        windows_per_group=group,
+        windows_per_shard=windows_per_shard,
+        unit=windows_per_group or max(1, GROUP_TEXT // max_length),
+        compression=compression,
     )

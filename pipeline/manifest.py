@@ -55,8 +55,8 @@ class Manifest:
     tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
     corpus: dict[str, Any]  # documents, characters, bytes, special_text_found, audited, bad (by reason)
     store: str  # the identity of the token store that the windows were cut from
-    # max_length, stride, tail, documents, order, seed (of a shuffle), pad_id (of tail=pad), left_over (tokens and
-    # documents in no window, by split)
+    # max_length, stride, tail, documents, order, seed (of a shuffle), end_of_text (between documents), pad_id (of
+    # tail=pad), left_over (tokens and documents in no window, by split)
     windows: dict[str, Any]
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.manifest import FILE as MANIFEST
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -121,7 +123,8 @@ def describe_held(plan: PlanReport, report: WriteReport) -> str:
         planned = getattr(plan, name)
         off = (came[name] - planned.value) / max(planned.value, 1e-9)
         # A plan of all splits has no margin; a document that is cut in two, or a text's end, is one off.
-        is_within = abs(came[name] - planned.value) <= max(planned.margin, 0.001 * planned.value + 1)
+        slack = 0.0 if name in ("seconds", "memory") else 0.001 * planned.value + 1
+        is_within = abs(came[name] - planned.value) <= max(planned.margin, slack)
         verdict = "within the margin" if is_within else "outside the margin"
         lines.append(
             _line(name, f"{_margin(planned, show)} planned", f"{show(came[name])} came", f"{off:+.1%}", verdict)
@@ -151,9 +154,22 @@ def describe_verify(report: VerifyReport) -> str:
         *(f"  fault     {fault.file}: {fault.problem}" for fault in report.faults),
     ]
     if report.faults:
-        lines.append(
-            "  remedy    remove the files that are named and run the write stage again: it writes what is gone"
-        )
+        shards = any(fault.file != MANIFEST for fault in report.faults)
+        manifest = any(fault.file == MANIFEST for fault in report.faults)
+        if shards:
+            lines.append(
+                "  remedy    remove the shards that are named and run the write stage again: it writes what is gone"
+            )
+        if manifest and (report.path / MANIFEST).is_file():
+            lines.append(
+                "  remedy    leave manifest.json and run the write stage again with shards.overwrite=true: it writes "
+                "the data set anew"
+            )
+        elif manifest:
+            lines.append(
+                "  remedy    bring manifest.json back from a copy, or write the data set to another shards.path: "
+                "without it these files are nobody's"
+            )
     else:
         lines.append("  whole     no fault found")
     return "\n".join(["verify", *lines, f"  {'in':<10}{report.path}"])

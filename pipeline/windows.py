@@ -99,7 +99,7 @@ def read_rows(
 def read_windows(
     stream: TokenStream, windows: Windows, first: int, last: int, *, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens of windows [first, last) in one sequential read of the stream.
+    """The tokens of windows [first, last) in one sequential read of the stream, which passes over large gaps.
 
     Returns:
         `ids_BT1`, int32 [B, L + 1], inputs and the one target beyond them, `pad_id` behind the real tokens; it may be a
@@ -107,8 +107,11 @@ def read_windows(
         tokens of each window.
 
     """
-    starts, lengths = windows.locate(np.arange(first, last, dtype=np.int64))
+    numbers = np.arange(first, last, dtype=np.int64)
+    starts, lengths = windows.locate(numbers)
     width = windows.max_length + 1
+    if int(starts[-1] - starts[0]) > 4 * len(starts) * width:  # mostly gaps: only what lies in a window is read
+        return gather_windows(stream, windows, numbers, pad_id=pad_id)
     offsets = starts - starts[0]
     span = int(offsets[-1]) + width
     tokens = np.full(span, pad_id, dtype=np.int32)

@@ -125,6 +125,14 @@ def test_the_card_has_the_counts_and_says_how_often_a_token_repeats(report):
     assert "`more/c.txt`" in card
 
 
+def test_each_row_of_the_cards_table_has_two_cells(report):
+    """A special token's name has bars in it."""
+    lines = (report.path / "README.md").read_text().splitlines()
+    (tokens,) = [line for line in lines if line.startswith("| special tokens")]
+    assert len(re.findall(r"(?<!\\)\|", tokens)) == 3
+    assert r"`<\|endoftext\|>`" in tokens
+
+
 def test_notes_that_somebody_added_to_the_card_survive_a_repair(report, books):
     card = report.path / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMy notes.\n", encoding="utf-8")

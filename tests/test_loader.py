@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
 from pipeline.load import batch as batch_module
@@ -252,3 +254,35 @@ def test_numbers_of_numpy_give_a_state_of_plain_ones(shards):
         loader.set_epoch(1.5)
     with pytest.raises(ValueError, match="whole numbers from 0 are needed"):
         loader.load_state_dict({key: value for key, value in state.items() if key != "epoch"})
+
+
+@pytest.mark.parametrize("others", [["<|endoftext|>", "<|im_start|>"], []])
+def test_documents_end_where_the_tokenizers_own_config_says(tmp_path, others):
+    """A chat model's layout: another special token has the usual name, or none has."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.add_special_tokens([*others, "<|im_end|>"])
+    (tmp_path / "model").mkdir()
+    core.save(str(tmp_path / "model" / "tokenizer.json"))
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        (tmp_path / "texts" / f"{name}.txt").write_text(name * 9)
+    manifest = write_shards(
+        tmp_path / "shards",
+        corpus="text",
+        corpus_path=str(tmp_path / "texts"),
+        cache_path=tmp_path / "cache",
+        tokenizer="huggingface",
+        tokenizer_path=str(tmp_path / "model"),
+        max_length=16,
+        tail="pad",
+    ).manifest
+    order = {"shuffle": "none", "document_ids": True, "drop_last": False}
+    (batch,) = ShardLoader(tmp_path / "shards", **order)
+    assert batch.document_ids[0].tolist() == [0] * 10 + [1] * 6
+    (other,) = ShardLoader(tmp_path / f"cache/stores/{manifest.store}.json", max_length=16, tail="pad", **order)
+    assert other.input_ids.equal(batch.input_ids)
+    assert other.document_ids.equal(batch.document_ids)
+    assert batch.input_ids[1, -1] == core.token_to_id("<|im_end|>")

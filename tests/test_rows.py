@@ -143,7 +143,7 @@ def test_targets_that_do_not_count_are_the_same_in_the_least_memory(
 @pytest.mark.parametrize("compression", ["zstd", "none"])
 def test_a_footer_that_names_another_page_is_refused(tmp_path, compression):
     """Each single byte that turns the place of one page into that of another, whose checksum is right."""
-    (tmp_path / "text.txt").write_text(" ".join(str(number**3) for number in range(700)))
+    (tmp_path / "text.txt").write_text(" ".join(str(number**3) for number in range(150)))
     path = write_shards(
         tmp_path / "shards",
         corpus="text",
@@ -169,13 +169,13 @@ def test_a_footer_that_names_another_page_is_refused(tmp_path, compression):
             if changed == code or changed not in {varint(2 * other) for other in places}:
                 continue
             where = content.find(code, start)
-            if where < 0 or tried == 40:
+            if where < 0 or tried == 20:
                 continue
             tried += 1
             file.write_bytes(content[:where] + changed + content[where + len(code) :])
             with pytest.raises(OSError, match=r"cannot be read: .*"):
                 list(ShardLoader(path, shuffle="none"))
-    assert tried > 5
+    assert tried > 3
 
 
 def varint(value):

@@ -1,7 +1,12 @@
 """What a run ends with can be read."""
 
+from types import SimpleNamespace
+
+import pytest
+
 from pipeline.load.stage import LoadReport
-from pipeline.summary import describe_window, rate, seconds, size
+from pipeline.summary import PLANNED, describe_held, describe_window, rate, seconds, size
+from pipeline.write.plan import Estimate
 from pipeline.write.tokenizer import load_tokenizer
 
 
@@ -46,3 +51,18 @@ def test_figures_come_in_units_people_use():
     assert rate(2e9, 1, "B") == "2 GB/s"
     assert seconds(0.01234) == "0.0123 s"
     assert seconds(1234) == "1,234 s"
+
+
+@pytest.mark.parametrize(("came", "verdict"), [(0.6, "outside the margin"), (1.2, "within the margin")])
+def test_a_plans_seconds_have_their_own_margin_and_no_other(came, verdict):
+    planned = dict.fromkeys(PLANNED, Estimate(value=5.0, margin=0.0)) | {"seconds": Estimate(value=1.5, margin=0.75)}
+    plan = SimpleNamespace(**planned)
+    manifest = SimpleNamespace(splits={}, corpus={"documents": 6})
+    report = SimpleNamespace(
+        manifest=manifest, peak_memory=5, start_seconds=0.0, tokenize_seconds=0.0, write_seconds=came
+    )
+    lines = describe_held(plan, report).splitlines()
+    (line,) = [line for line in lines if " seconds " in line or "time" in line]
+    assert line.endswith(verdict)
+    (line,) = [line for line in lines if "documents" in line]
+    assert line.endswith("within the margin"), "one document may be cut in two"

@@ -126,3 +126,22 @@ def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
     loader = ShardLoader(tmp_path / "cache" / "stores" / f"{report.manifest.store}.json", max_length=8)
     with pytest.raises(ValueError, match=r"its train.npy has the checksum .*; remove this folder"):
         list(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_length": 0}, "window.max_length: must be at least 1; got 0"),
+        ({"stride": 0}, "window.stride: must be at least 1; got 0"),
+        ({"stride": -1}, "window.stride: must be at least 1; got -1"),
+        ({"tail": "padd"}, "did you mean 'pad'"),
+        ({"documents": "seperate"}, "did you mean 'separate'"),
+        ({"windows_per_group": -2}, "shards.windows_per_group: must be at least 1; got -2"),
+        ({"windows_per_group": 3, "windows_per_shard": 10}, "must be a multiple of windows_per_group=3"),
+    ],
+)
+@pytest.mark.parametrize("kind", [ShardLoader, WindowDataset])
+def test_windows_of_a_store_are_refused_for_what_a_config_is_refused_for(corpus, kind, options, words):
+    write(corpus, max_length=8)
+    with pytest.raises(ValueError, match=words):
+        kind(store_of(corpus), **{"max_length": 8, **options})

@@ -132,7 +132,7 @@ class ShardLoader(IterableDataset[Batch]):
         self.score = score
         self.workers, self.worker_context = workers, worker_context
         self.device = None if device is None else torch.device(device)
-        self._end_of_text = end_of_text_id(self.reader.tokenizer) if document_ids else None
+        self._end_of_text = end_of_text_id(self.reader) if document_ids else None
         kind = resolve_shuffle(shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
         orders = [make_order(reader, shuffle=kind, seed=seed, lanes=lanes) for reader in readers]
         self.order: Order | Mix = orders[0]

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.layout import choose_layout
 from pipeline.load.rows import Names, Rows, choose_step, view_windows
 from pipeline.manifest import read_manifest
+from pipeline.schema import Shards, Window
 from pipeline.shard_format import open_shard, read_columns, shard_schema
 from pipeline.token_store import open_store
 from pipeline.windows import IGNORED, Windows, read_windows
@@ -65,6 +66,7 @@ class ShardReader:
         )
         self.steps = np.full(len(self.groups), self._step)
         self.padded = manifest.windows["tail"] == "pad"
+        self.end_of_text: int | None = manifest.windows.get("end_of_text")
         self._sizes = {shard.path: shard.bytes for shard in entry.shards}
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
@@ -183,6 +185,9 @@ class StoreReader:
         windows_per_group: int | None = None,
         windows_per_shard: int | None = None,
     ) -> None:
+        # Made for their checks alone. Windows of any stride: a gap is what the caller asks for.
+        Window(max_length=max_length, stride=stride, allow_gaps=True, tail=tail, documents=documents)
+        Shards(windows_per_group=windows_per_group, windows_per_shard=windows_per_shard)
         store = open_store(path)
         if split not in store.splits():
             raise ValueError(f"{path} has no split {split!r}; it has {', '.join(store.splits())}")
@@ -217,7 +222,8 @@ class StoreReader:
         self.padded = tail == "pad"
         self._stream = stream
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
-        self._pad_id = end_of_text_id(store.tokenizer)
+        self.end_of_text: int | None = store.tokenizer.get("end_of_text")
+        self._pad_id = end_of_text_id(self)
 
     def read_group(self, group: int, tokens: np.ndarray) -> Rows:
         """Read a row group into `tokens`, one flat piece with its windows `steps[group]` apart."""
@@ -267,6 +273,7 @@ class MixedReader:
         self.groups = [count for reader in readers for count in reader.groups]
         self.steps = np.concatenate([reader.steps for reader in readers])
         self.padded = any(reader.padded for reader in readers)
+        self.end_of_text = one.end_of_text
         self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])
         self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
 
@@ -373,15 +380,19 @@ def narrow_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
-def end_of_text_id(tokenizer: Mapping[str, Any]) -> int:
-    """The ID that separates documents.
+def end_of_text_id(reader: Reader) -> int:
+    """The ID that separates documents: the recorded one or, of earlier releases, that of a token with a usual name.
 
     Raises:
-        ValueError: the tokenizer names no such token.
+        ValueError: none was recorded, and the tokenizer names no such token.
 
     """
-    special: dict[str, int] = tokenizer["special_tokens"]
+    if reader.end_of_text is not None:
+        return reader.end_of_text
+    special: dict[str, int] = reader.tokenizer["special_tokens"]
     for name in END_OF_TEXT_NAMES:
         if name in special:
             return special[name]
-    raise ValueError(f"the tokenizer {tokenizer['name']!r} has no end-of-text token; it has {', '.join(special)}")
+    raise ValueError(
+        f"the tokenizer {reader.tokenizer['name']!r} has no end-of-text token; it has {', '.join(special)}"
+    )

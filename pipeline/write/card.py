@@ -46,7 +46,8 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         for name, left in windows["left_over"].items()
         if left["tokens"]
     )
-    special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items())
+    # A bare | would end the table's cell, even inside backticks.
+    special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
     facts = {
         "sources": _list_sources(sources),
         "documents": f"{corpus['documents']:,}, {corpus['characters']:,} characters, {corpus['bytes']:,} bytes",

@@ -96,7 +96,8 @@ def plan_job(job: Job, path: Path, *, audit: float, workers: int) -> PlanReport:
     if documents.value == 0:
         bad = count_bad(chunks)
         raise ValueError(
-            f"of the sample's {bad.total()} documents none is usable ({count_reasons(bad)}); look at corpus.text_field"
+            f"of the sample's {bad.total()} documents none is usable ({count_reasons(bad)}); "
+            "look at corpus.path and corpus.text_field"
             if bad
             else "the sample holds no document; look at corpus.path"
         )
@@ -207,6 +208,8 @@ def _encode_sample(job: Job, store: TokenStore, *, is_whole: bool) -> tuple[Esti
     empty = pa.BufferOutputStream()
     shard_writer(empty, schema, compression=compression).close()
     per_shard = empty.getvalue().size
+    one = np.zeros((1, job.window["max_length"] + 1), np.int32)
+    group_table(one, np.zeros(1, np.int64), np.ones(1, np.int32), padded=padded)  # the first call imports: not timed
     for name in store.splits():
         stream, windows = job.cut(store, name)
         group = job.layout.windows_per_group

@@ -85,7 +85,7 @@ def tokenize(
     keep_freed_memory()
     remove_leftovers(cache)
     task = partial(encode_split, cache=cache, tokenizer=tokenizer, policy=policy, audit=audit)
-    description = describe_tokenizer(tokenizer)
+    description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.end_of_text}
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
     for split, (chunk, origin) in zip(splits, run_and_flush(task, splits, workers=workers), strict=True):
