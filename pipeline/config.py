@@ -11,15 +11,17 @@ import contextlib
 import dataclasses
 import difflib
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pipeline.schema import Config, ConfigError, SenselessError, closest, one_of
+from pipeline.schema import PATHS, Config, ConfigError, SenselessError, closest, one_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
@@ -71,7 +73,8 @@ def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config,
     The values of a sweep are checked when their point runs: one bad point does not stop the others.
 
     Raises:
-        ConfigError: a misspelt key (behind `+` too), an unknown choice, a wrong type or an impossible value.
+        ConfigError: a misspelt key (behind `+` too), an unknown choice, a wrong type or an impossible value, or what
+            Hydra's grammar cannot parse.
 
     """
     from hydra import compose
@@ -92,7 +95,8 @@ def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config,
         own = f"file://{Path(given.config_dir).resolve()}"
         folders.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))  # Hydra wants the schema last
     try:
-        overrides = OverridesParser.create().parse_overrides(overrides=given.overrides)
+        parser = OverridesParser.create()
+        overrides = [_parse_override(line, parser) for line in given.overrides]
         loader = Hydra.create_main_hydra2("stridemill", folders).config_loader
         for override in overrides:
             _check_override(override, loader, kind=kind, multirun=given.multirun)
@@ -108,6 +112,33 @@ def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config,
         GlobalHydra.instance().clear()
 
 
+def _parse_override(line: str, parser: OverridesParser) -> Override:
+    from hydra.errors import HydraException
+
+    try:
+        return parser.parse_override(line)
+    except HydraException as error:
+        key, equals, value = line.partition("=")
+        hint = "an override is key=value"
+        if equals:
+            quoted, as_typed = _quote_value(key, value)
+            with contextlib.suppress(HydraException):  # it is the key that is wrong
+                parser.parse_override(quoted)
+                several = re.search(r"[\[\]{},]", value)  # each of them has its own quotes
+                hint = f"quotes keep a text as it is{'' if several else f': {as_typed}'}"
+        words = " ".join(str(error).split()).strip('"')
+        raise ConfigError(f"{key or 'an override'}: cannot be parsed ({words}); {hint}; got {line!r}") from error
+
+
+def _quote_value(key: str, value: str) -> tuple[str, str]:
+    """An override whose value is in quotes, as Hydra is to get it, and as it is typed in a shell."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    inner, outer = (Quote.double, "'") if re.search(r'["$`\\!]', value) else (Quote.single, '"')
+    quoted = f"{key}={QuotedString(text=value, quote=inner).with_quotes()}"
+    return quoted, shlex.quote(quoted) if outer in quoted else f"{outer}{quoted}{outer}"
+
+
 def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Config], multirun: bool) -> None:
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
@@ -118,6 +149,12 @@ def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Conf
         raise unknown_key(key, known)
     if override.is_sweep_override() and not multirun:
         raise ConfigError(f"{key}: several values need -m, which runs each; got {override.input_line!r}")
+    if key == "corpus.path" and isinstance(override.value(), int | float):
+        given = (override.input_line or "").partition("=")[2].strip()
+        kind_of_value = "a bool" if isinstance(override.value(), bool) else "a number"
+        raise ConfigError(
+            f"{key}: {PATHS}; got {given}, read as {kind_of_value}: quotes keep it a text, {key}='\"{given}\"'"
+        )
     if key in groups and override.value() is not None:
         choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         for choice in choices:

@@ -8,6 +8,7 @@ closest valid one.
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 import re
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ MAX_COUNT = 2**62  # numbers of windows and documents
 MAX_SEED = 2**63 - 1
 MAX_LENGTH = 2**24  # tokens of a window: its ids alone are 64 MiB
 MAX_DIM = 2**16
+MAX_WORKERS = 1024
+PATHS = "must be a file, folder or glob, or a list of them"
 STAGES = ("plan", "write", "verify", "load", "report")
 
 
@@ -53,23 +56,35 @@ class Corpus:
         one_of("corpus.name", self.name, CORPORA)
         one_of("corpus.on_bad", self.on_bad, ("quarantine", "raise"))
         if self.max_document_bytes is not None:
-            within("corpus.max_document_bytes", self.max_document_bytes, 1, MAX_COUNT)
+            self.max_document_bytes = within("corpus.max_document_bytes", self.max_document_bytes, 1, MAX_COUNT)
         for key in ("text_field", "part"):
+            text(f"corpus.{key}", getattr(self, key))
             if not getattr(self, key):
                 refuse(f"corpus.{key}", "must not be empty", getattr(self, key))
+        for key in ("subset", "url", "sha256"):
+            if getattr(self, key) is not None:
+                text(f"corpus.{key}", getattr(self, key))
         fraction("corpus.max_bad_fraction", self.max_bad_fraction)
         if self.path is not None:
-            paths = self.path if isinstance(self.path, list) else [self.path]
-            if not paths or not all(isinstance(path, str) and path for path in paths):
-                refuse("corpus.path", "must be a file, folder or glob, or a list of them", self.path)
-            for path in paths:
-                local("corpus.path", path)
+            self.path = self._checked_path()
         if self.name == "python_docs" and self.path is not None:
             refuse("corpus.path", "corpus=python_docs is embedded and has none; corpus=text reads files", self.path)
         if self.name in ("text", "jsonl", "parquet") and self.path is None:
             refuse("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
-        if self.name == "huggingface" and not isinstance(self.path, str):
+        if self.name == "huggingface" and (self.path is None or len(self.paths) != 1):
             refuse("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list; empty where it is None."""
+        return self.path if isinstance(self.path, list) else [] if self.path is None else [self.path]
+
+    def _checked_path(self) -> str | list[str]:
+        if not self.paths or not all(isinstance(path, str | os.PathLike) for path in self.paths):
+            hint = " (a name that is a number needs quotes)" * any(map(is_number, self.paths))
+            refuse("corpus.path", PATHS + hint, self.path)
+        checked = [local("corpus.path", path, PATHS) for path in self.paths]
+        return checked if isinstance(self.path, list) else checked[0]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +111,10 @@ class Tokenizer:
             refuse("tokenizer.path", f"tokenizer={self.name} has its own vocabulary and takes none", self.path)
         if self.name != "tiktoken_file" and self.pattern is not None:
             refuse("tokenizer.pattern", f"is for tokenizer=tiktoken_file, not {self.name}", self.pattern)
+        if self.path is not None:
+            self.path = local("tokenizer.path", self.path, "must be a file, a folder or a hub name")
+        if self.pattern is not None:
+            text("tokenizer.pattern", self.pattern)
         if self.name in ("huggingface", "bytes") and self.engine != "auto":
             refuse("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
 
@@ -112,8 +131,8 @@ class Window:
     score: str = "all"
 
     def __post_init__(self) -> None:
-        within("window.max_length", self.max_length, 1, MAX_LENGTH)
-        within("window.stride", self.stride, 1, MAX_COUNT)
+        self.max_length = within("window.max_length", self.max_length, 1, MAX_LENGTH)
+        self.stride = within("window.stride", self.stride, 1, MAX_COUNT)
         one_of("window.tail", self.tail, ("drop", "pad"))
         one_of("window.documents", self.documents, ("join", "separate"))
         one_of("window.score", self.score, ("all", "new"))
@@ -130,9 +149,9 @@ class Split:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.validation, int | float) or not 0 <= self.validation < 1:
+        if not is_number(self.validation) or not 0 <= self.validation < 1:
             refuse("split.validation", "must be a fraction from 0 to below 1", self.validation)
-        within("split.seed", self.seed, -MAX_SEED, MAX_SEED)
+        self.seed = within("split.seed", self.seed, -MAX_SEED, MAX_SEED)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -150,16 +169,14 @@ class Shards:
     def __post_init__(self) -> None:
         one_of("shards.compression", self.compression, ("zstd", "lz4", "snappy", "none"))
         one_of("shards.order", self.order, ORDERS)
-        within("shards.seed", self.seed, 0, MAX_SEED)
+        self.seed = within("shards.seed", self.seed, 0, MAX_SEED)
         for key in ("windows_per_shard", "windows_per_group"):
             if getattr(self, key) is not None:
-                within(f"shards.{key}", getattr(self, key), 1, MAX_COUNT)
+                setattr(self, key, within(f"shards.{key}", getattr(self, key), 1, MAX_COUNT))
         if self.windows_per_shard and self.windows_per_group and self.windows_per_shard % self.windows_per_group:
             rule = f"must be a multiple of windows_per_group={self.windows_per_group}, or row groups would be cut"
             refuse("shards.windows_per_shard", rule, self.windows_per_shard)
-        if not self.path:
-            refuse("shards.path", "must name a folder", self.path)
-        local("shards.path", self.path)
+        self.path = local("shards.path", self.path)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -213,7 +230,7 @@ class Executor:
         one_of("executor.name", self.name, ("local",))
         if self.workers is None:
             self.workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        within("executor.workers", self.workers, 1, 1024)
+        self.workers = within("executor.workers", self.workers, 1, MAX_WORKERS)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,9 +240,7 @@ class Cache:
     path: str = "outputs/cache"
 
     def __post_init__(self) -> None:
-        if not self.path:
-            refuse("cache.path", "must name a folder", self.path)
-        local("cache.path", self.path)
+        self.path = local("cache.path", self.path)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -274,31 +289,59 @@ def closest(name: str, valid: Iterable[str]) -> str:
 
 def refuse(key: str, rule: str, value: object) -> NoReturn:
     """Raise the refusal of a value."""
-    raise ConfigError(f"{key}: {rule}; got {value!r}")
+    shown = repr(value).replace("\n", " ")  # an array's has line feeds
+    raise ConfigError(f"{key}: {rule}; got {shown}")
 
 
-def one_of(key: str, value: str, valid: Iterable[str]) -> None:
+def one_of(key: str, value: object, valid: Iterable[str]) -> None:
     """Refuse a value that is not among the valid ones."""
-    if value not in valid:
-        hint = closest(value, valid)
+    if not isinstance(value, str) or value not in valid:
+        hint = closest(value, valid) if isinstance(value, str) else ""
         refuse(key, f"must be one of {', '.join(valid)}{f' ({hint})' if hint else ''}", value)
 
 
-def within(key: str, value: float, least: float, most: float) -> None:
-    """Refuse a number outside least .. most, both included."""
-    if not isinstance(value, int | float) or not value >= least:
-        refuse(key, f"must be at least {least}", value)
-    if value > most:
-        refuse(key, f"must be at most {most}", value)
+def text(key: str, value: object) -> None:
+    """Refuse what is no text."""
+    if not isinstance(value, str):
+        refuse(key, "must be text", value)
+
+
+def within(key: str, value: Any, least: int, most: int) -> int:
+    """The whole number, numpy's as Python's; refuses what is none or lies outside least .. most, both included."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        refuse(key, "must be a whole number", value)
+    if isinstance(value, bool):
+        refuse(key, "must be a whole number", value)
+    if number < least:
+        refuse(key, f"must be at least {least}", number)
+    if number > most:
+        refuse(key, f"must be at most {most}", number)
+    return number
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number and no truth value, which Python counts as one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def fraction(key: str, value: float) -> None:
     """Refuse what is no number from 0 to 1."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         refuse(key, "must be a fraction from 0 to 1", value)
 
 
-def local(key: str, path: str) -> None:
-    """Refuse a URI: taken for a path, `s3://bucket/x` would be a folder of that name here."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        refuse(key, "must be a path on this machine (mount or copy what lies elsewhere)", path)
+def local(key: str, path: object, rule: str = "must name a folder") -> str:
+    """The path as a text; refuses what is none.
+
+    A URI is refused too: taken for a path, `s3://bucket/x` would be a folder of that name here.
+    """
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or not name:
+        refuse(key, rule, path)
+    if "\0" in name:
+        refuse(key, "must not contain the character NUL, which no path has", name)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        refuse(key, "must be a path on this machine (mount or copy what lies elsewhere)", name)
+    return name

@@ -1,5 +1,7 @@
 """A wrong config is refused before any work, in one line that names the key, the rule and the value."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,15 @@ REFUSED = {
     "stages=[]": "stages: must name at least one of plan, write, verify, load, report; got []",
     "corpus=text": "corpus.path: corpus=text needs a file, a folder, a glob, or a list of them; got None",
     "corpus.path=[]": "corpus.path: must be a file, folder or glob, or a list of them; got []",
-    "corpus.path=3": "corpus.path: must be a file, folder or glob, or a list of them; got 3",
+    "corpus.path=2024": "or a list of them; got 2024, read as a number: quotes keep it a text, corpus.path='\"2024\"'",
+    "+corpus.path=1_0": "or a list of them; got 1_0, read as a number: quotes keep it a text, corpus.path='\"1_0\"'",
+    "corpus.path=true": "or a list of them; got true, read as a bool: quotes keep it a text, corpus.path='\"true\"'",
+    "corpus.path=[a,3]": "or a list of them (a name that is a number needs quotes); got ['a', 3]",
+    "corpus.path=~": "corpus.path: cannot be parsed (token recognition error at: '~'); quotes keep a text as it is",
+    "corpus.path=[é,b]": "cannot be parsed (token recognition error at: 'é'); quotes keep a text as it is; got",
+    "é=3": "é: cannot be parsed (token recognition error at: 'é'); an override is key=value; got 'é=3'",
+    "stride": "stride: cannot be parsed (missing EQUAL at '<EOF>'); an override is key=value; got 'stride'",
+    "": "an override: cannot be parsed (mismatched input '<EOF>'",
     "corpus.max_bad_fraction=2": "corpus.max_bad_fraction: must be a fraction from 0 to 1; got 2.0",
     "tokenizer=tiktoken_file": "tokenizer.path: tokenizer=tiktoken_file needs the path of its vocabulary; got None",
     "window.stride=1,2": "window.stride: several values need -m, which runs each; got 'window.stride=1,2'",
@@ -127,6 +137,39 @@ def test_a_wrong_override_is_refused_in_one_line(override):
 )
 def test_a_right_command_line_passes(arguments):
     check_command_line(arguments)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["gl/é.txt", "~/v.txt", "eq=a.txt", "it's.txt", "a#$b`!.txt", 'x"#.txt', "back\\#.txt", "end#\\", "'#$", "foo(1)"],
+)
+def test_a_value_that_hydra_cannot_parse_is_refused_with_what_the_shell_and_hydra_take(path):
+    with pytest.raises(
+        ConfigError, match=r"^corpus.path: cannot be parsed \(.*; quotes keep a text as it is: "
+    ) as refusal:
+        check_command_line(["corpus=text", f"corpus.path={path}"])
+    message = str(refusal.value)
+    assert message.endswith(f"; got {f'corpus.path={path}'!r}")
+    assert "\n" not in message
+    [remedy] = shlex.split(re.search(r"as it is: (.*); got ", message)[1])
+    check_command_line(["corpus=text", remedy])
+    assert read("corpus=text", remedy).corpus.path == path
+
+
+def test_the_remedy_for_the_usual_names_is_easy_to_type():
+    with pytest.raises(
+        ConfigError, match=re.escape("""as it is: "corpus.path='gl/é.txt'"; got 'corpus.path=gl/é.txt'""")
+    ):
+        check_command_line(["corpus.path=gl/é.txt"])
+
+
+@pytest.mark.parametrize("path", ["2024", "1_0", "1e5", "true"])
+def test_a_number_in_quotes_is_a_path(path):
+    with pytest.raises(ConfigError) as refusal:
+        check_command_line(["corpus=text", f"corpus.path={path}"])
+    [remedy] = shlex.split(str(refusal.value).rpartition(", ")[2])
+    check_command_line(["corpus=text", remedy])
+    assert read("corpus=text", remedy).corpus.path == path
 
 
 def test_a_wrong_choice_anywhere_in_a_sweep_is_refused():

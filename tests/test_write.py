@@ -1,5 +1,6 @@
 """From text to a data set: the shards, read back with pyarrow alone, hold the slow twin's windows."""
 
+import base64
 import hashlib
 import json
 import os
@@ -16,7 +17,9 @@ import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
 from pipeline import read_manifest, write_shards
+from pipeline.schema import ConfigError
 from pipeline.token_store import open_store
+from pipeline.write.job import prepare_job
 from pipeline.write.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -355,6 +358,145 @@ def test_a_call_is_refused_for_the_values_for_which_a_config_is(books, tmp_path,
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         write_shards(tmp_path / "shards", **options)
     assert not (tmp_path / "shards").exists()
+
+
+PATHS = "must be a file, folder or glob, or a list of them"
+WRONG_TYPES = [
+    ("engine", None, "tokenizer.engine: must be one of auto, tiktoken, gigatoken; got None"),
+    ("special_text", None, "tokenizer.special_text: must be one of literal, control, error; got None"),
+    ("tokenizer", None, "tokenizer.name: must be one of gpt2,"),
+    ("on_bad", None, "corpus.on_bad: must be one of quarantine, raise; got None"),
+    ("corpus", None, "corpus.name: must be one of python_docs,"),
+    ("corpus", ["text"], "corpus.name: must be one of python_docs,"),
+    ("tail", None, "window.tail: must be one of drop, pad; got None"),
+    ("compression", None, "shards.compression: must be one of zstd, lz4, snappy, none; got None"),
+    (
+        "compression",
+        np.zeros((2, 2)),
+        "shards.compression: must be one of zstd, lz4, snappy, none; got array([[0., 0.], ",
+    ),
+    ("max_length", 4.0, "window.max_length: must be a whole number; got 4.0"),
+    ("max_length", True, "window.max_length: must be a whole number; got True"),
+    ("max_length", "4", "window.max_length: must be a whole number; got '4'"),
+    ("max_length", None, "window.max_length: must be a whole number; got None"),
+    ("stride", 2.0, "window.stride: must be a whole number; got 2.0"),
+    ("stride", np.float64(2), "window.stride: must be a whole number; got "),
+    ("windows_per_shard", 2.5, "shards.windows_per_shard: must be a whole number; got 2.5"),
+    ("windows_per_group", True, "shards.windows_per_group: must be a whole number; got True"),
+    ("split_seed", 1.5, "split.seed: must be a whole number; got 1.5"),
+    ("order_seed", 1.5, "shards.seed: must be a whole number; got 1.5"),
+    ("workers", 1.5, "executor.workers: must be a whole number; got 1.5"),
+    ("workers", True, "executor.workers: must be a whole number; got True"),
+    ("workers", np.bool_(True), "executor.workers: must be a whole number; got "),
+    ("workers", None, "executor.workers: must be a whole number; got None"),
+    ("max_document_bytes", 5.5, "corpus.max_document_bytes: must be a whole number; got 5.5"),
+    ("max_document_bytes", True, "corpus.max_document_bytes: must be a whole number; got True"),
+    ("validation", False, "split.validation: must be a fraction from 0 to below 1; got False"),
+    ("audit", True, "tokenizer.audit: must be a fraction from 0 to 1; got True"),
+    ("text_field", 5, "corpus.text_field: must be text; got 5"),
+    ("text_field", ["text"], "corpus.text_field: must be text; got ['text']"),
+    ("corpus_part", 5, "corpus.part: must be text; got 5"),
+    ("corpus_subset", 5, "corpus.subset: must be text; got 5"),
+    ("corpus_sha256", b"5", "corpus.sha256: must be text; got b'5'"),
+    ("corpus_path", 5, f"corpus.path: {PATHS} (a name that is a number needs quotes); got 5"),
+    ("corpus_path", b"v.txt", f"corpus.path: {PATHS}; got b'v.txt'"),
+    ("corpus_path", ["v.txt", None], f"corpus.path: {PATHS}; got ['v.txt', None]"),
+    ("corpus_path", "v.txt\0", "corpus.path: must not contain the character NUL, which no path has; got 'v.txt\\x00'"),
+    ("cache_path", None, "cache.path: must name a folder; got None"),
+    ("cache_path", b"cache", "cache.path: must name a folder; got b'cache'"),
+    ("cache_path", "c\0", "cache.path: must not contain the character NUL, which no path has; got 'c\\x00'"),
+    ("tokenizer_path", 5, "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes none; got 5"),
+]
+
+
+@pytest.mark.parametrize(("argument", "value", "message"), WRONG_TYPES)
+def test_a_value_of_a_wrong_type_is_refused_before_any_work(books, tmp_path, argument, value, message):
+    options = {"corpus": "text", "corpus_path": books, "cache_path": tmp_path / "cache", argument: value}
+    with pytest.raises(ConfigError, match="^" + re.escape(message)) as refusal:
+        write_shards(tmp_path / "shards", **options)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "shards").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("tokenizer_path", 5, "tokenizer.path: must be a file, a folder or a hub name; got 5"),
+        (
+            "tokenizer_path",
+            "r\0",
+            "tokenizer.path: must not contain the character NUL, which no path has; got 'r\\x00'",
+        ),
+        ("tokenizer_pattern", 5, "tokenizer.pattern: must be text; got 5"),
+    ],
+)
+def test_a_vocabulary_of_a_wrong_type_is_refused_before_any_work(books, tmp_path, argument, value, message):
+    options = {"tokenizer": "tiktoken_file", "tokenizer_path": "r", "tokenizer_pattern": "gpt2", argument: value}
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        write_shards(tmp_path / "shards", corpus="text", corpus_path=books, **options)
+
+
+def test_a_pattern_that_tiktoken_alone_does_not_take_is_refused_with_its_key(books, tmp_path):
+    ranks = tmp_path / "ranks"
+    ranks.write_bytes(b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
+    options = {"tokenizer": "tiktoken_file", "tokenizer_path": ranks, "cache_path": tmp_path / "cache"}
+    options |= {"corpus": "text", "corpus_path": books}
+    with pytest.raises(ValueError, match=r"^tokenizer\.pattern='\\\\X\|.*tiktoken.*Invalid escape: \\X$"):
+        write_shards(tmp_path / "shards", **options, tokenizer_pattern=r"\X|[\s\S]")
+    assert write_shards(tmp_path / "shards", **options, tokenizer_pattern=r"[\s\S]").manifest.splits
+
+
+WHOLE = {
+    "max_length": 8,
+    "stride": 4,
+    "windows_per_group": 5,
+    "windows_per_shard": 10,
+    "split_seed": 3,
+    "order_seed": 2**40,
+    "max_document_bytes": 10**6,
+    "workers": 2,
+}
+
+
+def test_numpys_whole_numbers_are_pythons(books, tmp_path):
+    rest = {
+        "corpus": "text",
+        "corpus_path": (name for name in [books / "a.txt", str(books / "b.md")]),
+        "corpus_url": None,
+        "corpus_sha256": None,
+        "corpus_subset": None,
+        "corpus_part": "train",
+        "text_field": "text",
+        "on_bad": "quarantine",
+        "tokenizer": "bytes",
+        "tokenizer_path": None,
+        "tokenizer_pattern": None,
+        "engine": "auto",
+        "special_text": "literal",
+        "allow_gaps": False,
+        "tail": "pad",
+        "documents": "join",
+        "validation": 0.25,
+        "compression": "zstd",
+        "order": "shuffled",
+        "cache_path": tmp_path / "cache",
+    }
+    job = prepare_job(**rest, **{key: np.int64(value) for key, value in WHOLE.items()})
+    rest["corpus_path"] = [books / "a.txt", books / "b.md"]
+    same = prepare_job(**rest, **WHOLE)
+    assert (job.fingerprint, job.stored, job.layout) == (same.fingerprint, same.stored, same.layout)
+    stored = [*job.stored.values(), job.seed, job.policy.seed, job.policy.max_document_bytes]
+    assert {type(value) for value in stored} == {int, str}
+
+
+@pytest.mark.parametrize("argument", sorted(WHOLE))
+def test_a_data_set_is_the_same_by_numpys_whole_numbers(write, books, argument):
+    options = {**WHOLE, "corpus": "text", "corpus_path": books, "order": "shuffled", "validation": 0.25}
+    one = write("one", **options)
+    other = write("other", **{**options, argument: np.uint64(options[argument])})
+    assert (one.manifest.fingerprint, one.manifest.splits) == (other.manifest.fingerprint, other.manifest.splits)
+    assert read_manifest(other.path) == other.manifest
 
 
 def test_a_stride_that_skips_text_must_be_meant(books, tmp_path):

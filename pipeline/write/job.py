@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from pipeline.layout import Layout, choose_layout
 from pipeline.manifest import FORMAT_VERSION
-from pipeline.schema import Cache, Corpus, Executor, Shards, Split, Window
+from pipeline.schema import MAX_WORKERS, Cache, Corpus, Shards, Split, Window, local, within
 from pipeline.schema import Tokenizer as TokenizerConfig
 from pipeline.token_store import store_id
 from pipeline.windows import Windows
@@ -106,67 +107,70 @@ def prepare_job(
 
     """
     started = time.perf_counter()
-    given = [corpus_path] if isinstance(corpus_path, str | os.PathLike) else list(corpus_path or ())
-    paths = [os.fspath(path) for path in given]
-    stride = max_length if stride is None else stride
-    # Made for their checks alone: a call is refused for the same values as a config, in the same words.
-    Corpus(
+    if isinstance(corpus_path, Iterable) and not isinstance(corpus_path, str | bytes | os.PathLike):
+        corpus_path = list(corpus_path)
+    # A call is refused for the same values as a config, in the same words; numpy's numbers become Python's.
+    source = Corpus(
         name=corpus,
-        path=None if corpus_path is None else paths[0] if len(paths) == 1 else paths,
-        text_field=text_field,
-        part=corpus_part,
-        on_bad=on_bad,
-        max_document_bytes=max_document_bytes,
-    )
-    TokenizerConfig(
-        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
-    )
-    Window(max_length=max_length, stride=stride, allow_gaps=allow_gaps, tail=tail, documents=documents)
-    Split(validation=validation, seed=split_seed)
-    Shards(
-        windows_per_shard=windows_per_shard,
-        windows_per_group=windows_per_group,
-        compression=compression,
-        order=order,
-        seed=order_seed,
-    )
-    Executor(workers=workers)
-    Cache(path=os.fspath(cache_path))
-    layout = choose_layout(
-        max_length=max_length,
-        stride=stride,
-        documents=documents,
-        order=order,
-        windows_per_group=windows_per_group,
-        windows_per_shard=windows_per_shard,
-        compression=compression,
-    )
-    encoder = load_tokenizer(
-        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
-    )
-    options = CorpusOptions(
-        paths=tuple(paths),
+        path=corpus_path,
         text_field=text_field,
         subset=corpus_subset,
         part=corpus_part,
         url=corpus_url,
         sha256=corpus_sha256,
-        cache=Path(cache_path),
+        on_bad=on_bad,
+        max_document_bytes=max_document_bytes,
+    )
+    vocabulary = TokenizerConfig(
+        name=tokenizer, path=tokenizer_path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
+    )
+    stride = max_length if stride is None else stride
+    window = Window(max_length=max_length, stride=stride, allow_gaps=allow_gaps, tail=tail, documents=documents)
+    split = Split(validation=validation, seed=split_seed)
+    shards = Shards(
+        windows_per_shard=windows_per_shard,
+        windows_per_group=windows_per_group,
+        compression=compression,
+        order=order,
+        seed=order_seed,
+    )
+    workers = within("executor.workers", workers, 1, MAX_WORKERS)
+    cache = Path(Cache(path=local("cache.path", cache_path)).path)
+    layout = choose_layout(
+        max_length=window.max_length,
+        stride=window.stride,
+        documents=documents,
+        order=order,
+        windows_per_group=shards.windows_per_group,
+        windows_per_shard=shards.windows_per_shard,
+        compression=compression,
+    )
+    encoder = load_tokenizer(
+        name=tokenizer, path=vocabulary.path, pattern=tokenizer_pattern, engine=engine, special_text=special_text
+    )
+    options = CorpusOptions(
+        paths=tuple(source.paths),
+        text_field=text_field,
+        subset=corpus_subset,
+        part=corpus_part,
+        url=corpus_url,
+        sha256=corpus_sha256,
+        cache=cache,
         cut_safe=encoder.cut_safe,
         workers=workers,
     )
     inputs = find_splits(corpus, options)
-    policy = Policy(validation=validation, seed=split_seed, on_bad=on_bad, max_document_bytes=max_document_bytes)
+    policy = Policy(validation=validation, seed=split.seed, on_bad=on_bad, max_document_bytes=source.max_document_bytes)
     ids = [chunk_id(part, tokenizer_hash=encoder.hash, special_text=special_text, policy=policy) for part in inputs]
     return Job(
         encoder=encoder,
         inputs=inputs,
         policy=policy,
-        cache=Path(cache_path),
+        cache=cache,
         chunk_ids=ids,
-        window={"max_length": max_length, "stride": stride, "tail": tail, "documents": documents},
+        window={"max_length": window.max_length, "stride": window.stride, "tail": tail, "documents": documents},
         order=order,
-        seed=order_seed,
+        seed=shards.seed,
         layout=layout,
         seconds=time.perf_counter() - started,
     )

@@ -7,7 +7,6 @@ disk.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from pipeline.write.shards import shard_names, write_split
 from pipeline.write.tokens import describe_tokenizer, tokenize
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from pipeline.token_store import TokenStore, TokenStream
@@ -105,7 +105,7 @@ def write_shards(
 
     """
     started = time.perf_counter()
-    local("shards.path", os.fspath(path))
+    path = local("shards.path", path)
     fraction("corpus.max_bad_fraction", max_bad_fraction)
     fraction("tokenizer.audit", audit)
     job = prepare_job(
@@ -191,7 +191,7 @@ def write_shards(
                         windows=windows,
                         layout=job.layout,
                         order=order,
-                        seed=order_seed,
+                        seed=job.seed,
                         pad_id=encoder.end_of_text,
                         workers=workers,
                         recorded=claim.recorded,
@@ -203,7 +203,7 @@ def write_shards(
                         num_documents=len(documents_of_split[0]),
                         num_tokens=len(stream),
                         num_windows=len(windows),
-                        max_length=max_length,
+                        max_length=windows.max_length,
                         stride=windows.stride,
                         shards=entries,
                     )
@@ -214,6 +214,7 @@ def write_shards(
                 store=store.id,
                 windows={
                     **job.stored,
+                    "end_of_text": encoder.end_of_text,
                     "pad_id": encoder.end_of_text if tail == "pad" else None,
                     "left_over": left_over,
                 },

@@ -13,11 +13,15 @@ import functools
 import importlib.util
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.write import engines
 from pipeline.write.engines import END_OF_TEXT, PATTERNS, PUBLISHED
 from pipeline.write.tokenizer_huggingface import load_huggingface
 from pipeline.write.vocabulary import Tokenizer, identity_of, unknown_id
+
+if TYPE_CHECKING:
+    import tiktoken
 
 NAMES = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "tiktoken_file", "huggingface", "bytes")
 ENGINES = ("auto", "tiktoken", "gigatoken")
@@ -73,8 +77,6 @@ def load_cached(
 
 
 def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pattern: str | None) -> Tokenizer:
-    import tiktoken
-
     encoding: str | None = name
     rank_file = b""
     if name in ("gpt2", "r50k_base"):
@@ -104,7 +106,7 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
     engine = _choose_engine(engine, name, published is not None and published.gigatoken)
 
     control = special_text == "control"
-    core = tiktoken.Encoding(name, pat_str=regex, mergeable_ranks=ranks, special_tokens=special_tokens)
+    core = _make_core(name, regex, ranks, special_tokens)
     tokens = {rank: token for token, rank in ranks.items()}
     tokens |= {token: special.encode() for special, token in special_tokens.items()}
     rank_file = rank_file or engines.canonical_rank_file(ranks)  # the packaged one is canonical
@@ -129,6 +131,20 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
         _encode_reference=by_tiktoken if engine == "gigatoken" else None,
         _pieces=functools.partial(_look_up, name, tokens),
     )
+
+
+def _make_core(name: str, regex: str, ranks: dict[bytes, int], special_tokens: dict[str, int]) -> "tiktoken.Encoding":
+    import tiktoken
+
+    try:
+        return tiktoken.Encoding(name, pat_str=regex, mergeable_ranks=ranks, special_tokens=special_tokens)
+    except ValueError as error:
+        if regex in PATTERNS.values():
+            raise
+        raise ValueError(
+            f"tokenizer.pattern={regex!r} is no regular expression to tiktoken, which takes the syntax of Rust's "
+            f"fancy-regex: {error}"
+        ) from error
 
 
 def _load_bytes(special_text: str) -> Tokenizer:
