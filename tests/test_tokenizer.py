@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 
-from pipeline.write import engines, tokenizer
-from pipeline.write.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED
+from pipeline.write import engines, tokenizer, tokenizer_huggingface
+from pipeline.write.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED, DocumentError
 from pipeline.write.tokenizer import load_tokenizer
 
 # The hash of GPT-2's tokenizer, held by every data set that was written with it: it must never change.
@@ -619,6 +620,42 @@ def test_huggingface_without_a_clear_end_of_text_says_what_to_do(huggingface_jso
         load_tokenizer(name="huggingface", path=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"eos_token": {}}', r'tokenizer_config.json says eos_token={}, which is no token.*{"content": "</s>"}'),
+        ('{"eos_token": ["a"]}', r'says eos_token=\["a"\], which is no token'),
+        ('{"eos_token": {"content": ["a"]}}', r'says eos_token={"content": \["a"\]}, which is no token'),
+        ('{"eos_token": {"content": null}}', r'says eos_token={"content": null}, which is no token'),
+        ('{"eos_token": 5}', r"says eos_token=5, which is no token"),
+        ("[]", r"tokenizer_config.json is not a JSON object"),
+    ],
+)
+def test_huggingface_configs_that_name_no_token_are_refused(huggingface_json, tmp_path, config, message):
+    edited(huggingface_json, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tokenizer(name="huggingface", path=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"eos_token": null}', '{"eos_token": {"content": "</s>"}}'])
+def test_huggingface_configs_may_name_none_or_one_in_an_object(huggingface_json, tmp_path, config):
+    edited(huggingface_json, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    assert load_tokenizer(name="huggingface", path=str(tmp_path)).end_of_text == 0
+
+
+def test_huggingface_dropout_is_turned_off(huggingface_json, tmp_path):
+    model = json.loads(huggingface_json.read_text("utf-8"))["model"]
+    edited(huggingface_json, tmp_path, model=model | {"dropout": 0.5})
+    original = load_tokenizer(name="huggingface", path=str(huggingface_json))
+    loaded = load_tokenizer(name="huggingface", path=str(tmp_path))
+    documents = ["the cat sat on the mat"] * 20
+    assert loaded.hash == original.hash
+    assert as_lists(*loaded.encode_batch(documents)) == as_lists(*original.encode_batch(documents))
+
+
 def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"tokenizer.json does not exist"):
         load_tokenizer(name="huggingface", path=str(tmp_path))
@@ -635,3 +672,158 @@ def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_p
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
         load_tokenizer(name="huggingface", path=str(tmp_path))
+
+
+# ---- Hugging Face: what a vocabulary lacks
+
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+# How the ByteLevel pre-tokenizer writes each byte.
+BYTE_LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + n) for n, byte in enumerate(OTHERS)}
+ALL_BYTES = [BYTE_LETTERS[byte] for byte in range(256)]
+UTF8_BYTES = [BYTE_LETTERS[byte] for byte in range(0xF5) if byte not in (0xC0, 0xC1)]
+FALLBACK = [f"<0x{byte:02X}>" for byte in range(256)]
+ASCII = [chr(byte) for byte in range(33, 127)]
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+WORDS = {"type": "Whitespace"}
+BERT = {
+    "type": "BertNormalizer",
+    "clean_text": True,
+    "handle_chinese_chars": True,
+    "strip_accents": None,
+    "lowercase": True,
+}
+SENTENCEPIECE = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ],
+}
+CLEANING = {  # takes away all characters of category C: control, format, private use, unassigned
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "NFKD"},
+        {"type": "StripAccents"},
+        {"type": "Replace", "pattern": {"Regex": r"\p{C}"}, "content": ""},
+    ],
+}
+DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}
+
+
+def vocabulary(tokens, *, unknown=True):
+    return {token: index for index, token in enumerate(["</s>", *(["<unk>"] if unknown else []), *tokens])}
+
+
+def bpe(tokens, **options):
+    return {"type": "BPE", "vocab": vocabulary(tokens), "merges": []} | options
+
+
+def wordpiece(*, unknown=True):
+    vocab = vocabulary(["a", "##b"], unknown=unknown)
+    rules = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    return {"type": "WordPiece", "vocab": vocab, "unk_token": "<unk>"} | rules
+
+
+def word_level(*, unknown=True):
+    return {"type": "WordLevel", "vocab": vocabulary(["a", "b"], unknown=unknown), "unk_token": "<unk>"}
+
+
+def unigram(tokens, unk_id, **options):
+    return {"type": "Unigram", "unk_id": unk_id, "vocab": [[token, -1.0] for token in vocabulary(tokens)]} | options
+
+
+def write_huggingface(folder, model, normalizer=None, pre_tokenizer=None):
+    """A folder with a tokenizer.json of these parts; its end-of-text token is </s>."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    document = {
+        "version": "1.0",
+        "added_tokens": [{"id": 0, "content": "</s>", "special": True} | flags],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "model": model,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    return str(folder)
+
+
+KEEPING = {  # model, normalizer, pre-tokenizer
+    "byte-level BPE, as GPT-2": (bpe(ALL_BYTES), None, BYTE_LEVEL),
+    "byte-level BPE, its kind not named": ({"vocab": vocabulary(ALL_BYTES), "merges": []}, None, BYTE_LEVEL),
+    "byte-level BPE with a split before": (bpe(ALL_BYTES), {"type": "NFC"}, DIGITS),
+    "byte-level BPE by its normalizer": (bpe(ALL_BYTES), {"type": "ByteLevel"}, None),
+    "byte-level BPE that cleans up": (bpe(ALL_BYTES), CLEANING, BYTE_LEVEL),
+    "byte-level BPE without the bytes that are never in UTF-8": (bpe(UTF8_BYTES), None, BYTE_LEVEL),
+    "byte-level BPE with a suffix, as CLIP": (
+        bpe(ALL_BYTES, unk_token="</s>", end_of_word_suffix="</w>"),
+        {"type": "Lowercase"},
+        BYTE_LEVEL,
+    ),
+    "BPE with byte_fallback and unk_token, as Llama": (
+        bpe([*FALLBACK, "\u2581", *ASCII], unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+        SENTENCEPIECE,
+        None,
+    ),
+    "BPE with byte_fallback alone": (bpe([*FALLBACK, "\u2581", *ASCII], byte_fallback=True), None, METASPACE),
+    "BPE with unk_token": (bpe(["\u2581", *ASCII], unk_token="<unk>"), None, METASPACE),
+    "WordPiece, as BERT": (wordpiece(), BERT, {"type": "BertPreTokenizer"}),
+    "WordLevel": (word_level(), None, WORDS),
+    "Unigram, as T5": (unigram(["\u2581", "\u2581a"], 1), {"type": "NFKC"}, METASPACE),
+    "Unigram with byte_fallback": (unigram([*FALLBACK, "\u2581"], 1, byte_fallback=True), None, METASPACE),
+}
+DROPPING = {
+    "BPE": (bpe(ASCII), None, None),
+    "BPE that still gives a token for the space before": (bpe(["\u2581", *ASCII]), None, METASPACE),
+    "BPE that cleans up": (bpe(ASCII), CLEANING, WORDS),
+    "byte-level BPE without the bytes that its corpus lacked": (bpe(["\u0120", *ASCII]), None, BYTE_LEVEL),
+    "BPE with byte_fallback and half of its tokens": (bpe(FALLBACK[:128], byte_fallback=True), None, None),
+}
+RAISING = {
+    "BPE": (bpe(["a"], unk_token="missing"), None, WORDS),
+    "WordPiece": (wordpiece(unknown=False), None, WORDS),
+    "WordLevel": (word_level(unknown=False), None, WORDS),
+    "Unigram": (unigram(["a"], None), None, WORDS),
+}
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_huggingface_tokenizers_that_keep_or_mark_what_they_do_not_know_are_used(kind, tmp_path):
+    pytest.importorskip("tokenizers")
+    loaded = load_tokenizer(name="huggingface", path=write_huggingface(tmp_path, *KEEPING[kind]))
+    _, counts = loaded.encode_batch(["a", "h\xe9llo \u2014 \u6f22\u5b57", "\U00012000", "\x00\u200b\U0001f642"])
+    assert (counts > 0).all()
+
+
+@pytest.mark.parametrize("kind", DROPPING)
+def test_huggingface_tokenizers_that_drop_what_they_do_not_know_are_refused(kind, tmp_path):
+    pytest.importorskip("tokenizers")
+    path = write_huggingface(tmp_path, *DROPPING[kind])
+    with pytest.raises(
+        ValueError,
+        match=r"tokenizer.json would lose text: .*such as U\+10600\. Give the model an unk_token.*byte_fallback",
+    ):
+        load_tokenizer(name="huggingface", path=path)
+
+
+@pytest.mark.parametrize("kind", RAISING)
+def test_huggingface_names_the_document_that_cannot_be_encoded(kind, tmp_path):
+    pytest.importorskip("tokenizers")
+    loaded = load_tokenizer(name="huggingface", path=write_huggingface(tmp_path, *RAISING[kind]))
+    assert loaded.encode_batch(["a", "", "a"])[1].tolist() == [1, 0, 1]
+    name = re.escape(tmp_path.name)
+    with pytest.raises(DocumentError, match=rf"cannot be encoded by huggingface:{name}: .*; else take") as caught:
+        loaded.encode_batch(["a", "a a", "a \u6f22", "\u5b57"])
+    assert caught.value.document == 2
+
+
+def test_huggingface_errors_of_no_single_document_are_left_as_they_are():
+    class Failing:
+        def encode_batch_fast(self, documents, **_):
+            if len(documents) > 1:
+                raise RuntimeError("the batch is too large")
+
+    encode = tokenizer_huggingface.huggingface_encoder(Failing(), name="any", control=False)
+    with pytest.raises(RuntimeError, match="the batch is too large"):
+        encode(pa.array(["a", "b"]))
