@@ -159,19 +159,3 @@ def test_a_look_does_not_wait_for_torch(tmp_path):
     code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(ROOT / "scripts")]
     assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
-
-
-def test_a_proof_of_nothing_is_no_proof(shards, tmp_path):
-    def prove(*arguments):
-        command = [sys.executable, "-W", "error", str(ROOT / "scripts/prove.py"), *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-
-    shards(max_length=3000, stride=3000, validation=0.0)
-    assert prove("nothing").returncode == 1
-    few = prove("shards", "--shuffle", "full", "--world-sizes", "8")
-    assert few.returncode == 0, few.stderr
-    assert "nothing to resume was compared" in few.stdout
-    none = prove("shards", "--shuffle", "lanes", "--lanes", "0")
-    assert none.returncode == 1
-    assert "no order was tried" in none.stderr
