@@ -1,11 +1,14 @@
 """Corpora: every format gives the same documents, wherever a file is cut, and each bad input has its own outcome."""
 
 import bz2
+import glob
 import gzip
 import hashlib
+import importlib.util
 import json
 import lzma
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -627,3 +630,153 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
         ("line 2", "too_long", b'{"t'),
         ("line 4", "too_long", b"yyy"),
     ]
+
+
+@pytest.mark.parametrize("on_bad", ["quarantine", "raise"])
+def test_a_text_that_cannot_be_cut_for_long_somewhere_late_is_left_out_as_a_whole(tmp_path, tiny, monkeypatch, on_bad):
+    """A genome, base64: the file is cut where it can be, and a later part of it has no place to cut."""
+    tiny()
+    for module in (readers, splits):
+        monkeypatch.setattr(module, "HELD_BYTES", 8000)
+    monkeypatch.setattr(splits, "BATCH_BYTES", 300)
+    (tmp_path / "genome.txt").write_text("words " * 1000 + "ACGT" * 5000)
+    (tmp_path / "good.txt").write_text("words " * 1000 + "ACGT" * 1500)
+    if on_bad == "raise":
+        with pytest.raises(ValueError, match=r"genome.txt: too_long: .* without an ASCII space to cut at"):
+            read_all("text", tmp_path, on_bad="raise")
+        return
+    texts, bad = read_all("text", tmp_path)
+    assert [(text, name) for text, name, _ in texts] == [("words " * 1000 + "ACGT" * 1500, "good.txt")]
+    assert [(one.source, one.reason) for one in bad] == [("genome.txt", "too_long")]
+    parts = find_splits("text", options(tmp_path / "good.txt", Path("none")))
+    assert len(parts) > 1, "what fits into memory is still cut"
+
+
+def test_what_is_bad_comes_in_the_order_of_the_files(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"bad \xff")
+    (tmp_path / "b.txt").write_text("y" * 3000)
+    (tmp_path / "c.txt").write_text("fine text")
+    _, bad = read_all("text", tmp_path, max_document_bytes=1000)
+    assert [one.source for one in bad] == ["a.txt", "b.txt"]
+    with pytest.raises(ValueError, match=r"a.txt: not_utf8"):
+        read_all("text", tmp_path, max_document_bytes=1000, on_bad="raise")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_byte_order_mark_may_lie_across_blocks(tmp_path, cut):
+    content = b'\xef\xbb\xbf{"text": "first"}\n{"text": "second"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content[:cut]) + gzip.compress(content[cut:]))
+    texts, bad = read_all("jsonl", tmp_path)
+    assert ([text for text, _, _ in texts], bad) == (["first", "second"], [])
+
+
+def test_a_changed_data_set_is_read_anew_in_the_same_process(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for rows in (["first version"] * 3, ["another", "one"]):
+        datasets.Dataset.from_dict({"text": rows}).save_to_disk(tmp_path / "set")
+        texts, _ = read_all("huggingface", tmp_path / "set")
+        assert [text for text, _, _ in texts] == rows
+
+
+def test_a_place_in_a_later_piece_says_from_where_it_counts(tmp_path, tiny):
+    tiny()
+    (tmp_path / "long.txt").write_text("plain words " * 400 + "<|endoftext|>" + " and more" * 100)
+    encoder = load_tokenizer(name="bytes", special_text="error")
+    policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
+    with pytest.raises(ValueError, match=r"at character \d+, .*Places count from byte \d+ of it") as refusal:
+        tokenize(
+            find_splits("text", options(tmp_path, tmp_path / "cache")),
+            cache=tmp_path / "cache",
+            tokenizer=encoder,
+            policy=policy,
+            audit=0.0,
+            max_bad_fraction=1.0,
+            workers=1,
+            advance=lambda _: None,
+        )
+    place, before = map(int, re.search(r"character (\d+).*from byte (\d+)", str(refusal.value)).groups())
+    assert place + before == 12 * 400
+
+
+@pytest.mark.parametrize("name", ["~notes.txt", "~nosuchuser/x.txt"])
+def test_a_tilde_that_is_no_users_is_part_of_the_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    assert find_files([name], (".txt",)) == [(tmp_path / name, Path(name).name)]
+
+
+def test_a_web_sites_manifest_hides_nothing(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "a site", "fingerprint": "abc", "format_version": 1}')
+    (tmp_path / "site" / "a.txt").write_text("some text")
+    for path in (tmp_path, tmp_path / "**" / "*.txt"):
+        assert [name for _, name in find_files([str(path)], (".txt",))] == ["site/a.txt"]
+
+
+GLOBS = ["**/*.txt", "**", "*/**/b.txt", "a/**", "**/c/**/*.txt", "**/.hidden/*.txt", "**/[ab].txt", "a/**/**/b.txt"]
+
+
+@pytest.mark.parametrize("pattern", GLOBS)
+def test_a_glob_of_any_depth_names_what_pythons_glob_names(tmp_path, pattern):
+    for name in ("a.txt", "a/b.txt", "a/c/b.txt", "a/c/d/a.txt", "c/x.txt", "c/c/b.txt", ".hidden/h.txt", "a/.b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = glob.glob(str(tmp_path / pattern), recursive=True)
+    expected = {Path(name) for name in found if Path(name).is_file()}
+    assert {file for file, _ in find_files([str(tmp_path / pattern)], (".txt",))} == expected
+
+
+def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "t.txt").write_text("x")
+    (tmp_path / "d" / "self").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "d" / "up").symlink_to("..", target_is_directory=True)
+    assert [name for _, name in find_files([str(tmp_path / "**" / "*.txt")], (".txt",))] == ["d/t.txt"]
+
+
+def test_the_verdict_is_one_file(tmp_path):
+    with pytest.raises(ValueError, match="corpus=the_verdict is one file, not 2"):
+        find_splits("the_verdict", options([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path))
+
+
+def test_a_line_with_a_huge_name_has_a_short_message(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"k" * 300_000: "x"}) + "\n")
+    _, (bad,) = read_all("jsonl", tmp_path)
+    assert bad.reason == "missing"
+    assert len(bad.detail) < 200
+
+
+def test_a_corpus_without_the_field_is_given_up_after_a_thousand_lines(tmp_path, tiny):
+    """Few of them in each split, and none good."""
+    tiny(split_bytes=20_000)
+    for number in range(40):
+        (tmp_path / f"{number:02}.jsonl").write_text('{"body": "no such field"}\n' * 100 + '{"x": 1}\n' * 900)
+    policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
+    inputs = find_splits("jsonl", options(tmp_path, tmp_path / "cache"))
+    done = []
+    with pytest.raises(ValueError, match=r"of [0-9,]+ documents"):
+        tokenize(
+            inputs,
+            cache=tmp_path / "cache",
+            tokenizer=load_tokenizer(name="bytes"),
+            policy=policy,
+            audit=0.0,
+            max_bad_fraction=0.01,
+            workers=1,
+            advance=done.append,
+        )
+    assert len(done) < len(inputs) // 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gigatoken") is None, reason="the extra `fast` is not installed")
+def test_the_audit_counts_documents_and_three_begins_behind_bad_ones(tmp_path, tiny):
+    tiny()
+    (tmp_path / "a.txt").write_text("plain words " * 1000)
+    store, _ = make_store("text", tmp_path / "a.txt", tmp_path / "cache", tokenizer="gpt2", engine="gigatoken")
+    assert len(store.chunks) > 1
+    assert sum(chunk.audited for chunk in store.chunks) == store.num_documents == 1
+    lines = ['{"no": 1}'] * 60 + [json.dumps({"text": f"text {number}"}) for number in range(20)]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    store, _ = make_store("jsonl", tmp_path / "b.jsonl", tmp_path / "cache", tokenizer="gpt2", engine="gigatoken")
+    assert sum(chunk.audited for chunk in store.chunks) >= 3 * len(store.chunks)

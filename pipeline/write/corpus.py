@@ -68,6 +68,8 @@ def _python_docs(_: CorpusOptions) -> list[InputSplit]:
 
 
 def _the_verdict(options: CorpusOptions) -> list[InputSplit]:
+    if len(options.paths) > 1:
+        raise ValueError(f"corpus.path: corpus=the_verdict is one file, not {len(options.paths)}")
     path = Path(options.paths[0]) if options.paths else options.cache / "downloads" / "the-verdict.txt"
     expected = options.sha256 or VERDICT_SHA256
     if not options.paths and not path.is_file():

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BATCH_BYTES = 8 << 20  # of text in one batch: enough to amortize a call, little enough for memory
-HELD_BYTES = 256 << 20  # the longest document that is held in memory whole, where no limit is given
+# The longest document that is held in memory whole, where no limit is given: encoding takes up to 9 times its bytes.
+HELD_BYTES = 64 << 20
 HEAD_BYTES = 200  # how much of a bad document its quarantine entry shows
 KEY_BYTES = 1 << 20  # a document is held out by its first so many bytes: known with the first piece of a long text
 
@@ -68,6 +69,7 @@ class Batch:
     rows: np.ndarray  # int64 [documents], the document's row or line in its source, from 0
     bad: list[BadDocument] = field(default_factory=list)
     document: bytes | None = None  # set: `texts` is one piece of a long text, and these are its first `KEY_BYTES`
+    before: int = 0  # bytes of that text before this piece
     goes_on: bool = False  # that text goes on in the next batch or split
     abandoned: bool = False  # the open text is bad after all: its pieces so far are to be taken back
 

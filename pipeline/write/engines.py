@@ -136,7 +136,7 @@ def downloaded_ranks(encoding: str) -> Ranks:
 def file_ranks(path: str) -> tuple[Ranks, str | None, str]:
     """The ranks in a rank file, the name of the published encoding that it is (or None), and its sha256."""
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = Path(os.path.expanduser(path)).read_bytes()  # noqa: PTH111 - of no user, it stays as it is
     except OSError as error:
         raise ValueError(f"tokenizer.path={path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from pipeline.write.compression import SUFFIXES
 from pipeline.write.own_folders import is_own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
@@ -37,7 +38,8 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
     roots, found = [], []
     for path in paths:
-        place = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - links stay: names come from them
+        # Links stay, since names come from them; and a ~ that is no user's.
+        place = Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
         kind = _kind(path, place)
         if kind and stat.S_ISDIR(kind):
             root = place
@@ -86,14 +88,14 @@ def _regular(file: Path) -> Path:
     return file
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below a folder, links followed, each folder once. A folder that cannot be read is an error."""
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"corpus.path: the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"corpus.path: the folder {error.filename} cannot be read: {error.strerror}") from error
 
+def _walk(root: Path, *, onerror: Callable[[OSError], None] | None = _refuse) -> Iterator[Path]:
+    """Every file below a folder, links followed, each folder once."""
     entered = set()
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
         place = Path(folder)
         status = place.stat()
         identity = status.st_dev, status.st_ino
@@ -107,6 +109,10 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _match(pattern: Path, root: Path) -> Iterator[Path]:
     """The files that a glob names. As in a shell, hidden names and folders that cannot be read are passed over."""
+    if "**" in pattern.parts:  # Python's glob enters a folder by each of the links to it: for ever, where two lead up
+        wanted = pattern.relative_to(root).parts
+        yield from (file for file in _walk(root, onerror=None) if _fits(file.relative_to(root).parts, wanted))
+        return
     own: dict[Path, bool] = {}
     for match in map(Path, glob.iglob(str(pattern), recursive=True)):
         above = [folder for folder in match.parents if folder.is_relative_to(root) and folder != root]
@@ -115,6 +121,16 @@ def _match(pattern: Path, root: Path) -> Iterator[Path]:
                 own[folder] = is_own(folder)
         if not match.is_dir() and not any(own[folder] for folder in above):
             yield match
+
+
+def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether a path fits a glob, name by name; `**` stands for any number of them."""
+    if not wanted or not names:
+        return not names and set(wanted) <= {"**"}
+    is_hidden = names[0].startswith(".") and not wanted[0].startswith(".")
+    if wanted[0] == "**":
+        return _fits(names, wanted[1:]) or (not is_hidden and _fits(names[1:], wanted))
+    return not is_hidden and fnmatchcase(names[0], wanted[0]) and _fits(names[1:], wanted[1:])
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -7,6 +7,7 @@ code that comes with a data set is run: releases of `datasets` from 4 on cannot,
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ def plan_huggingface(path: str, *, subset: str | None, part: str, field: str, wo
         ValueError: the package is not installed, the data set cannot be loaded, or it has no column `field` of text.
 
     """
+    load.cache_clear()  # what lies at a path may have changed since the last run of this process
     data = load(path, subset, part)
     schema = data.features.arrow_schema
     if field not in schema.names or not is_text(schema.field(field).type):
@@ -59,7 +61,7 @@ def load(path: str, subset: str | None, part: str) -> Any:
         raise ValueError(
             "corpus=huggingface needs the package datasets: pip install 'stridemill[huggingface]'"
         ) from error
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # noqa: PTH111 - of no user, it stays as it is
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = datasets.load_from_disk(str(place))

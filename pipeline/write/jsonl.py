@@ -23,6 +23,7 @@ import pyarrow.json
 from pipeline.write.documents import Fault, as_utf8
 
 BLANKS = b" \t\r"
+NAME = 60  # characters of a field's name that a message shows
 MAX_BLOCK = 2**31 - 2**16  # Arrow's blocks and strings have 32-bit sizes
 
 
@@ -90,7 +91,7 @@ def _text_of(found: object, field: str) -> bytes | Fault:  # noqa: PLR0911 - eac
         return Fault("not_object", f"it is no JSON object, but {_kind(found)}")
     values = [value for name, value in found if name == field]
     if not values:
-        names = ", ".join(repr(name) for name, _ in found[:8]) or "none"
+        names = ", ".join(repr(name[:NAME]) for name, _ in found[:8]) or "none"
         return Fault("missing", f"it has no field {field!r} (corpus.text_field); its fields are {names}")
     if len(values) > 1:
         return Fault("duplicate", f"its field {field!r} comes {len(values)} times")

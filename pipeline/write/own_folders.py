@@ -1,12 +1,13 @@
 """What this program wrote, known by what lies in it: a corpus that is a folder takes no text from there.
 
 The rule: below the folder that a user names, no folder is entered that is a data set (`.writing/`, or a `manifest.json`
-with a fingerprint), a cache (`CACHEDIR.TAG`), or the folder of a run or of a sweep (`.hydra/` or `multirun.yaml` of
+that begins as ours do), a cache (`CACHEDIR.TAG`), or the folder of a run or of a sweep (`.hydra/` or `multirun.yaml` of
 the job `stridemill`). What a user names itself is always taken.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pipeline.atomic import replace_file
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TAG = "CACHEDIR.TAG"
+MANIFEST = re.compile(rb'\{\s*"fingerprint": "[0-9a-f]{64}",\s*"tokenizer": \{')
 SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/: backups know it too
 
 
@@ -29,7 +31,7 @@ def is_own(folder: Path) -> bool:
     """Whether a folder is a data set, a cache or a run's."""
     return (
         (folder / ".writing").is_dir()
-        or b'"fingerprint": "' in _begin(folder / "manifest.json")
+        or MANIFEST.match(_begin(folder / "manifest.json")) is not None
         or _begin(folder / TAG).startswith(SIGNATURE)
         or b"name: stridemill" in _begin(folder / ".hydra" / "hydra.yaml")
         or b"name: stridemill" in _begin(folder / "multirun.yaml")

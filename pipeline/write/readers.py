@@ -150,6 +150,9 @@ def _read_text(split: InputSplit, *, max_document_bytes: int | None, cut_safe: b
         file_size = split.stamps[source][0]
         if max_document_bytes and file_size > max_document_bytes and not is_packed(path):
             if split.start == 0:  # of a file that is cut, the first piece speaks for all
+                if texts:  # what comes first is said first
+                    yield one_batch(texts, sources, [0] * len(texts))
+                    texts, sources, size = [], [], 0
                 head = next(read_blocks(path, stop=min(file_size, HEAD_BYTES)), b"")
                 bad = [_bad(split, source, 0, _too_long(file_size, max_document_bytes), head)]
                 yield one_batch([], [], [], bad=bad)
@@ -219,6 +222,7 @@ def _piece(
         sources=np.array([source], np.int32),
         rows=np.zeros(1, np.int64),
         document=document,
+        before=before,
         goes_on=goes_on,
     )
 
@@ -256,25 +260,32 @@ def _read_jsonl(split: InputSplit, limit: int) -> Iterator[Batch]:
             row += lines.num_lines
 
 
+def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks without a byte order mark at their begin, which may lie across the first ones."""
+    begin = b""
+    while len(begin) < len(BYTE_ORDER_MARK) and (block := next(blocks, None)) is not None:
+        begin += block
+    yield begin.removeprefix(BYTE_ORDER_MARK)
+    yield from blocks
+
+
 def _whole_lines(blocks: Iterator[bytes], limit: int, *, is_start: bool) -> Iterator[tuple[bytes, int]]:
     """Blocks of whole lines. A line over `limit` bytes comes alone: its first bytes, and how many there were so far."""
     held: list[bytes] = []  # the begin of a line that has not ended yet
     size = 0
     skipping = False
-    for raw in blocks:
-        block = raw.removeprefix(BYTE_ORDER_MARK) if is_start else raw
-        is_start = False
+    for block in _without_mark(blocks) if is_start else blocks:
         end = block.rfind(b"\n") + 1
         if end and skipping:
             skipping = False
             first = block.find(b"\n") + 1
-            block, end = block[first:], end - first
+            block, end = block[first:], end - first  # noqa: PLW2901 - what is left of it
         elif skipping:
             continue
         if end:
             yield b"".join([*held, memoryview(block)[:end]]), 0  # one copy, not two
             held, size = [], 0
-            block = block[end:]
+            block = block[end:]  # noqa: PLW2901
         if block:
             held.append(block)
             size += len(block)

@@ -11,6 +11,7 @@ pickled: another process calls `load_tokenizer` with the same arguments.
 import difflib
 import functools
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,7 +209,7 @@ def _stamp(path: str | None) -> tuple[tuple[int, int], ...]:
     """Size and time of the files a tokenizer is loaded from, so that a changed file is loaded again."""
     if path is None:
         return ()
-    given, config = Path(path).expanduser(), "tokenizer_config.json"
+    given, config = Path(os.path.expanduser(path)), "tokenizer_config.json"  # noqa: PTH111 - of no user, it stays as it is
     files = (given, given.parent / config, given / "tokenizer.json", given / config)
     return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
 

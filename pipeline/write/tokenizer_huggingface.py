@@ -7,6 +7,7 @@ canonical form.
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def load_huggingface(path: str, special_text: str) -> Tokenizer:
 
 def _huggingface_files(path: str) -> tuple[Path, str | None]:
     """The tokenizer.json at `path`, and the end-of-text token that the tokenizer_config.json beside it names."""
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))  # noqa: PTH111 - of no user, it stays as it is
     file = local / "tokenizer.json" if local.is_dir() else local
     config: Path | None = file.with_name("tokenizer_config.json")
     if not file.is_file():

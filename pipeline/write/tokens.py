@@ -88,11 +88,14 @@ def tokenize(
     description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.end_of_text}
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
+    num_bad, some_good = 0, False
     for split, (chunk, origin) in zip(splits, run_and_flush(task, splits, workers=workers), strict=True):
         chunks.append(chunk)
         origins[origin] += 1
         advance(split.num_bytes)
-        if count_bad([chunk]).total() >= HOPELESS and not any(any(one.num_documents.values()) for one in chunks):
+        num_bad += count_bad([chunk]).total()
+        some_good = some_good or any(chunk.num_documents.values())
+        if num_bad >= HOPELESS and not some_good:
             break
     store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=policy.validation)
     quarantine = cache / "quarantine" / f"{store.id}.jsonl"
@@ -149,7 +152,8 @@ def encode_split(
         writer = stack.enter_context(
             ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text)
         )
-        for number, batch in enumerate(batches):
+        number = 0  # of the batches with texts
+        for batch in batches:
             if batch.abandoned:
                 writer.abandon()
             writer.add_bad(batch.bad)
@@ -161,6 +165,7 @@ def encode_split(
                 seed=int(identity[:12], 16) + number,
                 at_least=1 if number else AT_LEAST,
             )
+            number += 1
             ids, counts, totals = _encode(split, batch, tokenizer=tokenizer, sample=sample)
             if batch.document is None:
                 texts = (memoryview(text.as_buffer()) for text in batch.texts)
@@ -198,7 +203,9 @@ def _encode(
         audited = tokenizer.audit(texts, ids, counts, whole) + tokenizer.audit(texts, ids, counts, begins, begin=True)
     except DocumentError as error:
         place = place_of(split.reader, int(batch.rows[error.document]))
-        raise ValueError(f"{split.names[batch.sources[error.document]]}{place and ', '}{place} {error.what}") from error
+        piece = f" (Places count from byte {batch.before} of it, where a piece of it begins.)" if batch.before else ""
+        source = split.names[batch.sources[error.document]]
+        raise ValueError(f"{source}{place and ', '}{place} {error.what}{piece}") from error
     return (
         ids,
         counts,
@@ -206,7 +213,7 @@ def _encode(
             characters=pc.sum(pc.utf8_length(texts)).as_py(),
             bytes=pc.sum(pc.binary_length(texts)).as_py(),
             special_text_found=int(np.sum(tokenizer.count_special(texts))),
-            audited=audited,
+            audited=audited if not batch.before else 0,  # of a long text, its first piece counts for all
         ),
     )
 
