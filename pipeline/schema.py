@@ -68,11 +68,11 @@ class Corpus:
         if self.path is not None:
             self.path = self._checked_path()
         if self.name == "python_docs" and self.path is not None:
-            refuse("corpus.path", "corpus=python_docs is embedded and has none; corpus=text reads files", self.path)
+            clash("corpus.path", "corpus=python_docs is embedded and has none; corpus=text reads files", self.path)
         if self.name in ("text", "jsonl", "parquet") and self.path is None:
-            refuse("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
+            clash("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
         if self.name == "huggingface" and (self.path is None or len(self.paths) != 1):
-            refuse("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
+            clash("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
 
     @property
     def paths(self) -> list[str]:
@@ -106,17 +106,17 @@ class Tokenizer:
         one_of("tokenizer.special_text", self.special_text, ("literal", "control", "error"))
         fraction("tokenizer.audit", self.audit)
         if self.name in ("tiktoken_file", "huggingface") and not self.path:
-            refuse("tokenizer.path", f"tokenizer={self.name} needs the path of its vocabulary", self.path)
+            clash("tokenizer.path", f"tokenizer={self.name} needs the path of its vocabulary", self.path)
         if self.name not in ("tiktoken_file", "huggingface") and self.path is not None:
-            refuse("tokenizer.path", f"tokenizer={self.name} has its own vocabulary and takes none", self.path)
+            clash("tokenizer.path", f"tokenizer={self.name} has its own vocabulary and takes none", self.path)
         if self.name != "tiktoken_file" and self.pattern is not None:
-            refuse("tokenizer.pattern", f"is for tokenizer=tiktoken_file, not {self.name}", self.pattern)
+            clash("tokenizer.pattern", f"is for tokenizer=tiktoken_file, not {self.name}", self.pattern)
         if self.path is not None:
             self.path = local("tokenizer.path", self.path, "must be a file, a folder or a hub name")
         if self.pattern is not None:
             text("tokenizer.pattern", self.pattern)
         if self.name in ("huggingface", "bytes") and self.engine != "auto":
-            refuse("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
+            clash("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -133,6 +133,7 @@ class Window:
     def __post_init__(self) -> None:
         self.max_length = within("window.max_length", self.max_length, 1, MAX_LENGTH)
         self.stride = within("window.stride", self.stride, 1, MAX_COUNT)
+        truth("window.allow_gaps", self.allow_gaps)
         one_of("window.tail", self.tail, ("drop", "pad"))
         one_of("window.documents", self.documents, ("join", "separate"))
         one_of("window.score", self.score, ("all", "new"))
@@ -175,7 +176,7 @@ class Shards:
                 setattr(self, key, within(f"shards.{key}", getattr(self, key), 1, MAX_COUNT))
         if self.windows_per_shard and self.windows_per_group and self.windows_per_shard % self.windows_per_group:
             rule = f"must be a multiple of windows_per_group={self.windows_per_group}, or row groups would be cut"
-            refuse("shards.windows_per_shard", rule, self.windows_per_shard)
+            clash("shards.windows_per_shard", rule, self.windows_per_shard)
         self.path = local("shards.path", self.path)
 
 
@@ -278,7 +279,7 @@ class Config:
         for stage in self.stages:
             one_of("stages", stage, STAGES)
         if {"write", "load"} <= set(self.stages) and self.loader.split == "validation" and not self.split.validation:
-            refuse("loader.split", "split.validation=0 holds nothing out, so there is no such split", self.loader.split)
+            clash("loader.split", "split.validation=0 holds nothing out, so there is no such split", self.loader.split)
 
 
 def closest(name: str, valid: Iterable[str]) -> str:
@@ -291,6 +292,17 @@ def refuse(key: str, rule: str, value: object) -> NoReturn:
     """Raise the refusal of a value."""
     shown = repr(value).replace("\n", " ")  # an array's has line feeds
     raise ConfigError(f"{key}: {rule}; got {shown}")
+
+
+def clash(key: str, rule: str, value: object) -> NoReturn:
+    """Raise the refusal of a value that another key forbids."""
+    raise SenselessError(f"{key}: {rule}; got {value!r}")
+
+
+def truth(key: str, value: object) -> None:
+    """Refuse what is neither true nor false: a text such as "false" counts as true in Python."""
+    if not isinstance(value, bool):
+        refuse(key, "must be true or false", value)
 
 
 def one_of(key: str, value: object, valid: Iterable[str]) -> None:

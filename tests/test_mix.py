@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -70,6 +71,7 @@ def test_the_sources_of_a_small_mix_by_eye():
     assert found == "100010100001010001010010100001"  # a change of one draw would break every resume
 
 
+@pytest.mark.filterwarnings("ignore:source . of the mix")
 @pytest.mark.parametrize(
     ("weights", "shares"),
     [
@@ -85,6 +87,7 @@ def test_weights_become_the_smallest_whole_shares(weights, shares):
     assert make_shares(weights, num_sources=len(weights)).tolist() == shares
 
 
+@pytest.mark.filterwarnings("ignore:source . of the mix")
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=6).filter(any))
 def test_shares_are_the_weights_to_within_a_draw_of_the_finest_cycle(weights):
     shares = make_shares(weights, num_sources=len(weights))
@@ -367,3 +370,12 @@ def test_what_cannot_be_mixed_is_refused(sources, tmp_path):
     state = ShardLoader(paths).state_dict()
     with pytest.raises(ValueError, match=r"the state has fingerprint="):
         ShardLoader(paths[:2]).load_state_dict(state)
+
+
+def test_a_weight_that_is_too_small_to_be_met_is_said():
+    with pytest.warns(UserWarning, match=r"source 1 of the mix gives 1 of 4096 .* and its weight asks for 0.004096"):
+        assert make_shares([1, 1e-6], num_sources=2).tolist() == [4095, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_shares([0.7, 0.2, 0.1], num_sources=3)
+        make_shares([1 / 3, 2 / 3], num_sources=2)

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 import tracemalloc
+import weakref
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import ShardLoader, write_shards
-from pipeline.load.held import place_bytes
+from pipeline.load.held import HeldGroups, place_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,18 +182,42 @@ def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, m
 def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
     monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
     loader = ShardLoader(shards, shuffle=shuffle, lanes=4)
-    gc.disable()  # nor does it wait for the collector
     tracemalloc.start()
     try:
         held = []
         for _ in range(12):
             for batch in loader:
                 batch.input_ids.sum()
+            gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-        gc.enable()
     assert held[-1] - held[1] < 40 * place_bytes(loader.reader), "ten epochs leave less than one holds"
+
+
+@pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
+def test_held_memory_is_free_at_once(shards, shuffle, monkeypatch):
+    """Row groups may be hundreds of megabytes: they do not wait for the collector of circles."""
+    made = []
+    init = HeldGroups.__init__
+
+    def note(self, *args, **options):
+        init(self, *args, **options)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(HeldGroups, "__init__", note)
+    gc.collect()
+    gc.disable()
+    try:
+        loader = ShardLoader(shards, shuffle=shuffle, memory_budget=60 * place_bytes(ShardLoader(shards).reader))
+        for _ in range(2):
+            for _ in loader:
+                pass
+        del loader
+        assert made
+        assert [one() for one in made] == [None] * len(made)
+    finally:
+        gc.enable()
 
 
 SCRIPT = """
@@ -307,3 +332,21 @@ def test_an_iteration_that_is_gone_on_with_in_a_forked_child_is_an_error_and_no_
 def test_fewer_windows_than_a_batch_are_an_error_and_no_empty_epoch(shards):
     with pytest.raises(ValueError, match=r"the train split has 400 windows, fewer than a batch of 300 on each of 2"):
         next(iter(ShardLoader(shards, batch_size=300, rank=0, world_size=2)))
+
+
+def test_a_daemon_thread_that_iterates_ends_with_the_program_in_silence(shards):
+    script = """
+        import sys, threading, time
+        from pipeline import ShardLoader
+        loader = ShardLoader(sys.argv[1], batch_size=1, shuffle="none")
+        def iterate():
+            while True:
+                for batch in loader: pass
+        threading.Thread(target=iterate, daemon=True).start()
+        time.sleep(0.3)
+    """
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), str(shards)], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")

@@ -516,3 +516,10 @@ def test_a_uri_is_refused_and_no_folder_of_its_name_is_made(books, tmp_path, mon
     with pytest.raises(ValueError, match=r"shards.path: must be a path on this machine"):
         write_shards("s3://bucket/x", corpus="text", corpus_path=books)
     assert not (tmp_path / "s3:").exists()
+
+
+@pytest.mark.parametrize("argument", ["allow_gaps", "overwrite"])
+def test_a_text_is_no_truth_value(write, argument):
+    """The text would count as true, and overwrite what is there."""
+    with pytest.raises(ValueError, match=rf"{argument}: must be true or false; got 'false'"):
+        write(**{argument: "false"})

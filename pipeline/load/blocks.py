@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BLOCK_TOKENS, BLOCK_ROWS = 1 << 19, 1 << 13  # a block is gathered at once: 1 MiB as uint16, at most so many windows
 THREADS = "stridemill-load"
+FORKED = "this iteration was begun before a fork, which took its threads; begin another"
 
 
 class Block(NamedTuple):
@@ -98,7 +99,11 @@ class Blocks:
                 due = gatherer.submit(next, blocks, None)
                 yield block
                 if os.getpid() != process:
-                    raise RuntimeError("this iteration was begun before a fork, which took its threads; begin another")
+                    raise RuntimeError(FORKED)  # noqa: TRY301 - no pool says this
+        except RuntimeError as error:
+            if "cannot schedule new futures" not in str(error):
+                raise
+            return  # the interpreter ends, and with it the iteration of a daemon thread
         finally:
             if not ends() and os.getpid() == process:  # else the pools' exit handlers, or a fork, ended their threads
                 self._stop(held, decoders, gatherer)

@@ -14,6 +14,7 @@ where memory allows, there is a place for each and nothing is ever given up: lat
 from __future__ import annotations
 
 import heapq
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,9 +24,13 @@ from pipeline.load.scoring import count_old_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
     from pipeline.load.reader import Reader
+
+
+DECODED: Future[None] = Future()
+DECODED.set_result(None)
 
 
 class Need(NamedTuple):
@@ -77,8 +82,8 @@ class HeldGroups:
         for group in [group for group, done in self._decoded.items() if done.cancelled() or done.exception()]:
             self._drop(group)
         self._needs, self._threads = iter(()), None
-        if not self._keep:  # no circle of references: the memory is free at once
-            self._decoded.clear()
+        # No circle of references (a future knows whom to call): the memory is free as soon as nobody holds this.
+        self._decoded = dict.fromkeys(self._decoded, DECODED) if self._keep else {}
 
     def gather(self, windows: np.ndarray, *, passed: int) -> Gathered:
         """Windows by number, int64 [B]. No position below `passed` will be asked for again."""

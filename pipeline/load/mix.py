@@ -26,6 +26,7 @@ Cost: a cycle of every row is laid out at once and kept, 20 ms for 64 rows of 4,
 from __future__ import annotations
 
 import heapq
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
     from pipeline.load.order import Order, Shuffle
 
-MAX_CYCLE = 1 << 12  # shares are 4,096ths at the finest: a weight is met to within 0.013 %
+MAX_CYCLE = 1 << 12  # shares are 4,096ths at the finest: each to within 0.025 % of all draws
+OFF = 0.05  # a share so far from its weight is worth a warning
 _CYCLES_KEPT = 4
 _IN_CYCLE = 3  # what a key is for: no other use of the seed shares it (pipeline.load.order has 1 and 2)
 
@@ -287,4 +289,11 @@ def make_shares(weights: Sequence[float], *, num_sources: int) -> Int64:
         by_rest = sorted(range(len(wanted)), key=lambda source: (shares[source] - wanted[source], source))
         for source in by_rest[: max(0, MAX_CYCLE - sum(shares))]:
             shares[source] += 1
+        for source, (share, due) in enumerate(zip(shares, wanted, strict=True)):
+            if due and abs(share / due - 1) > OFF:
+                warnings.warn(
+                    f"source {source} of the mix gives {share} of {sum(shares)} samples, and its weight asks for "
+                    f"{float(due):.4g}: shares are {MAX_CYCLE}ths at the finest",
+                    stacklevel=2,
+                )
     return np.array(shares, dtype=np.int64)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.memory import peak_memory
-from pipeline.schema import fraction, local
+from pipeline.schema import fraction, local, truth
 from pipeline.write.card import write_card
 from pipeline.write.folder import claim_folder, explained, find_finished, prepare_folder, remove_leftovers, sync_folder
 from pipeline.write.job import Job, prepare_job
@@ -106,6 +106,7 @@ def write_shards(
     """
     started = time.perf_counter()
     path = local("shards.path", path)
+    truth("shards.overwrite", overwrite)
     fraction("corpus.max_bad_fraction", max_bad_fraction)
     fraction("tokenizer.audit", audit)
     job = prepare_job(
