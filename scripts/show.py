@@ -27,6 +27,9 @@ from pipeline.load.rows import view_windows
 from pipeline.manifest import read_manifest
 from pipeline.report_page import ICON, POLICY
 from pipeline.token_store import TokenStore, open_store
+from pipeline.write.compression import SUFFIXES
+from pipeline.write.files import JSONL_SUFFIXES, TEXT_SUFFIXES
+from pipeline.write.readers import place_of
 from pipeline.write.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -190,12 +193,22 @@ def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list
             offset = (carried if chunk.continued and index == 0 else 0) - first
             source = chunk.sources[int(entry["source"])]
             here = f"tokens {max(start, first) + offset:,} to {min(stop, first + count) + offset - 1:,} of it"
-            found.append(f"{source}, row {int(entry['row'])}: {here}")
+            found.append(f"{name_document(source, int(entry['row']))}: {here}")
         if len(table):
             last = int(table["count"][-1])
             carried = last + (carried if chunk.continued and len(table) == 1 else 0)
         base += sum(chunk.tokens.values()) if is_cut else chunk.tokens[split]
     return found
+
+
+def name_document(source: str, row: int) -> str:
+    """A document by its file and its place in it, as errors and the quarantine name it."""
+    name = source.lower()
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    kind = "text" if name.endswith(TEXT_SUFFIXES) else "jsonl" if name.endswith(JSONL_SUFFIXES) else "other"
+    place = place_of(kind, row)
+    return f"{source}, {place}" if place else source
 
 
 def own_tokenizer(manifest: Manifest, path: str | None) -> Tokenizer:

@@ -780,3 +780,10 @@ def test_the_audit_counts_documents_and_three_begins_behind_bad_ones(tmp_path, t
     (tmp_path / "b.jsonl").write_text("\n".join(lines))
     store, _ = make_store("jsonl", tmp_path / "b.jsonl", tmp_path / "cache", tokenizer="gpt2", engine="gigatoken")
     assert sum(chunk.audited for chunk in store.chunks) >= 3 * len(store.chunks)
+
+
+def test_a_zstd_window_that_is_too_large_is_named_as_what_it_is(tmp_path):
+    """A frame's head that asks for 2 GiB, as of `zstd --long=31`, and an empty last block."""
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00")
+    with pytest.raises(ValueError, match=r"a.txt.zst: cannot be unpacked: .*window of more than 128 MiB"):
+        read_all("text", tmp_path)

@@ -79,7 +79,7 @@ def test_a_windows_documents_are_named_with_their_places(shards, books):
     path = shards(documents="join")
     manifest, reader, store = opened(path)
     first = show.find_window(manifest, reader, 0, store, "train")
-    assert first.documents == ["a.txt, row 0: tokens 0 to 23 of it"]
+    assert first.documents == ["a.txt: tokens 0 to 23 of it"]
     edge = len((books / "a.txt").read_bytes())  # its end-of-text token is no part of it
     (across,) = [
         window
@@ -87,7 +87,7 @@ def test_a_windows_documents_are_named_with_their_places(shards, books):
         if len(window.documents) == 2 and window.documents[0].startswith("a.txt")
     ][:1]
     inside = across.start + across.length - edge - 1
-    assert across.documents[1].startswith(f"b.md, row 0: tokens 0 to {inside - 1} of it")
+    assert across.documents[1].startswith(f"b.md: tokens 0 to {inside - 1} of it")
 
 
 def run(*arguments, cwd):
@@ -107,7 +107,7 @@ def test_the_command_shows_a_window_and_a_page(shards, tmp_path, browse):
     assert done.returncode == 0, done.stderr
     assert "window 1: 24 tokens from token 16 of the split" in done.stdout
     assert "overlap 8 tokens with the window before (<), 8 with the one after (>)" in done.stdout
-    assert "a.txt, row 0: tokens 16 to 39 of it" in done.stdout
+    assert "a.txt: tokens 16 to 39 of it" in done.stdout
     assert "\x1b[" not in done.stdout, "no colours off a terminal"
     assert run("shards", "--step", "0", "--batch-size", "2", "--html", "batch.html", cwd=tmp_path).returncode == 0
     dom, console = browse(tmp_path / "batch.html", tmp_path / "browser")
@@ -159,3 +159,16 @@ def test_a_look_does_not_wait_for_torch(tmp_path):
     code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(ROOT / "scripts")]
     assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("a.txt", "a.txt"),
+        ("b.MD.gz", "b.MD.gz"),
+        ("c.jsonl.zst", "c.jsonl.zst, line 5"),
+        ("d.parquet", "d.parquet, row 4"),
+    ],
+)
+def test_a_document_is_named_as_errors_name_it(source, name):
+    assert show.name_document(source, 4) == name

@@ -132,6 +132,11 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
         ) from error
     except (OSError, zlib.error, lzma.LZMAError) as error:
         at = file.tell()
+        if "too much memory" in str(error):
+            raise ValueError(
+                f"{path}: cannot be unpacked: it was compressed with a window of more than 128 MiB (zstd --long or "
+                "--ultra); compress it again without"
+            ) from error
         raise ValueError(
             f"{path}: damaged: its {path.suffix} data cannot be unpacked between byte {max(0, at - INPUT_BYTES)} and "
             f"byte {at} ({error}; {unpacked} bytes were unpacked until there); fetch or compress it again"
