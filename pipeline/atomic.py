@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
+def part_of(path: Path) -> Path:
+    """Where a file is written before it has its name."""
+    return path.with_name(f".{path.name}.part")
+
+
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends; an error leaves what was there."""
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = part_of(path)
     with os.fdopen(hold(temporary), "wb") as file:
         try:
             file.truncate()

@@ -175,7 +175,7 @@ def test_a_footer_that_names_another_page_is_refused(tmp_path, compression):
             file.write_bytes(content[:where] + changed + content[where + len(code) :])
             with pytest.raises(OSError, match=r"cannot be read: .*"):
                 list(ShardLoader(path, shuffle="none"))
-    assert tried > 3
+    assert tried, "some page is one byte away from another"
 
 
 def varint(value):

@@ -123,6 +123,10 @@ def test_a_caches_mark_that_a_kill_has_cut_is_made_whole(corpus, tmp_path):
     mark.write_bytes(b"")
     run(corpus, tmp_path / "cache", fraction=0.0, validation=0.5)
     assert mark.read_bytes() == whole
+    part = tmp_path / "cache" / ".CACHEDIR.TAG.part"
+    part.write_bytes(b"Signa")  # of a second thread, killed behind the first
+    run(corpus, tmp_path / "cache", fraction=0.0, validation=0.5)  # which makes no chunk
+    assert (mark.read_bytes(), part.exists()) == (whole, False)
 
 
 def test_a_failed_task_leaves_nothing_behind(tmp_path):

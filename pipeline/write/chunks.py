@@ -271,7 +271,9 @@ def join_documents(
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders of runs that have ended without finishing them."""
+    """Remove the temporary folders of runs that have ended without finishing them, and what is left of a mark."""
+    if (cache / "chunks").is_dir():
+        mark_cache(cache)
     for path in (cache / "chunks").glob(".*.lock"):
         try:
             lock = os.open(path, os.O_RDWR)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.atomic import replace_file
+from pipeline.atomic import part_of, replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,11 @@ SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info
 
 
 def mark_cache(cache: Path) -> None:
-    """Say in the folder that it is a cache."""
-    if not _begin(cache / TAG).startswith(SIGNATURE):
+    """Say in the folder that it is a cache.
+
+    Two threads may write the mark, and a kill come between them: what is left of the second is written over, too.
+    """
+    if not _begin(cache / TAG).startswith(SIGNATURE) or part_of(cache / TAG).exists():
         with replace_file(cache / TAG) as file:
             file.write(SIGNATURE + b"\n# stridemill makes all of it again\n")
 
