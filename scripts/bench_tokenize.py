@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
     parser.add_argument("--megabytes", type=int, default=287, help="of the file that is made for speed and formats")
     parser.add_argument("--large-megabytes", type=int, default=1000, help="of the file that is made for memory")
-    parser.add_argument("--tiktoken-megabytes", type=float, default=60, help="of the file's begin, for tiktoken")
+    parser.add_argument("--tiktoken-megabytes", type=float, default=200, help="of the file's begin, for tiktoken")
     parser.add_argument("--format-megabytes", type=float, default=32, help="of the file's begin, for formats")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
