@@ -44,7 +44,7 @@ STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57)  # 97.5 % quantiles for 1 to 5 degre
 TIME_MARGIN = 0.5  # equal work on a shared machine differs up to 1.8-fold from run to run
 BYTES_MARGIN = 0.05  # even where the sample is the whole: up to SAMPLED_GROUPS of its row groups are encoded
 MEMORY_MARGIN = 0.4  # what an engine caches grows with the text
-ROW_BYTES = 16  # a window's token while it is written: two columns of int32, and as much in the Parquet writer
+ROW_BYTES = 40  # a window's token while it is written: two columns of int32, and four times that in the Parquet writer
 FALLBACK_RATE = 1e7  # bytes of text a second and worker, where the whole sample was in the cache already
 
 
