@@ -20,9 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
-from bench_write import encode_text
+from bench_write import default_layout, encode_text
 
-from pipeline.layout import choose_layout
 from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
 
 START = {"start": "DELTA_BINARY_PACKED"}
@@ -58,15 +57,7 @@ def main(arguments: list[str]) -> None:
         used = ids[:tokens].astype(np.int32)
         windows = np.lib.stride_tricks.sliding_window_view(used, max_length + 1)[::stride]
         print(f"max_length {max_length}, stride {stride}, {len(windows):,} windows, {given.rounds} rounds")
-        layout = choose_layout(
-            max_length=max_length,
-            stride=stride,
-            documents="join",
-            order="sequential",
-            windows_per_group=None,
-            windows_per_shard=None,
-            compression="zstd",
-        )
+        layout = default_layout(max_length, stride)
         shapes = {name: (settings, layout.windows_per_group * max_length) for name, settings in ENCODINGS.items()}
         compare(windows, stride, shapes, given.rounds)
         shapes = {f"{size:>9,} tokens in a group": (DEFAULT, size) for size in GROUPS}

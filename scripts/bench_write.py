@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
 from bench_rounds import ROOT, by_turns, print_ratio, run_program
 
-from pipeline.layout import choose_layout
+from pipeline.layout import Layout, choose_layout
 from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
 from pipeline.token_store import TokenStream
 from pipeline.windows import Windows, read_windows
@@ -129,15 +129,7 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
     stream = TokenStream([folder / "ids.npy"], [len(ids)])
     firsts, sizes = np.zeros(1, np.int64), np.array([len(ids)], np.int64)
     windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride)
-    layout = choose_layout(
-        max_length=max_length,
-        stride=stride,
-        documents="join",
-        order="sequential",
-        windows_per_group=None,
-        windows_per_shard=None,
-        compression="zstd",
-    )
+    layout = default_layout(max_length, stride)
     size, group = layout.shard_size(len(windows)), layout.windows_per_group
     tables = [
         group_table(*read_windows(stream, windows, first, min(first + size, len(windows)), pad_id=0), padded=False)
@@ -195,6 +187,19 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
         print(f"  {name:<14}{rate / 1e3:8.1f} kwindows/s   {rate * max_length / 1e6:7.1f} Mtokens/s")
     print(f"  {'on disk':<14}{stored[0] / len(windows) / stride:8.2f} bytes per token of text")
     print_ratio(times, "stridemill", "write_table")
+
+
+def default_layout(max_length: int, stride: int) -> Layout:
+    """The layout of windows in the order of one text, where the config leaves it open."""
+    return choose_layout(
+        max_length=max_length,
+        stride=stride,
+        documents="join",
+        order="sequential",
+        windows_per_group=None,
+        windows_per_shard=None,
+        compression="zstd",
+    )
 
 
 def encode_text(file: Path, *, megabytes: int) -> np.ndarray:

@@ -209,8 +209,8 @@ def count_tokens(reader: Reader, group: int) -> int:
 
 def place_tokens(reader: Reader) -> int:
     """Tokens of the place of one held row group: any fits."""
-    sizes = (np.asarray(reader.groups, np.int64) - 1) * reader.steps + reader.max_length + 1
-    return int(sizes.max(initial=0))
+    groups = np.asarray(reader.groups, np.int64)
+    return int(count_held(groups, step=reader.steps, max_length=reader.max_length).max(initial=0))
 
 
 def place_bytes(reader: Reader, *, score: str = "all") -> int:

@@ -11,9 +11,13 @@ text. By eye, windows of 4 tokens and the target beyond them, stride 2:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+from pipeline.permutation import Int64
+
+Count = TypeVar("Count", int, Int64)
 
 
 class Rows(NamedTuple):
@@ -46,9 +50,9 @@ def choose_step(*, max_length: int, stride: int, order: str, documents: str) -> 
     return stride if one_text else max_length + 1
 
 
-def count_held(windows: int, *, step: int, max_length: int) -> int:
-    """Tokens that so many windows take, held `step` tokens apart."""
-    return (windows - 1) * step + max_length + 1 if windows else 0
+def count_held(windows: Count, *, step: Count, max_length: int) -> Count:
+    """Tokens that so many windows take, held `step` tokens apart; of one row group, or of all together, int64 [G]."""
+    return (windows - 1) * step + max_length + 1
 
 
 def view_windows(tokens: np.ndarray, *, step: int, max_length: int) -> np.ndarray:

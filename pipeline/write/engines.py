@@ -29,6 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.write.files import expand_user
+
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]
 Encode = Callable[[pa.Array], tuple[Ids, Counts]]
@@ -136,7 +138,7 @@ def downloaded_ranks(encoding: str) -> Ranks:
 def file_ranks(path: str) -> tuple[Ranks, str | None, str]:
     """The ranks in a rank file, the name of the published encoding that it is (or None), and its sha256."""
     try:
-        data = Path(os.path.expanduser(path)).read_bytes()  # noqa: PTH111 - of no user, it stays as it is
+        data = expand_user(path).read_bytes()
     except OSError as error:
         raise ValueError(f"tokenizer.path={path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()

@@ -38,8 +38,7 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
     roots, found = [], []
     for path in paths:
-        # Links stay, since names come from them; and a ~ that is no user's.
-        place = Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
+        place = Path(os.path.abspath(expand_user(path)))  # noqa: PTH100 - links stay: names come from them
         kind = _kind(path, place)
         if kind and stat.S_ISDIR(kind):
             root = place
@@ -64,6 +63,11 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     for file, name in named:  # a link's name says how its file is packed, so it is read by that name
         first.setdefault(file.resolve(), (file, name))
     return list(first.values())
+
+
+def expand_user(path: str) -> Path:
+    """A path with the home folder in place of a `~`; where no such user is known it stays, as in a shell."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises there
 
 
 def _kind(path: str, place: Path) -> int | None:

@@ -7,7 +7,6 @@ code that comes with a data set is run: releases of `datasets` from 4 on cannot,
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.write.documents import BATCH_BYTES, Batch, InputSplit, hash_parts
 from pipeline.write.executor import run_tasks
+from pipeline.write.files import expand_user
 from pipeline.write.parquet import as_binary, is_text, no_such_column
 from pipeline.write.splits import SPLIT_BYTES
 
@@ -61,7 +61,7 @@ def load(path: str, subset: str | None, part: str) -> Any:
         raise ValueError(
             "corpus=huggingface needs the package datasets: pip install 'stridemill[huggingface]'"
         ) from error
-    place = Path(os.path.expanduser(path))  # noqa: PTH111 - of no user, it stays as it is
+    place = expand_user(path)
     try:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             found = datasets.load_from_disk(str(place))

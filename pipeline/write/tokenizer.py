@@ -11,13 +11,13 @@ pickled: another process calls `load_tokenizer` with the same arguments.
 import difflib
 import functools
 import importlib.util
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.write import engines
 from pipeline.write.engines import END_OF_TEXT, PATTERNS, PUBLISHED
+from pipeline.write.files import expand_user
 from pipeline.write.tokenizer_huggingface import load_huggingface
 from pipeline.write.vocabulary import Tokenizer, identity_of, unknown_id
 
@@ -209,7 +209,7 @@ def _stamp(path: str | None) -> tuple[tuple[int, int], ...]:
     """Size and time of the files a tokenizer is loaded from, so that a changed file is loaded again."""
     if path is None:
         return ()
-    given, config = Path(os.path.expanduser(path)), "tokenizer_config.json"  # noqa: PTH111 - of no user, it stays as it is
+    given, config = expand_user(path), "tokenizer_config.json"
     files = (given, given.parent / config, given / "tokenizer.json", given / config)
     return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file())
 

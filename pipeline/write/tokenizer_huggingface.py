@@ -7,7 +7,6 @@ canonical form.
 
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.write.engines import END_OF_TEXT, Counts, DocumentError, Encode, Ids, flat
+from pipeline.write.files import expand_user
 from pipeline.write.vocabulary import Tokenizer, identity_of, unknown_id
 
 # What published Hugging Face tokenizers call the token between two documents, where no tokenizer_config.json says.
@@ -82,7 +82,7 @@ def load_huggingface(path: str, special_text: str) -> Tokenizer:
 
 def _huggingface_files(path: str) -> tuple[Path, str | None]:
     """The tokenizer.json at `path`, and the end-of-text token that the tokenizer_config.json beside it names."""
-    local = Path(os.path.expanduser(path))  # noqa: PTH111 - of no user, it stays as it is
+    local = expand_user(path)
     file = local / "tokenizer.json" if local.is_dir() else local
     config: Path | None = file.with_name("tokenizer_config.json")
     if not file.is_file():
