@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-RANKS = Path(__file__).resolve().parents[1] / "pipeline" / "data" / "gpt2.tiktoken"
+RANKS = Path(__file__).resolve().parents[1] / "pipeline" / "tokenizer" / "gpt2.tiktoken"
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 END_OF_TEXT = 50256
 

@@ -24,13 +24,13 @@ PEERS = ("datatrove", "litdata", "datasets", "streaming", "megatron")
 
 OURS = """
 import sys, time
-import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.write.stage
-from pipeline import write_shards
+import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.shards.write
+from pipeline import CorpusConfig, ExecutorConfig, WindowConfig, write_shards
 pyarrow.array([0]) # imports pandas, where it is installed
 folder, output, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
-report = write_shards(output + "/shards", cache_path=output + "/cache", corpus="jsonl", corpus_path=folder,
-                      max_length=max_length, workers=workers)
+report = write_shards(output + "/shards", cache=output + "/cache", corpus=CorpusConfig(name="jsonl", path=folder),
+                      window=WindowConfig(max_length=max_length), executor=ExecutorConfig(workers=workers))
 print("RESULT", time.perf_counter() - started, report.manifest.splits["train"].num_tokens)
 """
 

@@ -9,14 +9,29 @@ is a segment of its own (they do not). Nothing is stored for a window: any of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from pipeline.permutation import make_key, permute
+from pipeline.base.permutation import make_key, permute
 
 if TYPE_CHECKING:
-    from pipeline.token_store import TokenStream
+    from pipeline.settings import WindowConfig
+
+Documents: TypeAlias = tuple[np.ndarray, np.ndarray]  # each one's first token in the stream and its tokens, int64 [D]
+
+
+class TokenStream(Protocol):
+    """The token IDs of one split, one after the other; `pipeline.tokens.store.TokenStream` in practice."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return token IDs [start, stop), 1-D."""
+
+    def gather(self, starts: np.ndarray, width: int, *, out: np.ndarray, rows: np.ndarray) -> None:
+        """Copy the `width` tokens from each of `starts`, int64 [B], into `out[rows]`, [B, width]."""
+
 
 IGNORED = -100  # a target that counts in no loss: torch's cross_entropy skips it by default
 
@@ -60,6 +75,18 @@ class Windows:
         return starts, np.minimum(left, self.max_length).astype(np.int32)
 
 
+def cut_windows(window: WindowConfig, *, num_tokens: int, documents: Documents | None) -> Windows:
+    """Return the windows of a split: of its `documents` if windows must not cross them, else of one segment."""
+    if window.documents == "separate":
+        assert documents is not None, "windows of separate documents need to know where these are"
+        firsts, sizes = documents
+    else:
+        firsts, sizes = np.zeros(1, np.int64), np.array([num_tokens], np.int64)
+    return Windows(
+        firsts=firsts, sizes=sizes, max_length=window.max_length, stride=window.stride_tokens, tail=window.tail
+    )
+
+
 def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str = "drop") -> np.ndarray:
     """How many windows segments of so many tokens have, int64 [segments].
 
@@ -73,27 +100,41 @@ def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str 
     return padded
 
 
-def number_rows(first: int, last: int, num_windows: int, *, order: str, seed: int) -> np.ndarray:
-    """The windows in rows [first, last) of a split as it is stored, int64 [B].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWindows:
+    """The windows of a split in their stored order.
 
-    Row i holds window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
+    Row i is window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
     split's windows, picked by `seed`, that is never stored.
+
+    Args:
+        stream: the split's token IDs.
+        windows: how they are cut.
+        order: `sequential` or `shuffled`.
+        seed: of a shuffled order.
+        pad_id: the ID after the real tokens of a window.
+
     """
-    rows = np.arange(first, last, dtype=np.int64)
-    return rows if order == "sequential" else permute(rows, num_windows, make_key(seed))
 
+    stream: TokenStream
+    windows: Windows
+    order: str
+    seed: int
+    pad_id: int
 
-def read_rows(
-    stream: TokenStream, windows: Windows, first: int, last: int, *, order: str, seed: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows [first, last) of a split as it is stored: `ids_BT1`, `starts` and `lengths`, as `read_windows` has them.
+    def __len__(self) -> int:
+        return len(self.windows)
 
-    `order` and `seed` mean what they mean for `number_rows`.
-    """
-    if order == "sequential":
-        return read_windows(stream, windows, first, last, pad_id=pad_id)
-    numbers = number_rows(first, last, len(windows), order=order, seed=seed)
-    return gather_windows(stream, windows, numbers, pad_id=pad_id)
+    def numbers(self, first: int, last: int) -> np.ndarray:
+        """Return the windows in rows [first, last), int64 [B]."""
+        rows = np.arange(first, last, dtype=np.int64)
+        return rows if self.order == "sequential" else permute(rows, len(self.windows), make_key(self.seed))
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows [first, last): `ids_BT1`, `starts` and `lengths`, as `read_windows` returns them."""
+        if self.order == "sequential":
+            return read_windows(self.stream, self.windows, first, last, pad_id=self.pad_id)
+        return gather_windows(self.stream, self.windows, self.numbers(first, last), pad_id=self.pad_id)
 
 
 def read_windows(
@@ -150,3 +191,26 @@ def _padded(ids_BT1: np.ndarray, lengths: np.ndarray, pad_id: int) -> np.ndarray
     ids_BT1 = ids_BT1 if ids_BT1.flags.writeable else ids_BT1.copy()
     ids_BT1[short] = np.where(behind, pad_id, ids_BT1[short])
     return ids_BT1
+
+
+def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> dict[str, int]:
+    """How many tokens, and how many documents as a whole, lie in none of a split's windows.
+
+    Args:
+        windows: of the split; one segment for all of it, or one for each document.
+        firsts: int64 [documents], each document's first token in the split's stream.
+        counts: int64 [documents], its tokens.
+
+    """
+    span = windows.max_length + 1
+    in_segment = np.diff(windows.ends, prepend=0)
+    last = np.maximum(in_segment - 1, 0) * windows.stride  # where the last window of each segment begins
+    ends = np.where(in_segment > 0, np.minimum(last + span, windows.sizes), 0)  # behind its last target
+    gaps = np.maximum(in_segment - 1, 0) * max(0, windows.stride - span)
+    tokens = int((windows.sizes - ends + gaps).sum())
+    if len(windows.sizes) == len(firsts) > 1:
+        return {"tokens": tokens, "documents": int((in_segment == 0).sum())}
+    (last,), (end,) = last, ends
+    place = firsts % windows.stride
+    in_gap = (firsts < last) & (place >= span) & (place + counts <= windows.stride)
+    return {"tokens": tokens, "documents": int(((firsts >= end) | in_gap).sum())}

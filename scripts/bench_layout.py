@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
 from bench_write import default_layout, encode_text
 
-from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
+from pipeline.shards.format import PAGE_BYTES, ZSTD_LEVEL, group_table
 
 START = {"start": "DELTA_BINARY_PACKED"}
 DEFAULT: dict[str, Any] = {

@@ -16,7 +16,6 @@ drifts. Memory is measured in processes of their own.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -30,8 +29,8 @@ from bench_corpus import make_jsonl
 from bench_rounds import PEAK, run_program
 from torch.utils.data import DataLoader
 
-from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
-from pipeline.load.held import place_bytes
+from pipeline import CorpusConfig, ShardLoader, TokenEmbedding, WindowConfig, embed_batches, write_shards
+from pipeline.loader.row_group_cache import slot_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -79,11 +78,9 @@ def make_shards(corpus: Path, max_length: int) -> Path:
     path = Path(f"outputs/bench/load-{corpus.stem}-{max_length}")
     report = write_shards(
         path,
-        corpus="jsonl",
-        corpus_path=str(corpus),
-        max_length=max_length,
-        cache_path="outputs/bench/cache",
-        workers=os.cpu_count() or 1,
+        corpus=CorpusConfig(name="jsonl", path=corpus),
+        window=WindowConfig(max_length=max_length),
+        cache="outputs/bench/cache",
     )
     split = report.manifest.splits["train"]
     size = sum(shard.bytes for shard in split.shards)
@@ -96,7 +93,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     batch, length = options.batch_size, options.max_length
     loader = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     # Less than twice the memory of all row groups: they come and go, as those of data that is too large to keep.
-    budget = 2 * len(loader.reader.groups) * place_bytes(loader.reader) - 1
+    budget = 2 * len(loader.reader.groups) * slot_bytes(loader.reader) - 1
     decoding = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget)
     embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)

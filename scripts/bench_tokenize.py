@@ -40,8 +40,9 @@ import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
 from bench_rounds import PEAK, ROOT, by_turns, print_ratio, run_program
 
-from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.readers import read_split
+from pipeline.corpus.corpora import find_partitions
+from pipeline.corpus.reader import read_partition
+from pipeline.settings import CorpusConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,16 +53,16 @@ OURS = (
 import sys, time
 from pathlib import Path
 import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken
-from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.tokenizer import load_tokenizer
-from pipeline.write.tokens import Policy, tokenize
+from pipeline.corpus.corpora import find_partitions
+from pipeline.settings import CorpusConfig, SplitConfig
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.encode import tokenize
 pyarrow.array([0]) # imports pandas, where it is installed
 file, cache, workers, corpus, engine = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 started = time.perf_counter()
-encoder = load_tokenizer(name="gpt2", path=None, pattern=None, engine=engine, special_text="literal")
-splits = find_splits(corpus, CorpusOptions(paths=(file,), cache=cache, cut_safe=encoder.cut_safe, workers=workers))
-policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
-store, made = tokenize(splits, cache=cache, tokenizer=encoder, policy=policy, audit=0.001, max_bad_fraction=0.01,
+encoder, corpus = load_tokenizer("gpt2", engine=engine), CorpusConfig(name=corpus, path=file)
+partitions = find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers)
+store, made = tokenize(partitions, cache=cache, tokenizer=encoder, corpus=corpus, split=SplitConfig(), audit=0.001,
                        workers=workers, advance=lambda _: None)
 seconds = time.perf_counter() - started
 size = sum(chunk.bytes for chunk in store.chunks)
@@ -87,7 +88,7 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import numpy, tiktoken # tiktoken imports numpy when it first needs it
-from pipeline.write.engines import PATTERNS, PUBLISHED, packaged_ranks
+from pipeline.tokenizer.engines import PATTERNS, PUBLISHED, packaged_ranks
 file, workers, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 special_tokens = PUBLISHED["r50k_base"].special_tokens
 encoding = tiktoken.Encoding(
@@ -140,7 +141,7 @@ def main(arguments: list[str]) -> None:
 def bench_speed(file: Path, given: argparse.Namespace) -> None:
     """Text to a finished store, beside the engines alone."""
     sizes: dict[str, set[tuple[int, int]]] = {"whole": set(), "begin": set()}
-    ranks = ROOT / "pipeline" / "data" / "gpt2.tiktoken"
+    ranks = ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken"
 
     def ours(source: Path, engine: str, which: str) -> float:
         with tempfile.TemporaryDirectory() as cache:
@@ -234,10 +235,11 @@ def tokenize_once(
 
 def read_once(corpus: str, source: Path) -> float:
     """Seconds of a core for a megabyte of text, from a source that was hashed before."""
-    splits = find_splits(corpus, CorpusOptions(paths=(str(source),), cache=source, cut_safe=True))
+    section = CorpusConfig(name=corpus, path=source)
+    partitions = find_partitions(section, cache=source, cut_safe=True, workers=1)
     started, size = time.process_time(), 0
-    for split in splits:
-        for batch in read_split(split, max_document_bytes=None, on_bad="raise", cut_safe=True):
+    for partition in partitions:
+        for batch in read_partition(partition, max_document_bytes=None, on_bad="raise", cut_safe=True):
             size += pc.sum(pc.binary_length(batch.texts)).as_py() or 0
     return (time.process_time() - started) / size * 1e6
 

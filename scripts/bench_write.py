@@ -27,22 +27,24 @@ import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
 from bench_rounds import ROOT, by_turns, print_ratio, run_program
 
-from pipeline.layout import Layout, choose_layout
-from pipeline.shard_format import PAGE_BYTES, ZSTD_LEVEL, group_table
-from pipeline.token_store import TokenStream
-from pipeline.windows import Windows, read_windows
-from pipeline.write.shards import write_split
-from pipeline.write.tokenizer import load_tokenizer
+from pipeline.settings import ShardsConfig, WindowConfig
+from pipeline.shards.folder import FolderLock
+from pipeline.shards.format import PAGE_BYTES, ZSTD_LEVEL, group_table
+from pipeline.shards.layout import Layout, choose_layout
+from pipeline.shards.shard import write_split
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.store import TokenStream
+from pipeline.windows import StoredWindows, Windows, read_windows
 
 OURS = """
 import sys, time
-import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.write.stage
-from pipeline import write_shards
+import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken, pipeline.shards.write
+from pipeline import CorpusConfig, ExecutorConfig, WindowConfig, write_shards
 pyarrow.array([0]) # imports pandas, where it is installed
 file, folder, workers, max_length = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
-report = write_shards(folder + "/shards", cache_path=folder + "/cache", corpus="jsonl", corpus_path=file,
-                      max_length=max_length, workers=workers)
+report = write_shards(folder + "/shards", cache=folder + "/cache", corpus=CorpusConfig(name="jsonl", path=file),
+                      window=WindowConfig(max_length=max_length), executor=ExecutorConfig(workers=workers))
 print(time.perf_counter() - started, report.manifest.splits["train"].num_windows)
 """
 
@@ -97,7 +99,7 @@ def main(arguments: list[str]) -> None:
 def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None:
     """Text to finished shards."""
     megabytes = file.stat().st_size / 1e6
-    ranks = ROOT / "pipeline" / "data" / "gpt2.tiktoken"
+    ranks = ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken"
 
     def run(code: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -129,6 +131,7 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
     stream = TokenStream([folder / "ids.npy"], [len(ids)])
     firsts, sizes = np.zeros(1, np.int64), np.array([len(ids)], np.int64)
     windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride)
+    stored_windows = StoredWindows(stream=stream, windows=windows, order="sequential", seed=0, pad_id=0)
     layout = default_layout(max_length, stride)
     size, group = layout.shard_size(len(windows)), layout.windows_per_group
     tables = [
@@ -141,18 +144,9 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
             (Path(place) / "data").mkdir()
             (Path(place) / ".writing").mkdir()
             started = time.perf_counter()
+            lock = FolderLock(folder=Path(place), identity="", recorded={})
             entries = write_split(
-                Path(place),
-                "train",
-                stream=stream,
-                windows=windows,
-                layout=layout,
-                order="sequential",
-                seed=0,
-                pad_id=0,
-                workers=workers,
-                recorded={},
-                advance=lambda _: None,
+                lock, "train", stored=stored_windows, layout=layout, workers=workers, advance=lambda _: None
             )
             taken = time.perf_counter() - started
         stored.append(sum(entry.bytes for entry in entries))
@@ -191,20 +185,12 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
 
 def default_layout(max_length: int, stride: int) -> Layout:
     """The layout of windows in the order of one text, where the config leaves it open."""
-    return choose_layout(
-        max_length=max_length,
-        stride=stride,
-        documents="join",
-        order="sequential",
-        windows_per_group=None,
-        windows_per_shard=None,
-        compression="zstd",
-    )
+    return choose_layout(WindowConfig(max_length=max_length, stride=stride), ShardsConfig())
 
 
 def encode_text(file: Path, *, megabytes: int) -> np.ndarray:
     """The IDs of the first so many megabytes of a JSONL file, uint16, end-of-text behind each document."""
-    tokenizer = load_tokenizer(name="gpt2", path=None, pattern=None, engine="auto", special_text="literal")
+    tokenizer = load_tokenizer("gpt2")
     texts, left = [], megabytes * 1_000_000
     with file.open(encoding="utf-8") as lines:
         for line in lines:

@@ -10,6 +10,7 @@ alone moves embeddings together.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,10 +20,10 @@ import torch
 from train import main, open_evaluation, open_loader, settings_of
 from training import train
 
-from pipeline.__main__ import run_write
-from pipeline.atomic import write_text
-from pipeline.svg import Series, chart, scatter
-from pipeline.write.tokenizer import load_tokenizer
+from pipeline.base.atomic import write_text
+from pipeline.cli.stages import run_write
+from pipeline.cli.svg import Series, chart, scatter
+from pipeline.tokenizer.load import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from training import Metric
     from training_config import TrainConfig
 
-    from pipeline.write.vocabulary import Tokenizer
+    from pipeline.tokenizer.tokenizer import Tokenizer
 
 GROUPS = {
     "numbers": " one two three four five six",
@@ -61,14 +62,8 @@ def run(config: TrainConfig, output: Path) -> None:
     """Train, take the cosines on the way, and print and draw what came of it."""
     run_write(config)
     loader = open_loader(config)
-    tokenizer = load_tokenizer(
-        name=config.tokenizer.name,
-        path=config.tokenizer.path,
-        pattern=config.tokenizer.pattern,
-        engine="auto",
-        special_text="literal",
-    )
-    counts_V = count_tokens(config.shards.path, loader.reader.tokenizer["vocab_size"])
+    tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, engine="auto", special_text="literal"))
+    counts_V = count_tokens(config.shards_path, loader.reader.tokenizer["vocab_size"])
     words = known_words(tokenizer, counts_V)
     related = related_pairs(words)
     if len(related) == 0:

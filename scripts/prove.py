@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from pipeline import ShardLoader
-from pipeline.manifest import read_manifest
-from pipeline.shard_format import open_shard, read_columns
+from pipeline.shards.format import open_shard, read_columns
+from pipeline.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def prove(shuffle: str, options: argparse.Namespace) -> bool:
         compared = prove_resume(
             options.path, order, options.epoch, whole=whole, world_sizes=options.world_sizes, stops=options.stops
         )
-        show_quality(shuffle, whole, read_places(options.path, options.split))
+        show_quality(shuffle, whole, resume_points(options.path, options.split))
     except (ValueError, OSError) as error:
         print(f"{shuffle}: the data set cannot be read: {one_line(error)}")
         return False
@@ -144,7 +144,7 @@ def compare_rest(
     return len(due)
 
 
-def read_places(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def resume_points(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The stretch of its split's tokens that each window holds, from .. to, int64 [windows] each; no IDs are read."""
     manifest = read_manifest(path)
     entry = manifest.splits[split]

@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.atomic import write_text
-from pipeline.chunk import SPLITS
-from pipeline.load.held import count_tokens
-from pipeline.load.order import Order, default_block, rank_positions, resolve_shuffle
-from pipeline.load.reader import open_split
-from pipeline.load.rows import view_windows
-from pipeline.manifest import read_manifest
-from pipeline.report_page import ICON, POLICY
-from pipeline.token_store import TokenStore, open_store
-from pipeline.write.compression import SUFFIXES
-from pipeline.write.files import JSONL_SUFFIXES, TEXT_SUFFIXES
-from pipeline.write.readers import place_of
-from pipeline.write.tokenizer import load_tokenizer
+from pipeline.base.atomic import write_text
+from pipeline.cli.html import ICON, POLICY
+from pipeline.corpus.compression import SUFFIXES
+from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
+from pipeline.corpus.reader import describe_location
+from pipeline.loader.order import Order, default_block, rank_positions, resolve_shuffle
+from pipeline.loader.readers import open_split
+from pipeline.loader.row_group import view_windows
+from pipeline.loader.row_group_cache import count_tokens
+from pipeline.shards.manifest import read_manifest
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.chunk import SPLITS
+from pipeline.tokens.store import TokenStore, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.load.reader import ShardReader, StoreReader
-    from pipeline.manifest import Manifest
-    from pipeline.write.vocabulary import Tokenizer
+    from pipeline.loader.readers import ShardReader, StoreReader
+    from pipeline.shards.manifest import Manifest
+    from pipeline.tokenizer.tokenizer import Tokenizer
 
 BACKGROUNDS = (153, 223, 183, 217)  # of the 256 colours of a terminal; a token's turn, so that neighbours differ
 SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")
@@ -207,7 +207,7 @@ def name_document(source: str, row: int) -> str:
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     kind = "text" if name.endswith(TEXT_SUFFIXES) else "jsonl" if name.endswith(JSONL_SUFFIXES) else "other"
-    place = place_of(kind, row)
+    place = describe_location(kind, row)
     return f"{source}, {place}" if place else source
 
 
@@ -221,7 +221,7 @@ def own_tokenizer(manifest: Manifest, path: str | None) -> Tokenizer:
     settings = manifest.config.get("tokenizer", {})
     name = settings.get("name") or manifest.tokenizer["name"].partition(":")[0]  # a file's follows the colon
     tokenizer = load_tokenizer(
-        name=name,
+        name,
         path=path or settings.get("path"),
         pattern=settings.get("pattern"),
         engine="auto"

@@ -23,11 +23,11 @@ from torch.nn import functional
 from train import main, open_evaluation, settings_of
 from training import evaluate, train
 
-from pipeline import ShardLoader
-from pipeline.__main__ import run_write
-from pipeline.atomic import write_text
-from pipeline.schema import ConfigError
-from pipeline.svg import Series, chart
+from pipeline import ShardLoader, StoreWindows, WindowConfig
+from pipeline.base.atomic import write_text
+from pipeline.cli.stages import run_write
+from pipeline.cli.svg import Series, chart
+from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def run(config: TrainConfig, output: Path) -> None:
     for budget in BUDGETS:
         for stride in study.strides:
             for seed in study.seeds:
-                found, trained = train_once(config, store, budget=budget, stride=stride, seed=seed)
+                found, trained = train_run(config, store, budget=budget, stride=stride, seed=seed)
                 runs.append(found)
                 write_text(output / "study.csv", to_csv(runs))
                 print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {found.updates:>6,} updates", end="")
@@ -109,20 +109,23 @@ def run(config: TrainConfig, output: Path) -> None:
     print(describe(runs))
     if evaluations:
         print(describe_evaluations(evaluations, best, length=length))
-        print(describe_places(score_places(model, open_evaluation(store, max_length=length, stride=length))))
+        print(describe_loss_by_position(loss_by_position(model, open_evaluation(windows_of(store, length, length)))))
     print(f"\n  in {output}: study.csv, evaluation.csv, updates.svg, passes.svg, evaluation.svg")
 
 
-def train_once(config: TrainConfig, store: str, *, budget: str, stride: int, seed: int) -> tuple[Run, GPT]:
+def windows_of(store: str, length: int, stride: int) -> StoreWindows:
+    """Windows cut from the token store, so that no stride needs shards of its own."""
+    return StoreWindows(store, WindowConfig(max_length=length, stride=stride))
+
+
+def train_run(config: TrainConfig, store: str, *, budget: str, stride: int, seed: int) -> tuple[Run, GPT]:
     """One run: the seed decides the initial weights and the order of windows."""
     length = config.window.max_length
     assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
-    loader = ShardLoader(
-        store, batch_size=config.loader.batch_size, seed=seed, max_length=length, stride=stride, threads=1
-    )
+    loader = ShardLoader(windows_of(store, length, stride), batch_size=config.loader.batch_size, seed=seed, threads=1)
     steps = config.train.steps if budget == "updates" else config.study.passes * len(loader)
     model, _ = train(loader, None, settings_of(config, steps=steps, seed=seed), validate_every=steps, progress=False)
-    held_out = evaluate(model, open_evaluation(store, max_length=length, stride=length))
+    held_out = evaluate(model, open_evaluation(windows_of(store, length, length)))
     tokens = steps * loader.batch_size * length
     once = len(loader.order) * stride  # the text, to within one window
     found = Run(
@@ -139,14 +142,14 @@ def train_once(config: TrainConfig, store: str, *, budget: str, stride: int, see
 
 def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
     """The model's loss on the held-out text with windows `stride` apart, each token counted once."""
-    loader = open_evaluation(store, max_length=length, stride=stride, score="new")
+    loader = open_evaluation(windows_of(store, length, stride), score="new")
     targets = sum(int((batch.target_ids >= 0).sum()) for batch in loader)
     loss = evaluate(model, loader)
     return Evaluation(stride=stride, targets=targets, loss=loss, perplexity=math.exp(loss))
 
 
 @torch.no_grad()
-def score_places(model: GPT, loader: ShardLoader) -> torch.Tensor:
+def loss_by_position(model: GPT, loader: ShardLoader) -> torch.Tensor:
     """Mean loss at each place of the loader's windows, float64 [T]: what more context is worth to the model."""
     totals_T = torch.zeros(loader.reader.max_length, dtype=torch.float64)
     counts_T = torch.zeros_like(totals_T)
@@ -214,7 +217,7 @@ def describe_evaluations(evaluations: list[Evaluation], best: Run, *, length: in
     return "\n".join(lines)
 
 
-def describe_places(losses_T: torch.Tensor) -> str:
+def describe_loss_by_position(losses_T: torch.Tensor) -> str:
     """The loss at a window's places, in ranges that double: 0, 1, 2 to 3, 4 to 7, ..."""
     edges = [0, *(2**power for power in range(len(losses_T).bit_length()) if 2**power < len(losses_T)), len(losses_T)]
     lines = ["the same model's loss by place in the window, from 0; a place has as many tokens before it as its number"]

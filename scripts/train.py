@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 import torch
@@ -18,10 +18,10 @@ from torch import distributed
 from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write_metrics
 from training_config import TrainConfig
 
-from pipeline import ShardLoader
-from pipeline.__main__ import run_write
-from pipeline.config import check_command_line, find_conf, read_config, register_schema
-from pipeline.schema import ConfigError
+from pipeline import ShardLoader, StoreWindows
+from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
+from pipeline.cli.stages import run_write
+from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ def open_loader(config: TrainConfig) -> ShardLoader:
     loader = config.loader
     assert isinstance(loader.batch_size, int), "the config allows a whole number alone"
     return ShardLoader(
-        config.shards.path,
+        config.shards_path,
         batch_size=loader.batch_size,
         shuffle=loader.shuffle,
         seed=loader.seed,
@@ -96,12 +96,16 @@ def open_loader(config: TrainConfig) -> ShardLoader:
     )
 
 
-def open_evaluation(path: str | Path, *, split: str = "validation", **options: Any) -> ShardLoader:
-    """Every window of a split once, in an order that does not matter, in batches of about 128 MiB of scores."""
-    probe = ShardLoader(path, split=split, shuffle="none", **options)
+def open_evaluation(
+    source: str | StoreWindows, *, split: str = "validation", score: str = "all", threads: int | None = None
+) -> ShardLoader:
+    """Open every window of a split once, in stored order, in batches of about 128 MiB of scores."""
+    probe = ShardLoader(source, split=split, shuffle="none")
     rows = SCORES_PER_BATCH // (probe.reader.tokenizer["vocab_size"] * probe.reader.max_length)
     batch_size = max(1, min(rows, 256, len(probe.order)))
-    return ShardLoader(path, split=split, batch_size=batch_size, shuffle="none", drop_last=False, **options)
+    return ShardLoader(
+        source, split=split, batch_size=batch_size, shuffle="none", drop_last=False, score=score, threads=threads
+    )
 
 
 def run(config: TrainConfig, output: Path) -> None:
@@ -121,9 +125,9 @@ def run(config: TrainConfig, output: Path) -> None:
             distributed.barrier()
         resume = Path(config.train.resume) if config.train.resume else None
         folder = resume.parent if resume else output
-        validation = open_evaluation(config.shards.path)
+        validation = open_evaluation(config.shards_path)
         baseline = (
-            unigram(open_evaluation(config.shards.path, split="train"), validation)
+            unigram(open_evaluation(config.shards_path, split="train"), validation)
             if not distributed.is_initialized()
             else None
         )

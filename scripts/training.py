@@ -23,15 +23,15 @@ from gpt import GPT, summed_loss, unigram_loss
 from torch import distributed, nn
 from tqdm import tqdm
 
-from pipeline.atomic import replace_file, write_text
-from pipeline.svg import Series, chart
+from pipeline.base.atomic import replace_file, write_text
+from pipeline.cli.svg import Series, chart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pipeline import ShardLoader
-    from pipeline.load.batch import Batch
+    from pipeline.loader.batch import Batch
 
 CHECKPOINT, METRICS, CURVE = "checkpoint.pt", "metrics.csv", "loss.svg"
 KEYS = {"model", "optimizer", "loader", "step", "tokens", "global_batch", "settings", "metrics"}  # of a checkpoint

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from pipeline.schema import Config, ConfigError
+from pipeline.settings import Config, ConfigError
 
 
 @dataclass(kw_only=True, slots=True)

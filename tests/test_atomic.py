@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.atomic import hold, replace_file, write_json, write_text
+from pipeline.base.atomic import replace_file, write_json, write_text
+from pipeline.base.locks import hold
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_beside_it(tmp_path):

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from support import sections
 
 from pipeline import verify_shards, write_shards
-from pipeline.summary import describe_write
-from pipeline.token_store import open_store
+from pipeline.cli.summary import describe_write
+from pipeline.tokens.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,14 +26,16 @@ def report(tmp_path, books):
         (books / f"{number}.txt").write_text(f"Number {number} goes by. " * 9)
     return write_shards(
         tmp_path / "shards",
-        cache_path=tmp_path / "cache",
-        corpus="text",
-        corpus_path=str(books),
-        max_length=16,
-        stride=4,
-        validation=0.3,
-        windows_per_group=20,
-        windows_per_shard=60,
+        **sections(
+            cache_path=tmp_path / "cache",
+            corpus="text",
+            corpus_path=str(books),
+            max_length=16,
+            stride=4,
+            validation=0.3,
+            windows_per_group=20,
+            windows_per_shard=60,
+        ),
     )
 
 
@@ -139,14 +142,16 @@ def test_notes_that_somebody_added_to_the_card_survive_a_repair(report, books):
     next((report.path / "data").iterdir()).unlink()
     write_shards(
         report.path,
-        cache_path=report.path.parent / "cache",
-        corpus="text",
-        corpus_path=str(books),
-        max_length=16,
-        stride=4,
-        validation=0.3,
-        windows_per_group=20,
-        windows_per_shard=60,
+        **sections(
+            cache_path=report.path.parent / "cache",
+            corpus="text",
+            corpus_path=str(books),
+            max_length=16,
+            stride=4,
+            validation=0.3,
+            windows_per_group=20,
+            windows_per_shard=60,
+        ),
     )
     assert card.read_text(encoding="utf-8").endswith("My notes.\n")
 
@@ -156,13 +161,13 @@ def test_text_that_lies_in_no_window_is_counted_in_the_manifest_the_card_and_the
     for number, size in enumerate((3, 40, 16, 17, 1)):
         (tmp_path / "in" / f"{number}.txt").write_text("x" * size)
     given = {"corpus": "text", "corpus_path": str(tmp_path / "in"), "tokenizer": "bytes", "max_length": 16}
-    report = write_shards(tmp_path / "out", cache_path=tmp_path / "cache", documents="separate", **given)
+    report = write_shards(tmp_path / "out", **sections(cache_path=tmp_path / "cache", documents="separate", **given))
     # of 40: 33 in two windows; of 17: all in one
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 16 + 1, "documents": 3}}
     said = "27 tokens of train, 3 documents wholly"
     assert said in (report.path / "README.md").read_text()
     assert "left over 27 tokens of train (33.33%)   in no window, 3 documents wholly" in describe_write(report)
     assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
-    report = write_shards(tmp_path / "pad", cache_path=tmp_path / "cache", tail="pad", **given)
+    report = write_shards(tmp_path / "pad", **sections(cache_path=tmp_path / "cache", tail="pad", **given))
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 0, "documents": 0}}
     assert "left over" not in describe_write(report)

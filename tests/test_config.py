@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from pipeline.config import check_command_line, find_conf, read_config, register_schema
-from pipeline.schema import ConfigError
-from pipeline.write.corpus import VERDICT_SHA256, VERDICT_URL
+from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
+from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
+from pipeline.settings import ConfigError
 
 REFUSED = {
     "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
@@ -65,11 +65,11 @@ REFUSED = {
     "embedding.seed=99999999999999999999999": "embedding.seed: must be at most 9223372036854775807; got 9999",
     "split.seed=9223372036854775808": "split.seed: must be at most 9223372036854775807",
     "loader.seed=-1": "loader.seed: must be at least 0; got -1",
-    "loader.split=validation": "loader.split: split.validation=0 holds nothing out, so there is no such split",
-    "tokenizer.path=x": "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes none; got 'x'",
+    "loader.split=validation": "loader.split: there is no validation split, because split.validation is 0",
+    "tokenizer.path=x": "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes no path; got 'x'",
     "tokenizer.pattern=gpt2": "tokenizer.pattern: is for tokenizer=tiktoken_file, not gpt2; got 'gpt2'",
-    "corpus.path=x": "corpus.path: corpus=python_docs is embedded and has none; corpus=text reads files; got 'x'",
-    "shards.path=s3://bucket/x": "shards.path: must be a path on this machine (mount or copy what lies elsewhere)",
+    "corpus.path=x": "corpus=python_docs is built in and takes no path; use corpus=text for files; got 'x'",
+    "shards.path=s3://bucket/x": "shards.path: must be a path on this machine (mount or copy data that is elsewhere)",
     "cache.path=file:///tmp/x": "cache.path: must be a path on this machine",
     "cache.path=''": "cache.path: must name a folder; got ''",
 }

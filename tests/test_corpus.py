@@ -17,17 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections
 
 from pipeline import read_manifest, write_shards
-from pipeline.token_store import open_store
-from pipeline.write import compression, hub, parquet, readers, splits, tokens
-from pipeline.write.compression import read_blocks
-from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.files import find_files
-from pipeline.write.places import safe_cuts
-from pipeline.write.readers import read_split
-from pipeline.write.tokenizer import load_tokenizer
-from pipeline.write.tokens import Policy, tokenize
+from pipeline.base.cut_points import safe_cuts
+from pipeline.corpus import compression, huggingface, parquet, partitions, reader
+from pipeline.corpus.compression import read_blocks
+from pipeline.corpus.corpora import find_partitions
+from pipeline.corpus.files import find_files
+from pipeline.corpus.reader import read_partition
+from pipeline.settings import CorpusConfig, SplitConfig
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens import encode
+from pipeline.tokens.encode import tokenize
+from pipeline.tokens.store import open_store
 
 TEXTS = [f"Document {n}: {'naïve cafés, ' * (n % 7)}and {n * 37} cats.\r\n\tEnd {'x' * n}" for n in range(120)]
 TEXTS[17] = "\ufeff starts with a mark, has \u2028 and \x00 and \U0001f642"
@@ -45,31 +48,32 @@ def tiny(monkeypatch):
     """Splits, batches and blocks of a few hundred bytes, so that small files are cut as large ones are."""
 
     def shrink(split_bytes=2000, batch_bytes=300):
-        for module in (splits, parquet, hub):
-            monkeypatch.setattr(module, "SPLIT_BYTES", split_bytes)
-        for module in (readers, parquet, hub):
+        for module in (partitions, parquet, huggingface):
+            monkeypatch.setattr(module, "PARTITION_BYTES", split_bytes)
+        for module in (reader, parquet, huggingface):
             monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
-        for module in (readers, splits, tokens):
+        for module in (reader, partitions, encode):
             monkeypatch.setattr(module, "KEY_BYTES", 64)
-        monkeypatch.setattr(splits, "SMALL_BYTES", split_bytes // 4)
-        monkeypatch.setattr(splits, "GROUP_FILES", 16)
+        monkeypatch.setattr(partitions, "SMALL_BYTES", split_bytes // 4)
+        monkeypatch.setattr(partitions, "GROUP_FILES", 16)
         monkeypatch.setattr(compression, "BLOCK_BYTES", 128)
         monkeypatch.setattr(compression, "RAW_BYTES", 128)
 
     return shrink
 
 
-def options(path, cache, **more):
-    paths = tuple(map(str, path)) if isinstance(path, list) else (str(path),)
-    return CorpusOptions(paths=paths, cache=cache, **{"cut_safe": True, "workers": 2, **more})
+def find(corpus, path, cache, *, cut_safe=True, workers=2, **more):
+    return find_partitions(
+        CorpusConfig(name=corpus, path=path, **more), cache=cache, cut_safe=cut_safe, workers=workers
+    )
 
 
 def read_all(corpus, path, *, on_bad="quarantine", max_document_bytes=None, cut_safe=True, **more):
     """Every document's text and place, and every bad one; pieces put together again."""
     texts, bad = [], []
-    for split in find_splits(corpus, options(path, Path("none"), cut_safe=cut_safe, **more)):
+    for split in find(corpus, path, Path("none"), cut_safe=cut_safe, **more):
         is_open = split.start > 0 and split.is_piece
-        for batch in read_split(split, max_document_bytes=max_document_bytes, on_bad=on_bad, cut_safe=cut_safe):
+        for batch in read_partition(split, max_document_bytes=max_document_bytes, on_bad=on_bad, cut_safe=cut_safe):
             bad += batch.bad
             if batch.abandoned and is_open:
                 texts.pop()
@@ -86,16 +90,15 @@ def make_store(
     corpus, path, cache, *, tokenizer="bytes", workers=2, validation=0.0, engine="auto", audit=0.001, **more
 ):
     """A token store, and for each split its IDs and its documents' first tokens and counts."""
-    encoder = load_tokenizer(name=tokenizer, engine=engine)
-    policy = Policy(validation=validation, seed=0, on_bad="quarantine", max_document_bytes=None)
-    inputs = find_splits(corpus, options(path, cache, cut_safe=encoder.cut_safe, workers=workers, **more))
+    encoder = load_tokenizer(tokenizer, engine=engine)
+    inputs = find(corpus, path, cache, cut_safe=encoder.cut_safe, workers=workers, **more)
     store, origins = tokenize(
         inputs,
         cache=cache,
         tokenizer=encoder,
-        policy=policy,
+        corpus=CorpusConfig(max_bad_fraction=1.0),
+        split=SplitConfig(validation=validation),
         audit=audit,
-        max_bad_fraction=1.0,
         workers=workers,
         advance=lambda _: None,
     )
@@ -206,12 +209,12 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
     folder = tmp_path_factory.mktemp("cut")
     (folder / "long.txt").write_text(text, encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splits, "SPLIT_BYTES", sizes[0])
-        patch.setattr(splits, "SMALL_BYTES", 1)
-        patch.setattr(readers, "BATCH_BYTES", sizes[1])
+        patch.setattr(partitions, "PARTITION_BYTES", sizes[0])
+        patch.setattr(partitions, "SMALL_BYTES", 1)
+        patch.setattr(reader, "BATCH_BYTES", sizes[1])
         patch.setattr(compression, "BLOCK_BYTES", 16)
         patch.setattr(compression, "RAW_BYTES", 16)
-        for module in (readers, splits, tokens):
+        for module in (reader, partitions, encode):
             patch.setattr(module, "KEY_BYTES", 1)
         found, bad = read_all("text", folder)
         assert [one[0] for one in found] == ([text] if text else [])
@@ -222,7 +225,7 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
             store, _ = make_store(
                 "text", folder, folder / engine, tokenizer="gpt2", engine=engine, validation=0.0, audit=1.0
             )
-            encoder = load_tokenizer(name="gpt2", engine="tiktoken")
+            encoder = load_tokenizer("gpt2", engine="tiktoken")
             assert (
                 store.stream("train").read(0, len(store.stream("train"))).tolist()
                 == encoder.encode_batch([text])[0].tolist()
@@ -234,8 +237,8 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
 def test_a_long_text_is_cut_only_if_the_tokenizer_allows_it(tmp_path, tiny):
     tiny()
     (tmp_path / "long.txt").write_text("many words in a row " * 1000)
-    assert len(find_splits("text", options(tmp_path, tmp_path))) > 5
-    assert len(find_splits("text", options(tmp_path, tmp_path, cut_safe=False))) == 1
+    assert len(find("text", tmp_path, tmp_path)) > 5
+    assert len(find("text", tmp_path, tmp_path, cut_safe=False)) == 1
     ((text, _, _),), _ = read_all("text", tmp_path, cut_safe=False)
     assert text == "many words in a row " * 1000
 
@@ -377,14 +380,15 @@ def test_any_bytes_may_be_a_files_name(tmp_path):
         (tmp_path / "in" / name).write_text('{"text": 5}\n' + '{"text": "a line of text"}\n' * 200)
     report = write_shards(
         tmp_path / "shards",
-        cache_path=tmp_path / "cache",
-        corpus="jsonl",
-        corpus_path=str(tmp_path / "in"),
-        tokenizer="bytes",
-        max_length=8,
-        config={"path": odd[0]},
+        **sections(
+            cache_path=tmp_path / "cache",
+            corpus="jsonl",
+            corpus_path=[str(tmp_path / "in" / name) for name in odd],
+            tokenizer="bytes",
+            max_length=8,
+        ),
     )
-    assert read_manifest(report.path).config["path"] == odd[0]
+    assert read_manifest(report.path).config["corpus"]["path"] == odd
     lines = (report.path / "quarantine.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["source"] for line in lines) == sorted(odd)
     (store,) = (tmp_path / "cache" / "stores").iterdir()
@@ -434,10 +438,10 @@ def test_what_follows_a_packed_stream_is_read_or_refused(packing, tmp_path):
 def test_a_file_that_changes_during_the_run_is_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    (split,) = find_splits("text", options(path, tmp_path))
+    (split,) = find("text", path, tmp_path)
     path.write_text("after that")
     with pytest.raises(ValueError, match=r"a\.txt: was changed while this run was reading it; run again"):
-        list(read_split(split, max_document_bytes=None, on_bad="raise", cut_safe=True))
+        list(read_partition(split, max_document_bytes=None, on_bad="raise", cut_safe=True))
 
 
 def parquet_of(**columns):
@@ -618,7 +622,7 @@ def test_a_long_text_that_proves_to_be_bad_late_is_left_out_as_a_whole(tmp_path,
 
 
 def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "HELD_BYTES", 1000)
+    monkeypatch.setattr(reader, "MAX_BUFFERED_BYTES", 1000)
     monkeypatch.setattr(compression, "BLOCK_BYTES", 256)
     monkeypatch.setattr(compression, "RAW_BYTES", 256)
     (tmp_path / "a.jsonl").write_bytes(
@@ -636,9 +640,9 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
 def test_a_text_that_cannot_be_cut_for_long_somewhere_late_is_left_out_as_a_whole(tmp_path, tiny, monkeypatch, on_bad):
     """A genome, base64: the file is cut where it can be, and a later part of it has no place to cut."""
     tiny()
-    for module in (readers, splits):
-        monkeypatch.setattr(module, "HELD_BYTES", 8000)
-    monkeypatch.setattr(splits, "BATCH_BYTES", 300)
+    for module in (reader, partitions):
+        monkeypatch.setattr(module, "MAX_BUFFERED_BYTES", 8000)
+    monkeypatch.setattr(partitions, "BATCH_BYTES", 300)
     (tmp_path / "genome.txt").write_text("words " * 1000 + "ACGT" * 5000)
     (tmp_path / "good.txt").write_text("words " * 1000 + "ACGT" * 1500)
     if on_bad == "raise":
@@ -648,7 +652,7 @@ def test_a_text_that_cannot_be_cut_for_long_somewhere_late_is_left_out_as_a_whol
     texts, bad = read_all("text", tmp_path)
     assert [(text, name) for text, name, _ in texts] == [("words " * 1000 + "ACGT" * 1500, "good.txt")]
     assert [(one.source, one.reason) for one in bad] == [("genome.txt", "too_long")]
-    parts = find_splits("text", options(tmp_path / "good.txt", Path("none")))
+    parts = find("text", tmp_path / "good.txt", Path("none"))
     assert len(parts) > 1, "what fits into memory is still cut"
 
 
@@ -681,16 +685,15 @@ def test_a_changed_data_set_is_read_anew_in_the_same_process(tmp_path):
 def test_a_place_in_a_later_piece_says_from_where_it_counts(tmp_path, tiny):
     tiny()
     (tmp_path / "long.txt").write_text("plain words " * 400 + "<|endoftext|>" + " and more" * 100)
-    encoder = load_tokenizer(name="bytes", special_text="error")
-    policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
+    encoder = load_tokenizer("bytes", special_text="error")
     with pytest.raises(ValueError, match=r"at character \d+, .*Places count from byte \d+ of it") as refusal:
         tokenize(
-            find_splits("text", options(tmp_path, tmp_path / "cache")),
+            find("text", tmp_path, tmp_path / "cache"),
             cache=tmp_path / "cache",
             tokenizer=encoder,
-            policy=policy,
+            corpus=CorpusConfig(max_bad_fraction=1.0),
+            split=SplitConfig(),
             audit=0.0,
-            max_bad_fraction=1.0,
             workers=1,
             advance=lambda _: None,
         )
@@ -736,8 +739,8 @@ def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
 
 
 def test_the_verdict_is_one_file(tmp_path):
-    with pytest.raises(ValueError, match="corpus=the_verdict is one file, not 2"):
-        find_splits("the_verdict", options([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path))
+    with pytest.raises(ValueError, match="corpus=the_verdict is a single file"):
+        find("the_verdict", [tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path)
 
 
 def test_a_line_with_a_huge_name_has_a_short_message(tmp_path):
@@ -752,17 +755,16 @@ def test_a_corpus_without_the_field_is_given_up_after_a_thousand_lines(tmp_path,
     tiny(split_bytes=20_000)
     for number in range(40):
         (tmp_path / f"{number:02}.jsonl").write_text('{"body": "no such field"}\n' * 100 + '{"x": 1}\n' * 900)
-    policy = Policy(validation=0.0, seed=0, on_bad="quarantine", max_document_bytes=None)
-    inputs = find_splits("jsonl", options(tmp_path, tmp_path / "cache"))
+    inputs = find("jsonl", tmp_path, tmp_path / "cache")
     done = []
     with pytest.raises(ValueError, match=r"of [0-9,]+ documents"):
         tokenize(
             inputs,
             cache=tmp_path / "cache",
-            tokenizer=load_tokenizer(name="bytes"),
-            policy=policy,
+            tokenizer=load_tokenizer("bytes"),
+            corpus=CorpusConfig(),
+            split=SplitConfig(),
             audit=0.0,
-            max_bad_fraction=0.01,
             workers=1,
             advance=done.append,
         )

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from support import sections
 
 from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
-from pipeline.load.device import DeviceBlock
-from pipeline.load.rows import Gathered, Names
+from pipeline.loader.batch import DeviceBlock
+from pipeline.loader.row_group import RowBatch, SampleIds
 
 DEVICES = [
     "cpu",
@@ -22,13 +23,15 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text("".join(f"{number} naïve " for number in range(500)))
     report = write_shards(
         folder / "shards",
-        corpus="text",
-        corpus_path=str(folder / "text.txt"),
-        cache_path=folder / "cache",
-        max_length=12,
-        stride=5,
-        tail="pad",
-        windows_per_group=16,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "text.txt"),
+            cache_path=folder / "cache",
+            max_length=12,
+            stride=5,
+            tail="pad",
+            windows_per_group=16,
+        ),
     )
     return report.path
 
@@ -52,8 +55,8 @@ def test_batches_on_a_device_are_those_in_memory(shards, device):
 def test_the_largest_ids_survive_the_narrow_copy(device, dtype):
     highest = 65_535 if dtype == np.uint16 else 2**31 - 1
     ids = np.array([[0, 32_767, 32_768, highest]], dtype)
-    batch = DeviceBlock(Gathered(ids, None), torch.device(device)).widen(
-        slice(0, 1), names=Names(np.zeros(1, np.int64))
+    batch = DeviceBlock(RowBatch(ids, None), torch.device(device)).to_int64(
+        slice(0, 1), names=SampleIds(np.zeros(1, np.int64))
     )
     assert batch.input_ids.tolist() == [[0, 32_767, 32_768]]
     assert batch.target_ids.tolist() == [[32_767, 32_768, highest]]

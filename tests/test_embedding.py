@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.load.batch import Batch
-from pipeline.load.embedding import TokenEmbedding, embed_batches, sinusoids
+from pipeline.embedding import TokenEmbedding, embed_batches, sinusoids
+from pipeline.loader.batch import Batch
 
 id_grids = st.integers(1, 6).flatmap(
     lambda width: st.lists(st.lists(st.integers(0, 10), min_size=width, max_size=width), min_size=1, max_size=4)

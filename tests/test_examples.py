@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import sections
 from torch import nn
 
 from pipeline import ShardLoader, TokenEmbedding, read_manifest, write_shards
@@ -27,12 +28,14 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text("".join(f"{number} bottles of beer. " for number in range(300)))
     report = write_shards(
         folder / "shards",
-        corpus="text",
-        corpus_path=str(folder / "text.txt"),
-        cache_path=folder / "cache",
-        tokenizer="bytes",
-        max_length=16,
-        windows_per_group=16,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "text.txt"),
+            cache_path=folder / "cache",
+            tokenizer="bytes",
+            max_length=16,
+            windows_per_group=16,
+        ),
     )
     return report.path
 

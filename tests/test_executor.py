@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.write.executor import run_and_flush, run_tasks
+from pipeline.executor.local import run_and_flush, run_tasks
 
 
 def sleep_less_and_less(number):

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import sections
 
 from pipeline import read_manifest, write_shards
-from pipeline.write.folder import claim_folder, prepare_folder
+from pipeline.shards.folder import lock_folder, prepare_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,10 +56,12 @@ def run(code, **environment):
 KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
+sys.path.insert(0, "tests")
+from support import sections
 from pipeline import write_shards
-import pipeline.write.stage
+import pipeline.shards.write
 
-folder, kills, options = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
+folder, kills, options = Path(sys.argv[1]), int(sys.argv[2]), sections(**eval(sys.argv[3]))
 
 def write(begun=None):
     child = os.fork()
@@ -97,7 +100,7 @@ print(f"{killed} kills, {halfway} of them while shards were written")
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_after_25_kills_at_random_moments_the_bytes_are_those_of_an_undisturbed_run(tmp_path, options, workers):
-    whole = write_shards(tmp_path / "whole", **options)
+    whole = write_shards(tmp_path / "whole", **sections(**options))
     killed = tmp_path / "killed"
     arguments = [str(killed), "25", repr({**options, "cache_path": str(options["cache_path"]), "workers": workers})]
     done = subprocess.run(
@@ -106,13 +109,14 @@ def test_after_25_kills_at_random_moments_the_bytes_are_those_of_an_undisturbed_
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
     assert int(done.stdout.split()[2]) > 5, "most kills should hit the writing"
-    write_shards(killed, **options)
+    write_shards(killed, **sections(**options))
     assert contents(killed) == contents(whole.path)
 
 
 def test_bytes_are_the_same_for_1_2_and_4_workers(tmp_path, options):
     written = [
-        contents(write_shards(tmp_path / str(workers), **options, workers=workers).path) for workers in (1, 2, 4)
+        contents(write_shards(tmp_path / str(workers), **sections(**options, workers=workers)).path)
+        for workers in (1, 2, 4)
     ]
     assert len(written[0]) >= 20
     assert written[0] == written[1] == written[2]
@@ -121,7 +125,7 @@ def test_bytes_are_the_same_for_1_2_and_4_workers(tmp_path, options):
 @pytest.fixture
 def interrupted(tmp_path, options, monkeypatch):
     """A folder whose writer stopped before its last steps: every shard is recorded, no manifest is there."""
-    from pipeline.write import stage
+    from pipeline.shards import write as stage
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -129,7 +133,7 @@ def interrupted(tmp_path, options, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(stage, "write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
-            write_shards(tmp_path / "shards", **options)
+            write_shards(tmp_path / "shards", **sections(**options))
     return tmp_path / "shards"
 
 
@@ -138,7 +142,7 @@ def inodes(folder):
 
 
 def test_a_second_run_writes_only_what_is_missing_or_has_other_bytes(tmp_path, options, interrupted):
-    whole = write_shards(tmp_path / "whole", **options)
+    whole = write_shards(tmp_path / "whole", **sections(**options))
     assert not (interrupted / "manifest.json").exists()
     before = inodes(interrupted)
     first, second, third, *_ = sorted(before)
@@ -147,65 +151,65 @@ def test_a_second_run_writes_only_what_is_missing_or_has_other_bytes(tmp_path, o
     content = bytearray((interrupted / "data" / third).read_bytes())
     content[100] ^= 1
     (interrupted / "data" / third).write_bytes(content)
-    write_shards(interrupted, **options)
+    write_shards(interrupted, **sections(**options))
     assert contents(interrupted) == contents(whole.path)
     after = inodes(interrupted)
     assert {name for name in before if before[name] == after[name]} == set(before) - {first, second, third}
 
 
 def test_a_finished_data_set_that_lost_a_file_gets_it_back(tmp_path, options):
-    report = write_shards(tmp_path / "shards", **options)
+    report = write_shards(tmp_path / "shards", **sections(**options))
     whole, before = contents(report.path), inodes(report.path)
     name = sorted(before)[3]
     (report.path / "data" / name).unlink()
-    assert not write_shards(report.path, **options).finished_before
+    assert not write_shards(report.path, **sections(**options)).finished_before
     assert contents(report.path) == whole
     after = inodes(report.path)
     assert {other for other in before if before[other] == after[other]} >= set(before) - {name}
 
 
 def test_what_a_kill_behind_the_manifest_leaves_is_tidied(tmp_path, options):
-    report = write_shards(tmp_path / "shards", **options)
+    report = write_shards(tmp_path / "shards", **sections(**options))
     whole = contents(report.path)
     (report.path / ".writing").mkdir()
     (report.path / ".writing" / "plan.json").write_text("{}")
-    assert write_shards(report.path, **options).finished_before
+    assert write_shards(report.path, **sections(**options)).finished_before
     assert contents(report.path) == whole
 
 
 def test_an_unfinished_data_set_of_another_config_is_refused_not_overwritten(options, interrupted):
     before = contents(interrupted)
     with pytest.raises(ValueError, match=r"finished shards of another data set whose writing has not ended"):
-        write_shards(interrupted, **{**options, "max_length": 31})
+        write_shards(interrupted, **sections(**{**options, "max_length": 31}))
     assert contents(interrupted) == before
-    write_shards(interrupted, **{**options, "max_length": 31}, overwrite=True)
+    write_shards(interrupted, **sections(**{**options, "max_length": 31}, overwrite=True))
     assert read_manifest(interrupted).splits["train"].max_length == 31
 
 
 def test_a_second_writer_is_refused_at_once_and_told_of_the_first(tmp_path, options):
     folder = tmp_path / "shards"
     with (
-        claim_folder(folder, "0" * 64, overwrite=False),
+        lock_folder(folder, "0" * 64, overwrite=False),
         pytest.raises(ValueError, match=rf"is being written by another run \(process {os.getpid()} on "),
     ):
-        write_shards(folder, **options)
-    assert not write_shards(folder, **options).finished_before
+        write_shards(folder, **sections(**options))
+    assert not write_shards(folder, **sections(**options)).finished_before
 
 
 def test_a_failed_run_leaves_no_folder_of_its_own(tmp_path, options):
     with pytest.raises(ValueError, match="needs 50001 tokens"):
         write_shards(
             tmp_path / "shards",
-            **{**options, "max_length": 50_000, "windows_per_group": None, "windows_per_shard": None},
+            **sections(**{**options, "max_length": 50_000, "windows_per_group": None, "windows_per_shard": None}),
         )
     assert not (tmp_path / "shards").exists()
 
 
 def test_bad_input_does_not_cost_the_data_set_that_was_to_be_overwritten(tmp_path, options):
-    report = write_shards(tmp_path / "shards", **options)
+    report = write_shards(tmp_path / "shards", **sections(**options))
     before = contents(report.path)
     with pytest.raises(ValueError, match="needs 50001 tokens"):
-        write_shards(report.path, **{**options, "max_length": 50_000}, overwrite=True)
+        write_shards(report.path, **sections(**{**options, "max_length": 50_000}, overwrite=True))
     assert contents(report.path) == before
 
 
@@ -215,14 +219,14 @@ def test_files_of_somebody_else_are_neither_removed_nor_joined(tmp_path, options
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     with pytest.raises(ValueError, match=f"holds '{name}', which is no part of a data set"):
-        write_shards(tmp_path / "shards", **options, overwrite=True)
+        write_shards(tmp_path / "shards", **sections(**options, overwrite=True))
     assert contents(tmp_path / "shards") == {name: b"mine"}
 
 
 def test_overwriting_leaves_nothing_of_the_old_data_set(tmp_path, options):
-    write_shards(tmp_path / "shards", **options)
-    fresh = write_shards(tmp_path / "fresh", **{**options, "windows_per_shard": 128})
-    write_shards(tmp_path / "shards", **{**options, "windows_per_shard": 128}, overwrite=True)
+    write_shards(tmp_path / "shards", **sections(**options))
+    fresh = write_shards(tmp_path / "fresh", **sections(**{**options, "windows_per_shard": 128}))
+    write_shards(tmp_path / "shards", **sections(**{**options, "windows_per_shard": 128}, overwrite=True))
     assert contents(tmp_path / "shards") == contents(fresh.path)
 
 
@@ -231,8 +235,8 @@ def test_shards_of_another_pyarrow_are_not_mixed_in(tmp_path, options, interrupt
     held = [file.open("rb") for file in (interrupted / "data").iterdir()]  # so that no inode number comes again
     plan = interrupted / ".writing" / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "pyarrow": "17.0.0"}))
-    write_shards(interrupted, **options)
-    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **options).path)
+    write_shards(interrupted, **sections(**options))
+    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **sections(**options)).path)
     assert not set(before.values()) & set(inodes(interrupted).values())
     for file in held:
         file.close()
@@ -240,8 +244,10 @@ def test_shards_of_another_pyarrow_are_not_mixed_in(tmp_path, options, interrupt
 
 WRITE = """
 import sys, resource
+sys.path.insert(0, "tests")
+from support import sections
 from pipeline import write_shards
-options = eval(sys.argv[2])
+options = sections(**eval(sys.argv[2]))
 {before}
 try:
     write_shards(sys.argv[1], **options)
@@ -262,14 +268,14 @@ def write_apart(folder, options, before=""):
 
 
 def test_a_file_limit_ends_in_one_line_and_the_next_run_finishes(tmp_path, options):
-    whole = write_shards(tmp_path / "whole", **options)
+    whole = write_shards(tmp_path / "whole", **sections(**options))
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))"
     said = write_apart(tmp_path / "shards", options, limit)
     assert said.startswith("refused: ")
     assert said.count("\n") == 1
-    assert "a file is larger than this system or `ulimit -f` allows; what is finished is kept" in said
+    assert "a file is larger than this system or `ulimit -f` allows. Finished work is kept" in said
     assert not (tmp_path / "shards" / "manifest.json").exists()
-    write_shards(tmp_path / "shards", **options)
+    write_shards(tmp_path / "shards", **sections(**options))
     assert contents(tmp_path / "shards") == contents(whole.path)
 
 
@@ -286,14 +292,14 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_and_the_next_run_goes_on(tmp_path, options, small_disk):
-    whole = write_shards(tmp_path / "whole", **options)
-    with pytest.raises(ValueError, match=r"disk/shards: the disk is full: free some space"):
-        write_shards(small_disk / "shards", **options)
+    whole = write_shards(tmp_path / "whole", **sections(**options))
+    with pytest.raises(ValueError, match=r"disk/shards: the disk is full\. Free some space"):
+        write_shards(small_disk / "shards", **sections(**options))
     assert not (small_disk / "shards" / "manifest.json").exists()
     finished = inodes(small_disk / "shards")
     assert finished
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    write_shards(small_disk / "shards", **options)
+    write_shards(small_disk / "shards", **sections(**options))
     assert contents(small_disk / "shards") == contents(whole.path)
     assert inodes(small_disk / "shards").items() >= finished.items()
 
@@ -303,17 +309,17 @@ def test_a_folder_that_may_not_be_written_ends_in_one_line(tmp_path, options):
     for folder in [tmp_path, *tmp_path.parents]:
         if "pytest" in str(folder):  # pytest's own folders are private to the user who runs it
             folder.chmod(0o755)
-    write_shards(tmp_path / "warm", **options)  # tokens are in the cache: the folder is all that is refused
-    before = "import os, pyarrow.parquet, pipeline.write.stage; os.setuid(65534)"
+    write_shards(tmp_path / "warm", **sections(**options))  # tokens are in the cache: the folder is all that is refused
+    before = "import os, pyarrow.parquet, pipeline.shards.write; os.setuid(65534)"
     said = write_apart(tmp_path / "shards", options, before)
     assert said.startswith(f"refused: {tmp_path / 'shards'}")
-    assert "cannot be written: Permission denied; choose another shards.path" in said
+    assert "cannot be written: Permission denied. Choose another shards.path" in said
     assert said.count("\n") == 1
     assert "finished" not in write_apart(tmp_path / "warm", options, before), "a finished data set is only read"
 
 
 def test_a_plan_is_there_before_the_old_manifest_goes(tmp_path, options, monkeypatch):
-    report = write_shards(tmp_path / "shards", **options)
+    report = write_shards(tmp_path / "shards", **sections(**options))
     seen = []
     unlink = Path.unlink
 
@@ -321,9 +327,9 @@ def test_a_plan_is_there_before_the_old_manifest_goes(tmp_path, options, monkeyp
         seen.append((path.name, (report.path / ".writing" / "plan.json").exists()))
         unlink(path, *arguments, **keywords)
 
-    with claim_folder(report.path, "1" * 64, overwrite=True) as claim:
+    with lock_folder(report.path, "1" * 64, overwrite=True) as lock:
         monkeypatch.setattr(Path, "unlink", watched)
-        prepare_folder(claim, set())
+        prepare_folder(lock, set())
         monkeypatch.undo()
     assert ("manifest.json", True) in seen
     assert all(has_plan for _, has_plan in seen)
@@ -348,15 +354,15 @@ def test_a_corpus_takes_no_text_from_what_this_program_wrote(cli, tmp_path):
 def test_a_lost_card_comes_back_and_so_does_the_list_of_bad_documents(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": 5}\n' + '{"text": "a line of text"}\n' * 200)
     given = {"corpus": "jsonl", "corpus_path": str(tmp_path / "in.jsonl"), "tokenizer": "bytes", "max_length": 8}
-    folder = write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **given).path
+    folder = write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **given)).path
     whole = contents(folder)
     for name in ("README.md", "quarantine.jsonl"):
         (folder / name).unlink()
         before = inodes(folder)
-        assert not write_shards(folder, cache_path=tmp_path / "cache", **given).finished_before
+        assert not write_shards(folder, **sections(cache_path=tmp_path / "cache", **given)).finished_before
         assert contents(folder) == whole
         assert inodes(folder) == before
-    assert write_shards(folder, cache_path=tmp_path / "cache", **given).finished_before
+    assert write_shards(folder, **sections(cache_path=tmp_path / "cache", **given)).finished_before
 
 
 def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, options):
@@ -364,15 +370,15 @@ def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, optio
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "data").write_text("mine")
     cases = [
-        ({}, "file", r"file.*: cannot be made or read: (Not a directory|File exists); choose another shards\.path"),
-        ({}, "file/below", r"file.*: cannot be made or read: Not a directory; choose another shards\.path"),
+        ({}, "file", r"file.*: cannot be created or read: (Not a directory|File exists)\. Choose another shards\.path"),
+        ({}, "file/below", r"file.*: cannot be created or read: Not a directory\. Choose another shards\.path"),
         ({}, "shards", r"shards holds 'data', which is no part of a data set; choose another shards\.path"),
-        ({"cache_path": "/dev/null/x"}, "new", r"/dev/null/x.*: cannot be made .*; choose another cache\.path"),
-        ({"cache_path": "/proc/x"}, "new", r"/proc/x.*: cannot be made .*; choose another cache\.path"),
+        ({"cache_path": "/dev/null/x"}, "new", r"/dev/null/x.*: cannot be created .*\. Choose another cache\.path"),
+        ({"cache_path": "/proc/x"}, "new", r"/proc/x.*: cannot be created .*\. Choose another cache\.path"),
     ]
     for more, name, message in cases:
         with pytest.raises(ValueError, match=message):
-            write_shards(tmp_path / name, **{**options, **more})
+            write_shards(tmp_path / name, **sections(**{**options, **more}))
     assert not (tmp_path / "new").exists()
 
 
@@ -380,6 +386,6 @@ def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, optio
 def test_a_damaged_plan_is_named_and_overwriting_gets_over_it(tmp_path, options, interrupted, content):
     (interrupted / ".writing" / "plan.json").write_text(content)
     with pytest.raises(ValueError, match=r"finished shards of a data set .*plan\.json is damaged\. Choose another"):
-        write_shards(interrupted, **options)
-    write_shards(interrupted, **options, overwrite=True)
-    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **options).path)
+        write_shards(interrupted, **sections(**options))
+    write_shards(interrupted, **sections(**options, overwrite=True))
+    assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **sections(**options)).path)

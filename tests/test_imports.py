@@ -1,4 +1,4 @@
-"""Two wings and a hall: the write half and the load half meet in the manifest and the formats alone."""
+"""The walls of the house: a room imports its own modules and rooms below it, never one above."""
 
 import ast
 import subprocess
@@ -8,59 +8,95 @@ from pathlib import Path
 import pytest
 
 PIPELINE = Path(__file__).resolve().parents[1] / "pipeline"
-HALL = {"chunk", "layout", "permutation", "windows", "token_store", "shard_format", "manifest"}
+
+# From the ground up. A room may import every room before it, except those that WALLS forbids.
+ROOMS = (
+    "settings",
+    "base",
+    "executor",
+    "windows",
+    "corpus",
+    "tokenizer",
+    "tokens",
+    "shards",
+    "loader",
+    "embedding",
+    "cli",
+    "__main__",
+)
+WALLS = {
+    "tokenizer": {"corpus", "executor", "windows"},
+    "loader": {"corpus", "tokenizer", "executor"},
+    "embedding": {"corpus", "tokenizer", "tokens", "shards", "executor"},
+}
+READ_SIDE = {"pipeline.shards.manifest", "pipeline.shards.format", "pipeline.shards.layout"}
+HEAVY = {
+    "torch": {"loader", "embedding", "cli"},
+    "tiktoken": {"tokenizer"},
+    "gigatoken": {"tokenizer"},
+    "tokenizers": {"tokenizer"},
+    "awkward": {"tokenizer"},
+    "datasets": {"corpus"},
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+}
 
 
-def imports_of(file):
-    """Every module that a file imports, wherever in it the import stands."""
-    for node in ast.walk(ast.parse(file.read_text())):
+def modules():
+    """Every module of the package by its full name, without the package's own `__init__`."""
+    found = {".".join(f.relative_to(PIPELINE.parent).with_suffix("").parts): f for f in PIPELINE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): file for name, file in found.items() if name != "pipeline.__init__"}
+
+
+def imports_of(file, *, at_run_time=False):
+    """Every module that a file imports, wherever in it the import is; or without what only a type checker sees."""
+    tree = ast.parse(file.read_text())
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+                node.body = [ast.Pass()]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import hides where it goes"
+            assert node.level == 0, f"{file}: a relative import hides where it leads"
             yield node.module
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def imports_at_run_time(file):
-    """The same without what only the type checker sees."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+def room_of(module):
+    return module.split(".")[1]
 
 
-def files(folder):
-    return sorted((PIPELINE / folder).rglob("*.py"))
+def own_imports(file):
+    known = modules()
+    return {module for module in imports_of(file) if module in known}
 
 
-def test_the_write_wing_imports_neither_load_nor_torch():
-    for file in files("write"):
-        for module in imports_of(file):
-            assert not module.startswith(("pipeline.load", "torch")), f"{file.name} imports {module}"
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_imports_its_own_room_and_rooms_below_it(name):
+    room = room_of(name)
+    assert room in ROOMS, f"{room} is a room that the list does not know"
+    for module in own_imports(modules()[name]):
+        other = room_of(module)
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{name} imports {module}, which is above it"
+        assert other not in WALLS.get(room, ()), f"{name} imports {module} through a wall"
 
 
-def test_the_load_wing_imports_nothing_of_write():
-    for file in files("load"):
-        for module in imports_of(file):
-            assert not module.startswith(("pipeline.write", "tiktoken", "gigatoken")), f"{file.name} imports {module}"
+def test_the_loader_knows_of_shards_only_what_is_written_on_disk():
+    for name, file in modules().items():
+        if room_of(name) == "loader":
+            from_shards = {module for module in own_imports(file) if room_of(module) == "shards"} - {"pipeline.shards"}
+            assert from_shards <= READ_SIDE, name
 
 
-def test_the_hall_imports_neither_wing():
-    for name in HALL:
-        for module in imports_of(PIPELINE / f"{name}.py"):
-            assert not module.startswith(("pipeline.write", "pipeline.load", "torch", "tiktoken")), f"{name}: {module}"
+def test_settings_imports_nothing_of_the_package():
+    assert own_imports(PIPELINE / "settings.py") == set()
 
 
 def test_no_module_is_imported_by_what_it_imports():
-    names = {".".join(f.relative_to(PIPELINE.parent).with_suffix("").parts): f for f in files(".")}
-    graph = {name: set(imports_at_run_time(file)) & set(names) - {name} for name, file in names.items()}
+    known = modules()
+    graph = {name: set(imports_of(file, at_run_time=True)) & set(known) - {name} for name, file in known.items()}
     while leaves := [name for name, found in graph.items() if not found]:
         for name in leaves:
             del graph[name]
@@ -68,26 +104,20 @@ def test_no_module_is_imported_by_what_it_imports():
     assert not graph, f"a circle of imports among {', '.join(graph)}"
 
 
-def test_only_the_tokenizer_imports_an_engine():
-    engines = {"tiktoken", "gigatoken", "tokenizers", "awkward"}
-    users = {f.stem for f in PIPELINE.rglob("*.py") if engines & {m.split(".")[0] for m in imports_of(f)}}
-    assert users <= {"tokenizer", "engines", "tokenizer_huggingface"}
-
-
-def test_below_the_command_line_no_module_knows_hydra_or_omegaconf():
-    edge = {"__main__", "config", "sweep"}
-    for file in PIPELINE.rglob("*.py"):
-        if file.stem not in edge:
-            assert not {"hydra", "omegaconf"} & {module.split(".")[0] for module in imports_of(file)}, file.name
+@pytest.mark.parametrize("library", HEAVY)
+def test_a_library_is_imported_in_its_rooms_alone(library):
+    users = {room_of(n) for n, f in modules().items() if library in {m.split(".")[0] for m in imports_of(f)}}
+    assert users <= HEAVY[library]
 
 
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
         ("import pipeline", {"torch", "pyarrow", "tiktoken", "numpy", "hydra"}),
+        ("from pipeline import CorpusConfig; CorpusConfig()", {"torch", "pyarrow", "tiktoken", "numpy", "hydra"}),
         ("from pipeline import write_shards", {"torch", "hydra"}),
         ("from pipeline import ShardLoader, TokenEmbedding, embed_batches", {"tiktoken", "gigatoken", "hydra"}),
-        ("import pipeline.load.reader, pipeline.load.order, pipeline.load.mix", {"torch"}),
+        ("import pipeline.loader.readers, pipeline.loader.order, pipeline.loader.mixture", {"torch"}),
     ],
 )
 def test_an_import_brings_no_more_than_it_needs(statement, absent):
@@ -103,6 +133,6 @@ def test_every_public_name_can_be_imported():
     import pipeline
 
     for name in pipeline.__all__:
-        assert getattr(pipeline, name).__name__ == name
+        assert getattr(pipeline, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pipeline.nothing

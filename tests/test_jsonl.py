@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.write.jsonl import parse_lines, parse_slowly
+from pipeline.corpus.jsonl import parse_lines, parse_slowly
 
 SURROGATE = "\\ud83d"
 # Whole lines, and pieces of which lines are made: what Arrow's and Python's readers take differently, among others.

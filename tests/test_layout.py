@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_windows import ListStream, one_segment
 
-from pipeline.layout import choose_layout
+from pipeline.settings import ShardsConfig, WindowConfig
+from pipeline.shards.layout import choose_layout
 from pipeline.windows import read_windows
 
 LENGTHS = st.integers(1, 1 << 22)
@@ -15,13 +16,8 @@ LENGTHS = st.integers(1, 1 << 22)
 
 def layout_of(max_length, stride, *, documents="join", order="sequential", group=None, shard=None):
     return choose_layout(
-        max_length=max_length,
-        stride=stride,
-        documents=documents,
-        order=order,
-        windows_per_group=group,
-        windows_per_shard=shard,
-        compression="zstd",
+        WindowConfig(max_length=max_length, stride=stride, documents=documents, allow_gaps=True),
+        ShardsConfig(order=order, windows_per_group=group, windows_per_shard=shard),
     )
 
 

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 import torch
+from support import sections, store_windows
 from tokenizers import models, pre_tokenizers
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
-from pipeline.load import batch as batch_module
-from pipeline.load.batch import number_documents
+from pipeline.loader import batch as batch_module
+from pipeline.loader.batch import number_documents
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,8 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text(text)
     options = {"windows_per_group": 10, "windows_per_shard": 30, "max_length": 16, "stride": 12}
     report = write_shards(
-        folder / "shards", corpus="text", corpus_path=str(folder / "text.txt"), cache_path=folder / "cache", **options
+        folder / "shards",
+        **sections(corpus="text", corpus_path=str(folder / "text.txt"), cache_path=folder / "cache", **options),
     )
     return report.path
 
@@ -64,7 +66,7 @@ def test_batches_are_the_same_however_many_are_widened_together_and_changing_one
     shards, wide_tokens, monkeypatch
 ):
     rows = {k: (row["input_ids"], row["target_ids"]) for k, row in enumerate(stored(shards))}
-    monkeypatch.setattr(batch_module, "WIDE_TOKENS", wide_tokens)
+    monkeypatch.setattr(batch_module, "INT64_TOKENS", wide_tokens)
     for batch in ShardLoader(shards, batch_size=7, shuffle="full"):
         assert [rows[k] for k in batch.window_ids.tolist()] == list(
             zip(batch.input_ids.tolist(), batch.target_ids.tolist(), strict=True)
@@ -185,12 +187,14 @@ def test_documents_are_numbered_and_places_restart_behind_each_end_of_text(tmp_p
         (tmp_path / f"{number}.txt").write_text(text)
     report = write_shards(
         tmp_path / "shards",
-        corpus="text",
-        corpus_path=str(tmp_path),
-        cache_path=tmp_path / "cache",
-        tokenizer="bytes",
-        max_length=9,
-        stride=2,
+        **sections(
+            corpus="text",
+            corpus_path=str(tmp_path),
+            cache_path=tmp_path / "cache",
+            tokenizer="bytes",
+            max_length=9,
+            stride=2,
+        ),
     )
     batch = next(iter(ShardLoader(report.path, batch_size=2, shuffle="none", document_ids=True)))
     assert batch.input_ids.tolist() == [[*b"abc", 256, *b"d", 256, *b"efg"], [*b"c", 256, *b"d", 256, *b"efghi"]]
@@ -271,18 +275,22 @@ def test_documents_end_where_the_tokenizers_own_config_says(tmp_path, others):
         (tmp_path / "texts" / f"{name}.txt").write_text(name * 9)
     manifest = write_shards(
         tmp_path / "shards",
-        corpus="text",
-        corpus_path=str(tmp_path / "texts"),
-        cache_path=tmp_path / "cache",
-        tokenizer="huggingface",
-        tokenizer_path=str(tmp_path / "model"),
-        max_length=16,
-        tail="pad",
+        **sections(
+            corpus="text",
+            corpus_path=str(tmp_path / "texts"),
+            cache_path=tmp_path / "cache",
+            tokenizer="huggingface",
+            tokenizer_path=str(tmp_path / "model"),
+            max_length=16,
+            tail="pad",
+        ),
     ).manifest
     order = {"shuffle": "none", "document_ids": True, "drop_last": False}
     (batch,) = ShardLoader(tmp_path / "shards", **order)
     assert batch.document_ids[0].tolist() == [0] * 10 + [1] * 6
-    (other,) = ShardLoader(tmp_path / f"cache/stores/{manifest.store}.json", max_length=16, tail="pad", **order)
+    (other,) = ShardLoader(
+        store_windows(tmp_path / f"cache/stores/{manifest.store}.json", max_length=16, tail="pad"), **order
+    )
     assert other.input_ids.equal(batch.input_ids)
     assert other.document_ids.equal(batch.document_ids)
     assert batch.input_ids[1, -1] == core.token_to_id("<|im_end|>")

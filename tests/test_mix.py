@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections
 from torch.utils.data import DataLoader
 
 from pipeline import ShardLoader, embed_batches, write_shards
-from pipeline.load.embedding import TokenEmbedding
-from pipeline.load.mix import MAX_CYCLE, Mix, make_shares
-from pipeline.load.order import Order
+from pipeline.embedding import TokenEmbedding
+from pipeline.loader.mixture import MAX_CYCLE, Mixture, make_shares
+from pipeline.loader.order import Order
 
 SIZES = {"a": 138, "b": 40, "c": 75}  # windows
 
@@ -28,7 +29,7 @@ def sources(tmp_path_factory):
         (folder / f"{name}.txt").write_text("".join(f"{name}{k:05} " for k in range(windows * 2))[: 12 * windows + 1])
         corpus = {"corpus": "text", "corpus_path": str(folder / f"{name}.txt"), "cache_path": folder / "cache"}
         sizes = {"max_length": 12, "windows_per_group": group, **options}
-        return write_shards(folder / f"{name}-{len(options)}", tokenizer="bytes", **corpus, **sizes).path
+        return write_shards(folder / f"{name}-{len(options)}", **sections(tokenizer="bytes", **corpus, **sizes)).path
 
     paths = [write(name, windows, group) for (name, windows), group in zip(SIZES.items(), (10, 4, 25), strict=True)]
     return paths, write
@@ -65,7 +66,7 @@ def by_eye(mix, count):
 
 def test_the_sources_of_a_small_mix_by_eye():
     """Shares of 2 and 1: in each three draws two of source 0, one of source 1, in places that a seed picks."""
-    found = by_eye(Mix(orders=orders_of([50, 50], "none"), weights=[(0, [2, 1])]), 30)
+    found = by_eye(Mixture(orders=orders_of([50, 50], "none"), weights=[(0, [2, 1])]), 30)
     assert all(Counter(found[at : at + 3]) == {"0": 2, "1": 1} for at in range(0, 30, 3))
     assert len({found[at : at + 3] for at in range(0, 30, 3)}) > 1
     assert found == "100010100001010001010010100001"  # a change of one draw would break every resume
@@ -105,7 +106,7 @@ def test_shares_are_the_weights_to_within_a_draw_of_the_finest_cycle(weights):
 )
 @settings(max_examples=40)
 def test_each_row_of_draws_keeps_the_proportions_at_every_length(weights, shuffle, lanes, seed):
-    mix = Mix(orders=orders_of([23] * len(weights), shuffle, lanes=lanes, seed=seed), weights=[(0, weights)])
+    mix = Mixture(orders=orders_of([23] * len(weights), shuffle, lanes=lanes, seed=seed), weights=[(0, weights)])
     count = mix.num_rows * 3 * sum(weights)
     sources = np.searchsorted(mix.offsets, mix.windows(np.arange(count)), side="right") - 1
     part = np.array(weights) / sum(weights)
@@ -123,12 +124,12 @@ def test_each_row_of_draws_keeps_the_proportions_at_every_length(weights, shuffl
 @settings(max_examples=40)
 def test_any_position_is_entered_as_by_walking_there(data, shuffle, seed):
     sizes = data.draw(st.lists(st.integers(4, 40), min_size=1, max_size=3))
-    mix = Mix(orders=orders_of(sizes, shuffle, seed=seed), weights=[(0, [1] * len(sizes))])
+    mix = Mixture(orders=orders_of(sizes, shuffle, seed=seed), weights=[(0, [1] * len(sizes))])
     for position in sorted(data.draw(st.lists(st.integers(1, 100), max_size=2, unique=True))):
         weights = data.draw(st.lists(st.integers(0, 5), min_size=len(sizes), max_size=len(sizes)).filter(any))
         mix = mix.change(position, weights)
     whole = mix.windows(np.arange(200))
-    fresh = Mix(orders=mix.orders, weights=json.loads(json.dumps(mix.weights)))
+    fresh = Mixture(orders=mix.orders, weights=json.loads(json.dumps(mix.weights)))
     places = np.array(data.draw(st.lists(st.integers(0, 199), max_size=20)), dtype=np.int64)
     assert fresh.windows(places).tolist() == whole[places].tolist()
 
@@ -138,7 +139,7 @@ def test_any_position_is_entered_as_by_walking_there(data, shuffle, seed):
 def test_stretches_hold_every_row_when_it_is_needed(data, shuffle, seed):
     """What a reader decodes by them, and gives up behind their last position, is there at every position."""
     sizes = data.draw(st.lists(st.integers(4, 40), min_size=1, max_size=3))
-    mix = Mix(orders=orders_of(sizes, shuffle, seed=seed), weights=[(0, [1] * len(sizes))])
+    mix = Mixture(orders=orders_of(sizes, shuffle, seed=seed), weights=[(0, [1] * len(sizes))])
     for position in sorted(data.draw(st.lists(st.integers(1, 60), max_size=2, unique=True))):
         weights = data.draw(st.lists(st.integers(0, 5), min_size=len(sizes), max_size=len(sizes)).filter(any))
         mix = mix.change(position, weights)
@@ -149,12 +150,12 @@ def test_stretches_hold_every_row_when_it_is_needed(data, shuffle, seed):
         positions = np.arange(start, start + 120)
         positions = positions[positions % world_size == rank]
         windows = mix.windows(positions)
-        stretches = list(
+        spans = list(
             itertools.takewhile(
-                lambda stretch: stretch.first < start + 120, mix.stretches(start, rank=rank, world_size=world_size)
+                lambda stretch: stretch.first < start + 120, mix.spans(start, rank=rank, world_size=world_size)
             )
         )
-        assert [stretch.first for stretch in stretches] == sorted(stretch.first for stretch in stretches)
+        assert [stretch.first for stretch in spans] == sorted(stretch.first for stretch in spans)
         group = np.searchsorted(starts, windows, side="right") - 1
         row = windows - starts[group]
         for position, its_group, its_row in zip(positions.tolist(), group.tolist(), row.tolist(), strict=True):
@@ -162,7 +163,7 @@ def test_stretches_hold_every_row_when_it_is_needed(data, shuffle, seed):
                 stretch.group == its_group
                 and stretch.low <= its_row < stretch.high
                 and stretch.first <= position <= stretch.last
-                for stretch in stretches
+                for stretch in spans
             )
 
 
@@ -346,7 +347,7 @@ def test_what_cannot_be_mixed_is_refused(sources, tmp_path):
     paths, write = sources
     (tmp_path / "d.txt").write_text("Some text of another kind. " * 40)
     corpus = {"corpus": "text", "corpus_path": str(tmp_path / "d.txt"), "cache_path": tmp_path / "cache"}
-    gpt2 = write_shards(tmp_path / "gpt2", max_length=12, **corpus).path
+    gpt2 = write_shards(tmp_path / "gpt2", **sections(max_length=12, **corpus)).path
     with pytest.raises(ValueError, match=r"source 1 of the mix was made by the tokenizer 'gpt2' .* but 'bytes'"):
         ShardLoader([paths[0], gpt2])
     with pytest.raises(ValueError, match=r"source 1 of the mix has windows of 6 tokens, source 0 of 12"):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.load import order as order_module
-from pipeline.load.order import (
+from pipeline.base.permutation import make_key, permute
+from pipeline.loader import order as order_module
+from pipeline.loader.order import (
     BLOCK_TOKENS,
     FULL_SHUFFLE_TOKENS,
     Order,
@@ -21,7 +22,6 @@ from pipeline.load.order import (
     rank_positions,
     resolve_shuffle,
 )
-from pipeline.permutation import make_key, permute
 
 orders = st.builds(
     Order,
@@ -110,8 +110,8 @@ def test_the_example_in_the_module_docstring_is_what_happens():
     order = Order(groups=[3, 3, 2], shuffle="lanes", seed=10, lanes=2, block=1)
     assert whole_epoch(order, 0) == [4, 2, 3, 1, 5, 7, 0, 6]
     assert whole_epoch(order, 0)[0::2] == [4, 3, 5, 0]  # rank 0 of 2: lane 0, row group 1 and a part of row group 0
-    assert [tuple(s) for s in order.stretches(0, 0, rank=0, world_size=2)] == [(1, 0, 3, 0, 4), (0, 0, 1, 6, 6)]
-    assert [tuple(s) for s in order.stretches(0, 0, rank=1, world_size=2)] == [(0, 1, 3, 1, 3), (2, 0, 2, 5, 7)]
+    assert [tuple(s) for s in order.spans(0, 0, rank=0, world_size=2)] == [(1, 0, 3, 0, 4), (0, 0, 1, 6, 6)]
+    assert [tuple(s) for s in order.spans(0, 0, rank=1, world_size=2)] == [(0, 1, 3, 1, 3), (2, 0, 2, 5, 7)]
     assert "global order          4 2 3 1 5 7 0 6" in order_module.__doc__
 
 
@@ -214,18 +214,18 @@ def test_stretches_cover_what_a_rank_reads_and_nothing_else(order, epoch, rank, 
     world_size = data.draw(st.sampled_from([w for w in range(1, 13) if order.lanes % w == 0]))
     rank %= world_size
     start = data.draw(st.integers(0, len(order)))
-    stretches = list(order.stretches(start, epoch, rank=rank, world_size=world_size))
-    assert [s.first for s in stretches] == sorted(s.first for s in stretches)
+    spans = list(order.spans(start, epoch, rank=rank, world_size=world_size))
+    assert [s.first for s in spans] == sorted(s.first for s in spans)
     own = rank_positions(start, len(order), rank=rank, world_size=world_size, stop=len(order))
     group, row = order.locate(order.windows(own, epoch))
     for position, g, r in zip(own.tolist(), group.tolist(), row.tolist(), strict=True):
-        holding = [s for s in stretches if s.group == g and s.low <= r < s.high]
+        holding = [s for s in spans if s.group == g and s.low <= r < s.high]
         assert len(holding) == 1
         assert holding[0].first <= position <= holding[0].last
     if order.shuffle == "lanes":
-        assert all(s.first % world_size == rank and s.last % world_size == rank and s.last >= start for s in stretches)
+        assert all(s.first % world_size == rank and s.last % world_size == rank and s.last >= start for s in spans)
         if start == 0:
-            assert sum(s.high - s.low for s in stretches) == len(own)
+            assert sum(s.high - s.low for s in spans) == len(own)
 
 
 @given(orders, epochs)
@@ -233,7 +233,7 @@ def test_only_a_row_group_across_the_end_of_a_lane_has_two_readers(order, epoch)
     lanes = Order(groups=order.groups, shuffle="lanes", seed=order.seed, lanes=order.lanes, block=order.block)
     decoded = Counter()
     for rank in range(lanes.lanes):
-        decoded.update({s.group for s in lanes.stretches(0, epoch, rank=rank, world_size=lanes.lanes)})
+        decoded.update({s.group for s in lanes.spans(0, epoch, rank=rank, world_size=lanes.lanes)})
     present = sum(count > 0 for count in order.groups)
     assert len(decoded) == present
     assert decoded.total() <= present + lanes.lanes - 1
@@ -241,8 +241,8 @@ def test_only_a_row_group_across_the_end_of_a_lane_has_two_readers(order, epoch)
 
 def test_a_reader_of_lanes_holds_one_piece_of_each_lane():
     order = Order(groups=[10] * 400, shuffle="lanes", lanes=8, block=2)
-    stretches = list(order.stretches(0, 0, rank=1, world_size=2))
-    held = [sum(s.high - s.low for s in stretches if s.first <= i <= s.last) for i in range(len(order))]
+    spans = list(order.spans(0, 0, rank=1, world_size=2))
+    held = [sum(s.high - s.low for s in spans if s.first <= i <= s.last) for i in range(len(order))]
     assert max(held) <= 8 // 2 * 2 * 10  # lanes / world size * row groups per block * windows of a row group
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import prove
 import pyarrow.parquet as pq
 import pytest
+from support import sections
 
 from pipeline import ShardLoader, write_shards
 
@@ -33,7 +34,9 @@ def shards(books, tmp_path):
     def write(**options):
         given = {"tokenizer": "bytes", "max_length": 24, "stride": 16, "validation": 0.0, **options}
         cache = tmp_path / "cache"
-        return write_shards(tmp_path / "shards", corpus="text", corpus_path=str(books), cache_path=cache, **given).path
+        return write_shards(
+            tmp_path / "shards", **sections(corpus="text", corpus_path=str(books), cache_path=cache, **given)
+        ).path
 
     return write
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections
 
 from pipeline import ShardLoader, write_shards
-from pipeline.load.device import DeviceBlock
+from pipeline.loader.batch import DeviceBlock
 
 WINDOWS_PER_GROUP = 10
 
@@ -22,14 +23,16 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 + 1])
     report = write_shards(
         folder / "shards",
-        corpus="text",
-        corpus_path=str(folder / "text.txt"),
-        cache_path=folder / "cache",
-        tokenizer="bytes",
-        max_length=12,
-        stride=12,
-        windows_per_group=WINDOWS_PER_GROUP,
-        windows_per_shard=3 * WINDOWS_PER_GROUP,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "text.txt"),
+            cache_path=folder / "cache",
+            tokenizer="bytes",
+            max_length=12,
+            stride=12,
+            windows_per_group=WINDOWS_PER_GROUP,
+            windows_per_shard=3 * WINDOWS_PER_GROUP,
+        ),
     )
     return report.path
 
@@ -61,7 +64,7 @@ def test_a_loader_stopped_at_every_step_goes_on_in_fresh_ones_of_any_shape(shard
     """The one test that everything else leans on: stop at each step, restore elsewhere, compare the tail."""
     memories = (10**9, 30_000, 12_000)
     if shuffle == "lanes of small blocks":  # a few row groups at a time, which come and go
-        monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+        monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
         shuffle, memories = "lanes", (8_000, 2_000, 1_500)
     order = {"shuffle": shuffle, "lanes": 4, "seed": 5, "drop_last": False}
     whole = all_ranks(shards, world_size=1, batch_size=8, **order)
@@ -232,15 +235,15 @@ def test_a_batch_that_could_not_be_made_does_not_count(shards, monkeypatch):
     whole = windows_of(ShardLoader(shards, batch_size=8))
     loader = ShardLoader(shards, batch_size=8, device="cpu")
     made = []
-    widen = DeviceBlock.widen
+    to_int64 = DeviceBlock.to_int64
 
     def fail_once(self, rows, **more):
         made.append(rows)
         if len(made) == 4:
             raise MemoryError("no memory on the device")
-        return widen(self, rows, **more)
+        return to_int64(self, rows, **more)
 
-    monkeypatch.setattr(DeviceBlock, "widen", fail_once)
+    monkeypatch.setattr(DeviceBlock, "to_int64", fail_once)
     seen = []
     with pytest.raises(MemoryError):
         seen.extend(batch.window_ids.tolist() for batch in loader)

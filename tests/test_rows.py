@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections
 from test_verify import edit, put
 
 from pipeline import ShardLoader, WindowDataset, write_shards
-from pipeline.load.held import count_tokens, place_bytes
-from pipeline.load.rows import choose_step, count_held, view_windows
+from pipeline.loader.row_group import choose_pitch, count_slot_tokens, view_windows
+from pipeline.loader.row_group_cache import count_tokens, slot_bytes
 
 WORDS = " ".join(f"word{number}" for number in range(90))
 
@@ -20,12 +21,12 @@ WORDS = " ".join(f"word{number}" for number in range(90))
 def write(path, corpus, **options):
     """A data set of text files, in bytes; its cache lies beside it."""
     beside = {"cache_path": path.parent / "cache", "tokenizer": "bytes"}
-    return write_shards(path, corpus="text", corpus_path=str(corpus), **beside, **options).path
+    return write_shards(path, **sections(corpus="text", corpus_path=str(corpus), **beside, **options)).path
 
 
 @given(windows=st.integers(1, 30), step=st.integers(1, 12), max_length=st.integers(1, 20))
 def test_a_view_has_the_windows_that_slices_have(windows, step, max_length):
-    tokens = np.arange(count_held(windows, step=step, max_length=max_length))
+    tokens = np.arange(count_slot_tokens(windows, step=step, max_length=max_length))
     expected = [tokens[begin : begin + max_length + 1].tolist() for begin in range(0, windows * step, step)]
     assert view_windows(tokens, step=step, max_length=max_length).tolist() == expected
 
@@ -33,10 +34,10 @@ def test_a_view_has_the_windows_that_slices_have(windows, step, max_length):
 def test_by_eye():
     tokens = np.frombuffer(b"abcdefghi", "S1")
     assert [b"".join(row) for row in view_windows(tokens, step=2, max_length=4)] == [b"abcde", b"cdefg", b"efghi"]
-    assert choose_step(max_length=4, stride=2, order="sequential", documents="join") == 2
+    assert choose_pitch(max_length=4, stride=2, order="sequential", documents="join") == 2
     for other in ({"order": "shuffled"}, {"documents": "separate"}, {"stride": 7}):
         given = {"max_length": 4, "stride": 2, "order": "sequential", "documents": "join"}
-        assert choose_step(**{**given, **other}) == 5, "what is not one text is held window by window"
+        assert choose_pitch(**{**given, **other}) == 5, "what is not one text is held window by window"
 
 
 @given(
@@ -74,7 +75,7 @@ def test_overlapping_windows_take_the_memory_of_their_text(tmp_path, books):
         path = write(tmp_path / f"{stride}", books, max_length=16, stride=stride, windows_per_group=160 // stride)
         reader = ShardLoader(path).reader
         assert count_tokens(reader, 0) == 160 - stride + 16 + 1
-        sizes[stride] = place_bytes(reader)
+        sizes[stride] = slot_bytes(reader)
     assert sizes[1] < 1.1 * sizes[16], "sixteen times as many windows of as much text"
 
 
@@ -94,7 +95,7 @@ def test_targets_that_do_not_count_are_the_same_in_the_least_memory(
     tmp_path, shuffle, tail, stride, score, monkeypatch
 ):
     """A gather that needs more row groups than are held decodes the rest beside them."""
-    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+    monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
     (tmp_path / "text.txt").write_text(WORDS[:203])
     path = write(
         tmp_path / "shards", tmp_path / "text.txt", max_length=16, stride=stride, tail=tail, windows_per_group=1
@@ -104,7 +105,7 @@ def test_targets_that_do_not_count_are_the_same_in_the_least_memory(
         loader = ShardLoader(path, shuffle=shuffle, lanes=2, batch_size=8, drop_last=False, score=score, **more)
         return [batch.target_ids.tolist() for batch in loader]
 
-    each = place_bytes(ShardLoader(path, score=score).reader, score=score)
+    each = slot_bytes(ShardLoader(path, score=score).reader)
     whole = targets()
     assert any(-100 in row for batch in whole for row in batch)
     assert targets(memory_budget=2 * each) == whole

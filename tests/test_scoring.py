@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections
 
 from pipeline import ShardLoader, WindowDataset, write_shards
 
@@ -18,17 +19,19 @@ def write(folder, *, max_length, stride, tail, documents, group=3, order="sequen
         (folder / "texts" / f"{number}.txt").write_text(text)
     report = write_shards(
         folder / f"shards-{max_length}-{stride}-{tail}-{documents}-{group}-{order}",
-        corpus="text",
-        corpus_path=str(folder / "texts"),
-        cache_path=folder / "cache",
-        tokenizer="bytes",
-        max_length=max_length,
-        stride=stride,
-        tail=tail,
-        documents=documents,
-        windows_per_group=group,
-        windows_per_shard=2 * group,
-        order=order,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "texts"),
+            cache_path=folder / "cache",
+            tokenizer="bytes",
+            max_length=max_length,
+            stride=stride,
+            tail=tail,
+            documents=documents,
+            windows_per_group=group,
+            windows_per_shard=2 * group,
+            order=order,
+        ),
     )
     return report.path
 
@@ -103,9 +106,9 @@ def test_a_small_case_by_eye(tmp_path):
 
 def test_an_unknown_score_is_refused(tmp_path):
     path = write(tmp_path, max_length=4, stride=2, tail="drop", documents="join")
-    with pytest.raises(ValueError, match="score must be one of all, new; got 'old'"):
+    with pytest.raises(ValueError, match="score: must be one of all, new; got 'old'"):
         ShardLoader(path, score="old")
-    with pytest.raises(ValueError, match="score must be one of all, new; got 'old'"):
+    with pytest.raises(ValueError, match="score: must be one of all, new; got 'old'"):
         WindowDataset(path, score="old")
 
 

@@ -10,18 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support import sections
 
 from pipeline import ShardLoader, WindowDataset, write_shards
-from pipeline.manifest import read_manifest
-from pipeline.token_store import open_store
+from pipeline.shards.manifest import read_manifest
+from pipeline.tokens.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
 
 import show  # noqa: E402
 
-from pipeline.load.reader import open_split  # noqa: E402
-from pipeline.write.tokenizer import load_tokenizer  # noqa: E402
+from pipeline.loader.readers import open_split  # noqa: E402
+from pipeline.tokenizer.load import load_tokenizer  # noqa: E402
 
 
 @pytest.fixture
@@ -29,10 +30,12 @@ def shards(books, tmp_path):
     def write(**options):
         write_shards(
             tmp_path / "shards",
-            corpus="text",
-            corpus_path=str(books),
-            cache_path=tmp_path / "outputs/cache",
-            **{"tokenizer": "bytes", "max_length": 24, "stride": 16, **options},
+            **sections(
+                corpus="text",
+                corpus_path=str(books),
+                cache_path=tmp_path / "outputs/cache",
+                **{"tokenizer": "bytes", "max_length": 24, "stride": 16, **options},
+            ),
         )
         return tmp_path / "shards"
 
@@ -143,14 +146,14 @@ def test_the_vocabulary_of_a_file_is_found_again(shards, tmp_path):
 
 def test_colours_mark_each_token_alike_in_both_rows():
     window = show.Shown(window=0, start=0, length=2, ids=[65, 66, 67], before=1, after=1, documents=["a, row 0"])
-    text = show.describe(window, load_tokenizer(name="bytes"), coloured=True)
+    text = show.describe(window, load_tokenizer("bytes"), coloured=True)
     assert text.count("\x1b[30;48;5;223m") == 2, "the second input is the first target"
 
 
 def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself():
     ids = [*"é\\x".encode()]
-    assert show.show_pieces(ids, load_tokenizer(name="bytes")) == ["\\xc3", "\\xa9", "\\\\", "x"]
-    gpt2 = load_tokenizer(name="gpt2")
+    assert show.show_pieces(ids, load_tokenizer("bytes")) == ["\\xc3", "\\xa9", "\\\\", "x"]
+    gpt2 = load_tokenizer("gpt2")
     pieces = show.show_pieces(gpt2.encode_batch(["漢\n"])[0].tolist(), gpt2)
     assert pieces == ["\\xe6", "\\xbc", "\\xa2", "\\n"]
 

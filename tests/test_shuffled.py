@@ -5,22 +5,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import sections
 
 from pipeline import write_shards
-from pipeline.permutation import make_key, permute
-from pipeline.token_store import TokenStream
+from pipeline.base.permutation import make_key, permute
+from pipeline.corpus import partitions
+from pipeline.tokens.store import TokenStream
 from pipeline.windows import Windows, gather_windows, read_windows
-from pipeline.write import splits
 
 
 @pytest.fixture
 def write(tmp_path, books, monkeypatch):
-    monkeypatch.setattr(splits, "SMALL_BYTES", 1)  # a chunk for each file: windows lie across their borders
+    monkeypatch.setattr(partitions, "SMALL_BYTES", 1)  # a chunk for each file: windows lie across their borders
 
     def run(name, **options):
         given = {"corpus": "text", "corpus_path": str(books), "tokenizer": "bytes", "max_length": 16, "stride": 3}
         layout = {"windows_per_group": 10, "windows_per_shard": 50}
-        return write_shards(tmp_path / name, cache_path=tmp_path / "cache", **given, **layout, **options)
+        return write_shards(tmp_path / name, **sections(cache_path=tmp_path / "cache", **given, **layout, **options))
 
     return run
 

@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 import neighbors  # noqa: E402
 import study  # noqa: E402
 from gpt import GPT  # noqa: E402
+from support import sections  # noqa: E402
 from training import evaluate  # noqa: E402
 from training_config import Study, Train  # noqa: E402
 
 from pipeline import ShardLoader, write_shards  # noqa: E402
-from pipeline.config import ConfigError  # noqa: E402
+from pipeline.cli.compose import ConfigError  # noqa: E402
 
 
 def run(script, *arguments, cwd):
@@ -63,13 +64,13 @@ def test_the_quick_study_compares_strides_at_equal_updates_and_at_equal_passes(t
 def test_the_losses_of_a_windows_places_have_the_loss_as_their_mean(tmp_path):
     (tmp_path / "text.txt").write_text("the kettle sang and the tea was hot. " * 20)
     options = {"corpus": "text", "corpus_path": str(tmp_path / "text.txt"), "cache_path": tmp_path / "cache"}
-    path = write_shards(tmp_path / "shards", tokenizer="bytes", max_length=12, **options).path
+    path = write_shards(tmp_path / "shards", **sections(tokenizer="bytes", max_length=12, **options)).path
     loader = ShardLoader(path, batch_size=8, shuffle="none", drop_last=False)  # the last batch is filled up
     model = GPT(257, 12, dim=8, layers=1, heads=2, positions="learned", seed=0)
-    losses_T = study.score_places(model, loader)
+    losses_T = study.loss_by_position(model, loader)
     assert losses_T.shape == (12,)
     assert losses_T.mean().item() == pytest.approx(evaluate(model, loader), rel=1e-6)
-    lines = study.describe_places(torch.arange(12.0)).splitlines()[1:]
+    lines = study.describe_loss_by_position(torch.arange(12.0)).splitlines()[1:]
     assert [" ".join(line.split()) for line in lines] == [
         "places 0 loss 0.0000",
         "places 1 loss 1.0000",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import write_report
-from pipeline.svg import Series, chart, ticks
+from pipeline.cli.report import write_report
+from pipeline.cli.svg import Series, chart, ticks
 
 ROOT = Path(__file__).resolve().parents[1]
 

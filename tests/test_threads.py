@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support import sections
 
 from pipeline import ShardLoader, write_shards
-from pipeline.load.held import HeldGroups, place_bytes
+from pipeline.loader.row_group_cache import RowGroupCache, slot_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,13 +31,15 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text("".join(f"{number:07} " for number in range(801)))
     report = write_shards(
         folder / "shards",
-        corpus="text",
-        corpus_path=str(folder / "text.txt"),
-        cache_path=folder / "cache",
-        tokenizer="bytes",
-        max_length=16,
-        windows_per_group=10,
-        windows_per_shard=40,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "text.txt"),
+            cache_path=folder / "cache",
+            tokenizer="bytes",
+            max_length=16,
+            windows_per_group=10,
+            windows_per_shard=40,
+        ),
     )
     return report.path
 
@@ -67,7 +70,7 @@ def test_memory_and_threads_change_nothing_but_the_time(shards, shuffle):
         return [(batch.window_ids.tolist(), batch.input_ids.tolist()) for batch in loader]
 
     whole = epoch()
-    each = place_bytes(ShardLoader(shards).reader)
+    each = slot_bytes(ShardLoader(shards).reader)
     least = {"none": 1, "full": 40, "lanes": 40}[shuffle] * each
     for threads in (1, 3):
         assert epoch(threads=threads, memory_budget=least) == whole
@@ -75,7 +78,7 @@ def test_memory_and_threads_change_nothing_but_the_time(shards, shuffle):
 
 def test_fewer_places_than_a_block_needs_are_enough(shards):
     """A block of 400 windows out of 40 row groups, of which 1 to 3 are held at a time."""
-    each = place_bytes(ShardLoader(shards).reader)
+    each = slot_bytes(ShardLoader(shards).reader)
     expected = ShardLoader(shards, shuffle="none", batch_size=400)
     (whole,) = expected
     for places in (1, 2, 3):
@@ -160,8 +163,8 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_refused(shards, tmp_path)
 
 @pytest.mark.parametrize("budget", [40, 100])
 def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, monkeypatch, budget):
-    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
-    each = place_bytes(ShardLoader(shards).reader)
+    monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
+    each = slot_bytes(ShardLoader(shards).reader)
     loader = ShardLoader(shards, shuffle="lanes", lanes=4, memory_budget=budget * each)
     decoded = []
     read = loader.reader.read_group
@@ -180,7 +183,7 @@ def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, m
 
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
 def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
-    monkeypatch.setattr("pipeline.load.order.BLOCK_TOKENS", 1)
+    monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
     loader = ShardLoader(shards, shuffle=shuffle, lanes=4)
     tracemalloc.start()
     try:
@@ -192,24 +195,24 @@ def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[1] < 40 * place_bytes(loader.reader), "ten epochs leave less than one holds"
+    assert held[-1] - held[1] < 40 * slot_bytes(loader.reader), "ten epochs leave less than one holds"
 
 
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
 def test_held_memory_is_free_at_once(shards, shuffle, monkeypatch):
     """Row groups may be hundreds of megabytes: they do not wait for the collector of circles."""
     made = []
-    init = HeldGroups.__init__
+    init = RowGroupCache.__init__
 
     def note(self, *args, **options):
         init(self, *args, **options)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(HeldGroups, "__init__", note)
+    monkeypatch.setattr(RowGroupCache, "__init__", note)
     gc.collect()
     gc.disable()
     try:
-        loader = ShardLoader(shards, shuffle=shuffle, memory_budget=60 * place_bytes(ShardLoader(shards).reader))
+        loader = ShardLoader(shards, shuffle=shuffle, memory_budget=60 * slot_bytes(ShardLoader(shards).reader))
         for _ in range(2):
             for _ in loader:
                 pass
@@ -295,12 +298,14 @@ def test_a_padded_tail_is_not_read_as_text_where_its_columns_name_is_damaged(tmp
     (tmp_path / "text.txt").write_text("some words " * 5)
     report = write_shards(
         tmp_path / "shards",
-        corpus="text",
-        corpus_path=tmp_path / "text.txt",
-        cache_path=tmp_path / "cache",
-        tokenizer="bytes",
-        max_length=64,
-        tail="pad",
+        **sections(
+            corpus="text",
+            corpus_path=tmp_path / "text.txt",
+            cache_path=tmp_path / "cache",
+            tokenizer="bytes",
+            max_length=64,
+            tail="pad",
+        ),
     )
     (file,) = (report.path / "data").iterdir()
     content = file.read_bytes()

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 
-from pipeline.write import engines, tokenizer, tokenizer_huggingface
-from pipeline.write.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED, DocumentError
-from pipeline.write.tokenizer import load_tokenizer
+from pipeline.settings import SPECIAL_TEXTS
+from pipeline.tokenizer import engines, huggingface, load
+from pipeline.tokenizer.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED, DocumentError
+from pipeline.tokenizer.load import load_tokenizer
 
 # The hash of GPT-2's tokenizer, held by every data set that was written with it: it must never change.
 GPT2_HASH = "1ec7ffffbd66e7826a9949c2a369a186ecd7c7d9dddb478ace0454bed79662e7"
@@ -72,9 +73,9 @@ SEVERAL_ENCODER = HAS_GIGATOKEN and engines.gigatoken_encoder(
 @pytest.fixture
 def fresh_cache():
     """No tokenizer is kept from before, nor for later."""
-    tokenizer.load_cached.cache_clear()
+    load.load_cached.cache_clear()
     yield
-    tokenizer.load_cached.cache_clear()
+    load.load_cached.cache_clear()
 
 
 def as_lists(ids, counts):
@@ -95,7 +96,7 @@ SMALL_RANKS = BYTE_RANKS | {b"ab": 256, b"abc": 257}
 
 
 def test_a_small_case_by_eye():
-    gpt2 = load_tokenizer(name="gpt2")
+    gpt2 = load_tokenizer("gpt2")
     ids, counts = gpt2.encode_batch(["hello world", "", "hello"])
     assert (ids.tolist(), counts.tolist()) == ([31373, 995, 31373], [2, 0, 1])
     assert (ids.dtype, counts.dtype) == (np.uint16, np.int64)
@@ -107,7 +108,7 @@ def test_a_small_case_by_eye():
 
 
 def test_the_docstring_tells_the_truth():
-    results = doctest.testmod(tokenizer)
+    results = doctest.testmod(load)
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -119,7 +120,7 @@ def test_the_docstring_tells_the_truth():
 @example(documents=["", "", ""])
 @example(documents=["\x00" * 5000, " " * 5000, "a" * 5000, "\n" * 5000, "\U0001f642" * 2000])
 def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, documents):
-    loaded = load_tokenizer(name="gpt2", engine=engine)
+    loaded = load_tokenizer("gpt2", engine=engine)
     assert loaded.engine == engine
     expected = [REFERENCE.encode_ordinary(text) for text in documents]
     ids, counts = loaded.encode_batch(documents)
@@ -135,7 +136,7 @@ def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, docum
 @settings(max_examples=300, deadline=None)
 @given(documents=batches)
 def test_control_gives_the_ids_of_encode_with_all_special_tokens_allowed(engine, documents):
-    loaded = load_tokenizer(name="gpt2", engine=engine, special_text="control")
+    loaded = load_tokenizer("gpt2", engine=engine, special_text="control")
     expected = [REFERENCE.encode(text, allowed_special="all") for text in documents]
     assert as_lists(*loaded.encode_batch(documents)) == expected
 
@@ -171,7 +172,7 @@ def test_a_text_may_be_cut_before_an_ascii_space_after_a_character_that_is_no_wh
 
 
 def test_bytes_are_ids(fresh_cache):
-    loaded = load_tokenizer(name="bytes")
+    loaded = load_tokenizer("bytes")
     ids, counts = loaded.encode_batch(["Az", "", "\xe9"])
     assert (ids.tolist(), counts.tolist(), ids.dtype) == ([65, 122, 195, 169], [2, 0, 2], np.uint16)
     assert (loaded.vocab_size, loaded.end_of_text, loaded.engine, loaded.cut_safe) == (257, 256, "bytes", True)
@@ -182,7 +183,7 @@ def test_bytes_are_ids(fresh_cache):
 @given(documents=batches)
 def test_bytes_give_the_text_back(documents):
     for special_text in ("literal", "control"):
-        loaded = load_tokenizer(name="bytes", special_text=special_text)
+        loaded = load_tokenizer("bytes", special_text=special_text)
         ids, counts = loaded.encode_batch(pa.array(["before", *documents]).slice(1))
         assert [loaded.decode(part) for part in as_lists(ids, counts)] == documents
         found = int(loaded.count_special(documents).sum())
@@ -192,7 +193,7 @@ def test_bytes_give_the_text_back(documents):
 @pytest.mark.parametrize("engine", ENGINES_HERE)
 def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engine, monkeypatch):
     monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", 0.0)  # a fresh encoder for every batch
-    loaded = load_tokenizer(name="gpt2", engine=engine)
+    loaded = load_tokenizer("gpt2", engine=engine)
     words = ["alpha ", "beta\n", "\u6f22", " 12", "  ", END_OF_TEXT]
     jobs = [["".join(words[(i * j) % len(words)] for j in range(k)) for k in range(30)] for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
@@ -204,7 +205,7 @@ def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engi
 def test_a_vocabulary_of_more_than_65536_ids_is_stored_as_uint32(tmp_path):
     pairs = (bytes(pair) for pair in itertools.product(range(256), repeat=2))
     many = BYTE_RANKS | {pair: 256 + rank for rank, pair in enumerate(pairs)}
-    loaded = load_tokenizer(name="tiktoken_file", path=str(write_ranks(tmp_path / "x", many)), pattern="gpt2")
+    loaded = load_tokenizer("tiktoken_file", path=str(write_ranks(tmp_path / "x", many)), pattern="gpt2")
     assert (loaded.vocab_size, loaded.dtype, loaded.end_of_text) == (256 + 65536 + 1, np.uint32, 65792)
     assert loaded.encode_batch([""])[0].dtype == np.uint32
     ids, _ = loaded.encode_batch(["\U0010ffff"])
@@ -216,24 +217,24 @@ def test_a_vocabulary_of_more_than_65536_ids_is_stored_as_uint32(tmp_path):
 
 def test_literal_is_text_control_is_the_token_and_error_refuses():
     documents = ["plain", f"one {END_OF_TEXT} two {END_OF_TEXT}", "<|endoftext"]
-    literal = load_tokenizer(name="gpt2")
-    control = load_tokenizer(name="gpt2", special_text="control")
+    literal = load_tokenizer("gpt2")
+    control = load_tokenizer("gpt2", special_text="control")
     assert int((literal.encode_batch(documents)[0] == 50256).sum()) == 0
     assert int((control.encode_batch(documents)[0] == 50256).sum()) == 2
-    for special_text in tokenizer.SPECIAL_TEXTS:
-        loaded = load_tokenizer(name="gpt2", special_text=special_text)
+    for special_text in SPECIAL_TEXTS:
+        loaded = load_tokenizer("gpt2", special_text=special_text)
         assert loaded.count_special(documents).tolist() == [0, 2, 0]
         assert loaded.count_special([]).tolist() == []
     with pytest.raises(
         ValueError, match=r"document 1 of this batch.*<\|endoftext\|> at character 4.*special_text=error"
     ):
-        load_tokenizer(name="gpt2", special_text="error").encode_batch(documents)
-    assert load_tokenizer(name="gpt2", special_text="error").encode_batch(["plain"])[0].tolist() == [25638]
+        load_tokenizer("gpt2", special_text="error").encode_batch(documents)
+    assert load_tokenizer("gpt2", special_text="error").encode_batch(["plain"])[0].tolist() == [25638]
 
 
 @given(documents=batches)
 def test_special_tokens_are_counted_by_name(documents):
-    loaded = load_tokenizer(name="gpt2")
+    loaded = load_tokenizer("gpt2")
     assert loaded.count_special(documents).tolist() == [text.count(END_OF_TEXT) for text in documents]
     assert loaded.count_special(pa.array(["<|endoftext|>", *documents]).slice(1)).tolist() == [
         text.count(END_OF_TEXT) for text in documents
@@ -247,7 +248,7 @@ def test_special_tokens_are_counted_by_name(documents):
 @settings(max_examples=50, deadline=None)
 @given(documents=st.lists(texts, min_size=1, max_size=5), data=st.data())
 def test_the_audit_passes_what_is_right_and_finds_each_planted_difference(documents, data):
-    loaded = load_tokenizer(name="gpt2", engine="gigatoken")
+    loaded = load_tokenizer("gpt2", engine="gigatoken")
     ids, counts = loaded.encode_batch(documents)
     everything = range(len(documents))
     assert loaded.audited
@@ -268,7 +269,7 @@ def test_the_audit_passes_what_is_right_and_finds_each_planted_difference(docume
 
 @needs_gigatoken
 def test_the_audit_finds_a_missing_last_token():
-    loaded = load_tokenizer(name="gpt2", engine="gigatoken")
+    loaded = load_tokenizer("gpt2", engine="gigatoken")
     ids, counts = loaded.encode_batch(["hello world"])
     with pytest.raises(ValueError, match="token 1 is missing, and 995 by tiktoken"):
         loaded.audit(["hello world"], ids[:1], counts - 1, [0])
@@ -276,7 +277,7 @@ def test_the_audit_finds_a_missing_last_token():
 
 @pytest.mark.parametrize(("name", "engine"), [("gpt2", "tiktoken"), ("bytes", "auto")])
 def test_an_engine_that_is_its_own_reference_says_that_nothing_was_compared(name, engine):
-    loaded = load_tokenizer(name=name, engine=engine)
+    loaded = load_tokenizer(name, engine=engine)
     ids, counts = loaded.encode_batch(["hello"])
     assert not loaded.audited
     assert loaded.audit(["hello"], ids, counts, [0]) == 0
@@ -288,11 +289,11 @@ def test_an_engine_that_is_its_own_reference_says_that_nothing_was_compared(name
 def test_the_hash_is_the_content_and_not_the_name(tmp_path):
     copy = shutil.copy(PACKAGED_RANKS, tmp_path / "any name")
     same = [
-        load_tokenizer(name="gpt2"),
-        load_tokenizer(name="r50k_base", engine="tiktoken"),
-        load_tokenizer(name="gpt2", special_text="control"),
-        load_tokenizer(name="tiktoken_file", path=str(copy)),
-        load_tokenizer(name="tiktoken_file", path=str(copy), pattern="gpt2"),
+        load_tokenizer("gpt2"),
+        load_tokenizer("r50k_base", engine="tiktoken"),
+        load_tokenizer("gpt2", special_text="control"),
+        load_tokenizer("tiktoken_file", path=str(copy)),
+        load_tokenizer("tiktoken_file", path=str(copy), pattern="gpt2"),
     ]
     assert {loaded.hash for loaded in same} == {GPT2_HASH}
     assert [loaded.name for loaded in same] == ["gpt2", "r50k_base", "gpt2", "r50k_base", "r50k_base"]
@@ -305,7 +306,7 @@ def test_ranks_pattern_and_size_each_change_the_hash(tmp_path):
     gap = str(write_ranks(tmp_path / "gap", SMALL_RANKS | {b"abc": 258}))
     backwards = str(write_ranks(tmp_path / "backwards", dict(reversed(SMALL_RANKS.items()))))
     hashes = [
-        load_tokenizer(name=name, path=path, pattern=pattern).hash
+        load_tokenizer(name, path=path, pattern=pattern).hash
         for name, path, pattern in [
             ("gpt2", None, None),
             ("bytes", None, None),
@@ -319,15 +320,15 @@ def test_ranks_pattern_and_size_each_change_the_hash(tmp_path):
     ]
     assert len(set(hashes)) == len(hashes)
     # The order of a file's lines means nothing.
-    assert load_tokenizer(name="tiktoken_file", path=backwards, pattern="gpt2").hash == hashes[3]
+    assert load_tokenizer("tiktoken_file", path=backwards, pattern="gpt2").hash == hashes[3]
 
 
 def test_the_same_arguments_give_the_same_object_until_the_file_changes(tmp_path):
     path = write_ranks(tmp_path / "ranks", SMALL_RANKS)
-    first = load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
-    assert load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2") is first
+    first = load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2")
+    assert load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2") is first
     write_ranks(path, SMALL_RANKS | {b"abcd": 258})
-    assert load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2").vocab_size == first.vocab_size + 1
+    assert load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2").vocab_size == first.vocab_size + 1
 
 
 def test_a_published_rank_file_comes_out_of_its_ranks_as_it_was():
@@ -352,12 +353,12 @@ def test_the_table_of_published_encodings_is_that_of_the_installed_tiktoken(enco
 
 def test_a_rank_file_of_ones_own(tmp_path):
     path = write_ranks(tmp_path / "mine.tiktoken", SMALL_RANKS)
-    loaded = load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+    loaded = load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2")
     assert (loaded.name, loaded.engine, loaded.cut_safe) == ("tiktoken_file:mine.tiktoken", "tiktoken", True)
     assert (loaded.special_tokens, loaded.vocab_size) == ({END_OF_TEXT: 258}, 259)
     assert loaded.encode_batch(["abcab"])[0].tolist() == [257, 256]
     assert loaded.decode([257, 258]) == f"abc{END_OF_TEXT}"
-    mine = load_tokenizer(name="tiktoken_file", path=str(path), pattern=r"b|[^b]+")
+    mine = load_tokenizer("tiktoken_file", path=str(path), pattern=r"b|[^b]+")
     assert not mine.cut_safe
     assert mine.encode_batch(["abcab"])[0].tolist() == [97, 98, 99, 97, 98]
 
@@ -383,20 +384,20 @@ def test_a_bad_line_of_a_rank_file_is_named(case, tmp_path):
     path = write_ranks(tmp_path / "ranks", BYTE_RANKS)
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(ValueError, match="ranks, line 257") as caught:
-        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+        load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2")
     assert message in str(caught.value)
 
 
 def test_a_rank_file_without_all_bytes_is_refused(tmp_path):
     path = write_ranks(tmp_path / "ranks", {token: rank for token, rank in BYTE_RANKS.items() if rank < 200})
     with pytest.raises(ValueError, match=r"every single byte must be a token.*56 are missing, the first is b'\\xc8'"):
-        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+        load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2")
 
 
 def test_a_rank_file_that_holds_the_end_of_text_name_is_refused(tmp_path):
     path = write_ranks(tmp_path / "ranks", BYTE_RANKS | {END_OF_TEXT.encode(): 256})
     with pytest.raises(ValueError, match="must be a special token"):
-        load_tokenizer(name="tiktoken_file", path=str(path), pattern="gpt2")
+        load_tokenizer("tiktoken_file", path=str(path), pattern="gpt2")
 
 
 def test_a_truncated_published_rank_file_needs_a_pattern_and_says_what_it_may_be(tmp_path):
@@ -405,7 +406,7 @@ def test_a_truncated_published_rank_file_needs_a_pattern_and_says_what_it_may_be
     with pytest.raises(
         ValueError, match=r"not a published encoding.*tokenizer.pattern: gpt2, cl100k, o200k.*truncated"
     ):
-        load_tokenizer(name="tiktoken_file", path=str(path))
+        load_tokenizer("tiktoken_file", path=str(path))
 
 
 def test_a_changed_packaged_rank_file_is_refused(tmp_path, monkeypatch, fresh_cache):
@@ -417,7 +418,7 @@ def test_a_changed_packaged_rank_file_is_refused(tmp_path, monkeypatch, fresh_ca
     with pytest.raises(
         ValueError, match=f"gpt2.tiktoken.*truncated or changed.*{found}.*{PUBLISHED['r50k_base'].sha256}"
     ):
-        load_tokenizer(name="gpt2")
+        load_tokenizer("gpt2")
 
 
 @pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
@@ -427,7 +428,7 @@ def test_a_failed_download_says_what_was_tried_and_both_ways_out(name, tmp_path,
     with pytest.raises(
         ValueError, match=f"tokenizer={name}.*TIKTOKEN_CACHE_DIR is {tmp_path}.*http://127.0.0.1:9/"
     ) as e:
-        load_tokenizer(name=name)
+        load_tokenizer(name)
     assert "tokenizer=tiktoken_file tokenizer.path=<file>" in str(e.value)
 
 
@@ -449,12 +450,12 @@ def test_the_name_that_a_failed_download_gives_for_the_cache_is_where_tiktoken_l
 def test_a_pattern_that_would_lose_text_is_refused_at_the_start(pattern, tmp_path):
     path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
     with pytest.raises(ValueError, match="must match every character and never the empty text"):
-        load_tokenizer(name="tiktoken_file", path=path, pattern=pattern)
+        load_tokenizer("tiktoken_file", path=path, pattern=pattern)
 
 
 def test_a_pattern_that_loses_text_later_is_caught_then(tmp_path):
     path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
-    loaded = load_tokenizer(name="tiktoken_file", path=path, pattern=r"[^#]+|##+")
+    loaded = load_tokenizer("tiktoken_file", path=path, pattern=r"[^#]+|##+")
     assert loaded.encode_batch(["abc", "", "##"])[1].tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="document 1 of this batch would lose 1 bytes"):
         loaded.encode_batch(["abc", "a#b", "abc"])
@@ -464,14 +465,14 @@ def test_a_pattern_that_loses_text_later_is_caught_then(tmp_path):
     ("pattern", "message"),
     [
         ("(", "is not a regular expression"),
-        ("gtp2", "Did you mean gpt2"),
+        ("gtp2", "did you mean 'gpt2'"),
         ("", "must be one of gpt2, cl100k, o200k, or"),
     ],
 )
 def test_a_pattern_that_is_none_is_refused(pattern, message, tmp_path):
     path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
     with pytest.raises(ValueError, match=message):
-        load_tokenizer(name="tiktoken_file", path=path, pattern=pattern)
+        load_tokenizer("tiktoken_file", path=path, pattern=pattern)
 
 
 # ---- Arguments
@@ -480,19 +481,16 @@ def test_a_pattern_that_is_none_is_refused(pattern, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "gtp2"}, r"tokenizer must be one of gpt2, .*bytes, not 'gtp2'. Did you mean gpt2\?"),
-        ({"name": "gpt2", "engine": "tiktokn"}, r"tokenizer.engine must be one of .* Did you mean tiktoken\?"),
-        (
-            {"name": "gpt2", "special_text": "contrl"},
-            r"tokenizer.special_text must be one of .* Did you mean control\?",
-        ),
-        ({"name": "gpt2", "path": "x"}, "takes no tokenizer.path"),
-        ({"name": "tiktoken_file"}, "tokenizer=tiktoken_file needs tokenizer.path=<file>"),
-        ({"name": "huggingface"}, "tokenizer=huggingface needs tokenizer.path=<file>"),
-        ({"name": "gpt2", "pattern": "gpt2"}, "has its own pattern"),
-        ({"name": "bytes", "engine": "gigatoken"}, "is its own engine"),
-        ({"name": "tiktoken_file", "path": "no/such/file"}, "no/such/file cannot be read: No such file"),
-        ({"name": "tiktoken_file", "path": "."}, "cannot be read: Is a directory"),
+        ({"tokenizer": "gtp2"}, r"tokenizer.name: must be one of gpt2, .*bytes \(did you mean 'gpt2'\?\); got 'gtp2'"),
+        ({"engine": "tiktokn"}, r"tokenizer.engine: must be one of .* \(did you mean 'tiktoken'\?\)"),
+        ({"special_text": "contrl"}, r"tokenizer.special_text: must be one of .* \(did you mean 'control'\?\)"),
+        ({"path": "x"}, "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes no path"),
+        ({"tokenizer": "tiktoken_file"}, "tokenizer.path: tokenizer=tiktoken_file needs the path"),
+        ({"tokenizer": "huggingface"}, "tokenizer.path: tokenizer=huggingface needs the path"),
+        ({"pattern": "gpt2"}, "tokenizer.pattern: is for tokenizer=tiktoken_file, not gpt2"),
+        ({"tokenizer": "bytes", "engine": "gigatoken"}, "is its own engine"),
+        ({"tokenizer": "tiktoken_file", "path": "no/such/file"}, "no/such/file cannot be read: No such file"),
+        ({"tokenizer": "tiktoken_file", "path": "."}, "cannot be read: Is a directory"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, message):
@@ -503,30 +501,30 @@ def test_arguments_that_make_no_sense_are_refused(arguments, message):
 def test_gigatoken_is_refused_for_an_encoding_that_it_does_not_know(tmp_path):
     path = str(write_ranks(tmp_path / "ranks", SMALL_RANKS))
     with pytest.raises(ValueError, match=r"engine=gigatoken encodes r50k_base .*, not tiktoken_file:ranks"):
-        load_tokenizer(name="tiktoken_file", path=path, pattern="gpt2", engine="gigatoken")
+        load_tokenizer("tiktoken_file", path=path, pattern="gpt2", engine="gigatoken")
 
 
 def test_without_gigatoken_auto_takes_tiktoken_and_gigatoken_names_the_extra(monkeypatch, fresh_cache):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
-    assert load_tokenizer(name="gpt2").engine == "tiktoken"
+    assert load_tokenizer("gpt2").engine == "tiktoken"
     with pytest.raises(ValueError, match=r"pip install 'stridemill\[fast\]'"):
-        load_tokenizer(name="gpt2", engine="gigatoken")
+        load_tokenizer("gpt2", engine="gigatoken")
 
 
 def test_half_a_surrogate_pair_is_refused_with_its_place():
     with pytest.raises(ValueError, match=r"document 1 of this batch holds half a surrogate pair at character 2"):
-        load_tokenizer(name="gpt2").encode_batch(["fine", "no\ud800"])
+        load_tokenizer("gpt2").encode_batch(["fine", "no\ud800"])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
 def test_an_id_outside_the_vocabulary_is_refused(name):
-    loaded = load_tokenizer(name=name)
+    loaded = load_tokenizer(name)
     with pytest.raises(ValueError, match=f"ID {loaded.vocab_size} is not in the vocabulary of the tokenizer {name}"):
         loaded.decode([65, loaded.vocab_size])
 
 
 def test_half_a_character_is_shown_and_never_an_error():
-    loaded = load_tokenizer(name="gpt2")
+    loaded = load_tokenizer("gpt2")
     ids, _ = loaded.encode_batch(["\U0001f642"])
     assert loaded.decode(ids[:1]) == "\ufffd"
     assert "".join(loaded.decode_pieces(ids)) == "\\xf0\\x9f\\x99\\x82"
@@ -534,7 +532,7 @@ def test_half_a_character_is_shown_and_never_an_error():
 
 def test_importing_the_module_loads_no_tokenizer_library():
     heavy = ["tiktoken", "gigatoken", "tokenizers", "awkward", "torch", "regex", "huggingface_hub"]
-    code = f"import sys, pipeline.write.tokenizer; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, pipeline.tokenizer.load; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -574,7 +572,7 @@ def edited(path: Path, folder: Path, **changes) -> Path:
 @settings(max_examples=50, deadline=None)
 @given(documents=batches)
 def test_huggingface_encodes_whole_documents_and_gives_them_back(huggingface_json, documents):
-    loaded = load_tokenizer(name="huggingface", path=str(huggingface_json))
+    loaded = load_tokenizer("huggingface", path=str(huggingface_json))
     documents = [*documents, "the </s> cat"]
     ids, counts = loaded.encode_batch(documents)
     assert [loaded.decode(part) for part in as_lists(ids, counts)] == documents
@@ -583,7 +581,7 @@ def test_huggingface_encodes_whole_documents_and_gives_them_back(huggingface_jso
 
 
 def test_huggingface_has_its_end_of_text_and_control_tokens(huggingface_json):
-    loaded = load_tokenizer(name="huggingface", path=str(huggingface_json), special_text="control")
+    loaded = load_tokenizer("huggingface", path=str(huggingface_json), special_text="control")
     assert (loaded.special_tokens, loaded.end_of_text) == ({"</s>": 0, "<pad>": 1}, 0)
     assert (loaded.engine, loaded.cut_safe, loaded.audited, loaded.dtype) == ("huggingface", False, False, np.uint16)
     ids, _ = loaded.encode_batch(["the</s>cat"])
@@ -593,31 +591,31 @@ def test_huggingface_has_its_end_of_text_and_control_tokens(huggingface_json):
     with pytest.raises(ValueError, match="ID 9999 is not in the vocabulary"):
         loaded.decode([9999])
     with pytest.raises(ValueError, match="holds the special token </s> at character 3"):
-        load_tokenizer(name="huggingface", path=str(huggingface_json), special_text="error").encode_batch(["the</s>"])
+        load_tokenizer("huggingface", path=str(huggingface_json), special_text="error").encode_batch(["the</s>"])
 
 
 def test_huggingface_hashes_the_content(huggingface_json, tmp_path):
-    original = load_tokenizer(name="huggingface", path=str(huggingface_json))
-    assert load_tokenizer(name="huggingface", path=str(huggingface_json.parent)).hash == original.hash
+    original = load_tokenizer("huggingface", path=str(huggingface_json))
+    assert load_tokenizer("huggingface", path=str(huggingface_json.parent)).hash == original.hash
     same = edited(huggingface_json, tmp_path, truncation=None)
-    assert load_tokenizer(name="huggingface", path=str(same)).hash == original.hash
+    assert load_tokenizer("huggingface", path=str(same)).hash == original.hash
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<pad>"}}')
-    other = load_tokenizer(name="huggingface", path=str(tmp_path))
+    other = load_tokenizer("huggingface", path=str(tmp_path))
     assert (other.end_of_text, other.hash == original.hash) == (1, False)
     (tmp_path / "tokenizer_config.json").unlink()
     edited(huggingface_json, tmp_path, normalizer={"type": "Lowercase"})
-    assert load_tokenizer(name="huggingface", path=str(tmp_path)).hash != original.hash
+    assert load_tokenizer("huggingface", path=str(tmp_path)).hash != original.hash
 
 
 def test_huggingface_without_a_clear_end_of_text_says_what_to_do(huggingface_json, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
     edited(huggingface_json, tmp_path)
     with pytest.raises(ValueError, match=r"eos_token='<eos>'.*special tokens are </s>, <pad>.*tokenizer_config.json"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
     (tmp_path / "tokenizer_config.json").unlink()
     edited(huggingface_json, tmp_path, added_tokens=[])
     with pytest.raises(ValueError, match="special tokens are none at all"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -635,7 +633,7 @@ def test_huggingface_configs_that_name_no_token_are_refused(huggingface_json, tm
     edited(huggingface_json, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(ValueError, match=message) as caught:
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -643,14 +641,14 @@ def test_huggingface_configs_that_name_no_token_are_refused(huggingface_json, tm
 def test_huggingface_configs_may_name_none_or_one_in_an_object(huggingface_json, tmp_path, config):
     edited(huggingface_json, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(config)
-    assert load_tokenizer(name="huggingface", path=str(tmp_path)).end_of_text == 0
+    assert load_tokenizer("huggingface", path=str(tmp_path)).end_of_text == 0
 
 
 def test_huggingface_dropout_is_turned_off(huggingface_json, tmp_path):
     model = json.loads(huggingface_json.read_text("utf-8"))["model"]
     edited(huggingface_json, tmp_path, model=model | {"dropout": 0.5})
-    original = load_tokenizer(name="huggingface", path=str(huggingface_json))
-    loaded = load_tokenizer(name="huggingface", path=str(tmp_path))
+    original = load_tokenizer("huggingface", path=str(huggingface_json))
+    loaded = load_tokenizer("huggingface", path=str(tmp_path))
     documents = ["the cat sat on the mat"] * 20
     assert loaded.hash == original.hash
     assert as_lists(*loaded.encode_batch(documents)) == as_lists(*original.encode_batch(documents))
@@ -658,20 +656,20 @@ def test_huggingface_dropout_is_turned_off(huggingface_json, tmp_path):
 
 def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"tokenizer.json does not exist"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(ValueError, match=r"cannot be loaded as a tokenizer.json"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
     edited(huggingface_json, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[")
     with pytest.raises(ValueError, match=r"tokenizer_config.json is not a JSON object"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"nobody/nothing is no local file or folder.*Hugging Face hub failed"):
-        load_tokenizer(name="huggingface", path="nobody/nothing")
+        load_tokenizer("huggingface", path="nobody/nothing")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
-        load_tokenizer(name="huggingface", path=str(tmp_path))
+        load_tokenizer("huggingface", path=str(tmp_path))
 
 
 # ---- Hugging Face: what a vocabulary lacks
@@ -791,7 +789,7 @@ RAISING = {
 @pytest.mark.parametrize("kind", KEEPING)
 def test_huggingface_tokenizers_that_keep_or_mark_what_they_do_not_know_are_used(kind, tmp_path):
     pytest.importorskip("tokenizers")
-    loaded = load_tokenizer(name="huggingface", path=write_huggingface(tmp_path, *KEEPING[kind]))
+    loaded = load_tokenizer("huggingface", path=write_huggingface(tmp_path, *KEEPING[kind]))
     _, counts = loaded.encode_batch(["a", "h\xe9llo \u2014 \u6f22\u5b57", "\U00012000", "\x00\u200b\U0001f642"])
     assert (counts > 0).all()
 
@@ -804,13 +802,13 @@ def test_huggingface_tokenizers_that_drop_what_they_do_not_know_are_refused(kind
         ValueError,
         match=r"tokenizer.json would lose text: .*such as U\+10600\. Give the model an unk_token.*byte_fallback",
     ):
-        load_tokenizer(name="huggingface", path=path)
+        load_tokenizer("huggingface", path=path)
 
 
 @pytest.mark.parametrize("kind", RAISING)
 def test_huggingface_names_the_document_that_cannot_be_encoded(kind, tmp_path):
     pytest.importorskip("tokenizers")
-    loaded = load_tokenizer(name="huggingface", path=write_huggingface(tmp_path, *RAISING[kind]))
+    loaded = load_tokenizer("huggingface", path=write_huggingface(tmp_path, *RAISING[kind]))
     assert loaded.encode_batch(["a", "", "a"])[1].tolist() == [1, 0, 1]
     name = re.escape(tmp_path.name)
     with pytest.raises(DocumentError, match=rf"cannot be encoded by huggingface:{name}: .*; else take") as caught:
@@ -824,6 +822,6 @@ def test_huggingface_errors_of_no_single_document_are_left_as_they_are():
             if len(documents) > 1:
                 raise RuntimeError("the batch is too large")
 
-    encode = tokenizer_huggingface.huggingface_encoder(Failing(), name="any", control=False)
+    encode = huggingface.huggingface_encoder(Failing(), name="any", control=False)
     with pytest.raises(RuntimeError, match="the batch is too large"):
         encode(pa.array(["a", "b"]))

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import sections
 
 from pipeline import read_manifest, write_shards
-from pipeline.chunk import chunk_fields, find_chunk, npy_header
-from pipeline.token_store import open_store
-from pipeline.write import audit, splits, tokens
-from pipeline.write.chunks import ChunkWriter, Totals, remove_leftovers
-from pipeline.write.corpus import CorpusOptions, find_splits
-from pipeline.write.tokenizer import load_tokenizer
-from pipeline.write.tokens import Policy, tokenize
+from pipeline.corpus import partitions
+from pipeline.corpus.corpora import find_partitions
+from pipeline.settings import CorpusConfig, SplitConfig
+from pipeline.tokenizer import audit
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens import encode
+from pipeline.tokens.chunk import chunk_fields, find_chunk, npy_header
+from pipeline.tokens.chunk_writer import ChunkWriter, Totals, remove_leftovers
+from pipeline.tokens.encode import tokenize
+from pipeline.tokens.store import open_store
 
 LINES = [json.dumps({"text": f"Line {n} says {n * n} in many words. " * (1 + n % 9)}) for n in range(900)]
 
@@ -29,23 +33,22 @@ LINES = [json.dumps({"text": f"Line {n} says {n * n} in many words. " * (1 + n %
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """A file of JSON lines that is cut into many splits."""
-    monkeypatch.setattr(splits, "SPLIT_BYTES", 8000)
-    monkeypatch.setattr(splits, "SMALL_BYTES", 1)
+    monkeypatch.setattr(partitions, "PARTITION_BYTES", 8000)
+    monkeypatch.setattr(partitions, "SMALL_BYTES", 1)
     (tmp_path / "in.jsonl").write_text("\n".join(LINES))
     return tmp_path / "in.jsonl"
 
 
-def run(path, cache, *, encoder=None, workers=2, fraction=0.001, **policy):
-    encoder = encoder or load_tokenizer(name="bytes")
-    options = CorpusOptions(paths=(str(path),), cache=cache, cut_safe=encoder.cut_safe, workers=workers)
-    rules = {"validation": 0.0, "seed": 0, "on_bad": "quarantine", "max_document_bytes": None}
+def run(path, cache, *, encoder=None, workers=2, fraction=0.001, validation=0.0, seed=0, **rules):
+    encoder = encoder or load_tokenizer("bytes")
+    corpus = CorpusConfig(name="jsonl", path=path, **rules)
     store, origins = tokenize(
-        find_splits("jsonl", options),
+        find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers),
         cache=cache,
         tokenizer=encoder,
-        policy=Policy(**{**rules, **policy}),
+        corpus=corpus,
+        split=SplitConfig(validation=validation, seed=seed),
         audit=fraction,
-        max_bad_fraction=0.01,
         workers=workers,
         advance=lambda _: None,
     )
@@ -196,7 +199,7 @@ def test_a_run_that_is_killed_while_it_mends_a_chunk_leaves_nothing_that_stays(c
     flip(tmp_path / "cache" / "chunks" / store.chunks[0].id / "train.npy", 500)
 
     def mend():
-        monkeypatch.setattr("pipeline.write.chunks.forget_files", lambda: os._exit(0))
+        monkeypatch.setattr("pipeline.tokens.chunk_writer.forget_files", lambda: os._exit(0))
         run(corpus, tmp_path / "cache", workers=1)
 
     os.waitpid(in_a_child(mend), 0)
@@ -218,7 +221,7 @@ def test_a_changed_store_file_is_no_store(corpus, tmp_path):
 def test_the_store_names_its_tokenizer_and_refuses_chunks_of_another(corpus, tmp_path):
     store, _ = run(corpus, tmp_path)
     (path,) = (tmp_path / "stores").iterdir()
-    assert {chunk.tokenizer for chunk in open_store(path).chunks} == {load_tokenizer(name="bytes").hash}
+    assert {chunk.tokenizer for chunk in open_store(path).chunks} == {load_tokenizer("bytes").hash}
     file = tmp_path / "chunks" / store.chunks[3].id / "chunk.json"
     file.write_text(json.dumps(chunk_fields(dataclasses.replace(store.chunks[3], tokenizer="f" * 64))))
     with pytest.raises(ValueError, match=r"was made with the tokenizer ffff.*, but the store with bytes \("):
@@ -238,7 +241,7 @@ def test_the_header_of_ids_is_numpys(dtype, count, tmp_path):
 
 
 def test_the_audit_is_part_of_every_run_and_the_same_for_any_number_of_workers(corpus, tmp_path):
-    encoder = load_tokenizer(name="gpt2")
+    encoder = load_tokenizer("gpt2")
     if not encoder.audited:
         pytest.skip("the extra `fast` is not installed")
     one, _ = run(corpus, tmp_path / "one", encoder=encoder, workers=1)
@@ -252,7 +255,7 @@ def test_the_audit_is_part_of_every_run_and_the_same_for_any_number_of_workers(c
 
 
 def test_a_difference_between_the_engines_stops_the_run_with_the_document_and_the_token(corpus, tmp_path):
-    encoder = load_tokenizer(name="gpt2")
+    encoder = load_tokenizer("gpt2")
     if not encoder.audited:
         pytest.skip("the extra `fast` is not installed")
 
@@ -279,15 +282,15 @@ def test_a_fraction_of_the_documents_is_audited_whole():
 def test_special_tokens_in_the_text_are_counted_and_errors_name_the_source(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": "b <|endoftext|> c <|endoftext|>"}\n')
     for special_text in ("literal", "control"):
-        encoder = load_tokenizer(name="gpt2", special_text=special_text)
+        encoder = load_tokenizer("gpt2", special_text=special_text)
         store, _ = run(tmp_path / "in.jsonl", tmp_path / special_text, encoder=encoder)
         assert sum(chunk.special_text_found for chunk in store.chunks) == 2
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2 holds the special token <\|endoftext\|> at character 2"):
-        run(tmp_path / "in.jsonl", tmp_path / "c", encoder=load_tokenizer(name="gpt2", special_text="error"))
+        run(tmp_path / "in.jsonl", tmp_path / "c", encoder=load_tokenizer("gpt2", special_text="error"))
 
 
 def test_a_hopeless_corpus_is_given_up_early(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "HOPELESS", 5)
+    monkeypatch.setattr(encode, "HOPELESS", 5)
     corpus.write_text(corpus.read_text().replace('"text"', '"body"'))
     with pytest.raises(ValueError, match=r"documents are bad \(\d+ missing\).*in\.jsonl, line 1: .*fields are 'body'"):
         run(corpus, tmp_path / "cache", workers=1)
@@ -299,11 +302,9 @@ def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
         file.write('\n{"text": 5}\n{"text": "a\\ud800"}\n{"text": null')
     report = write_shards(
         tmp_path / "shards",
-        cache_path=tmp_path / "cache",
-        corpus="jsonl",
-        corpus_path=str(corpus),
-        tokenizer="bytes",
-        max_length=64,
+        **sections(
+            cache_path=tmp_path / "cache", corpus="jsonl", corpus_path=str(corpus), tokenizer="bytes", max_length=64
+        ),
     )
     assert read_manifest(report.path).corpus["bad"] == {"not_json": 1, "not_string": 1, "not_unicode": 1}
     found = [json.loads(line) for line in (report.path / "quarantine.jsonl").read_text().splitlines()]
@@ -313,11 +314,11 @@ def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
     ]
     assert found[0]["head"] == '{"text": 5}'
     again = {"corpus": "jsonl", "corpus_path": str(corpus), "tokenizer": "bytes", "max_length": 64}
-    assert write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **again).finished_before
+    assert write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **again)).finished_before
     with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* line 901: .* All are listed in .*shards/quar"):
-        write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again)
+        write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again))
     with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* All are listed in (.*)") as refusal:
-        write_shards(tmp_path / "other", cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again)
+        write_shards(tmp_path / "other", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again))
     assert len(Path(str(refusal.value).rpartition(" in ")[2]).read_text().splitlines()) == 3
     assert not (tmp_path / "other").exists()
 
@@ -325,7 +326,7 @@ def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
 def test_settings_that_change_no_row_leave_a_finished_data_set_finished(corpus, tmp_path):
     def write(**more):
         common = {"corpus": "jsonl", "corpus_path": str(corpus), "tokenizer": "bytes", "max_length": 64}
-        return write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **{**common, **more})
+        return write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **{**common, **more}))
 
     assert not write().finished_before
     assert write(on_bad="raise").finished_before
@@ -350,10 +351,12 @@ def test_a_corpus_without_a_usable_document_says_why(tmp_path):
     ):
         write_shards(
             tmp_path / "shards",
-            cache_path=tmp_path / "cache",
-            corpus="jsonl",
-            corpus_path=str(tmp_path / "in.jsonl"),
-            max_bad_fraction=1.0,
+            **sections(
+                cache_path=tmp_path / "cache",
+                corpus="jsonl",
+                corpus_path=str(tmp_path / "in.jsonl"),
+                max_bad_fraction=1.0,
+            ),
         )
 
 
@@ -371,7 +374,7 @@ def test_the_command_line_takes_each_corpus_and_tokenizer(cli, corpus, tmp_path)
 def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
-        find_splits("huggingface", CorpusOptions(paths=("no/such",), cache=tmp_path, cut_safe=True))
+        find_partitions(CorpusConfig(name="huggingface", path="no/such"), cache=tmp_path, cut_safe=True, workers=1)
 
 
 def test_chunks_of_pieces_by_eye(tmp_path):

@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 from gpt import GPT, unigram_loss  # noqa: E402
+from support import sections  # noqa: E402
 from training import CHECKPOINT, Settings, learning_rate, train, unigram  # noqa: E402
 
 from pipeline import ShardLoader, write_shards  # noqa: E402
@@ -38,11 +39,7 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     write_shards(
         folder / "shards",
-        tokenizer="bytes",
-        max_length=32,
-        stride=32,
-        validation=0.1,
-        cache_path=folder / "cache",
+        **sections(tokenizer="bytes", max_length=32, stride=32, validation=0.1, cache_path=folder / "cache"),
     )
     return folder / "shards"
 
@@ -214,8 +211,8 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
 def test_a_wrong_training_config_is_refused_in_one_line(override, message):
     from training_config import TrainConfig
 
-    from pipeline.config import check_command_line, register_schema
-    from pipeline.schema import ConfigError
+    from pipeline.cli.compose import check_command_line, register_schema
+    from pipeline.settings import ConfigError
 
     register_schema(TrainConfig)
     try:

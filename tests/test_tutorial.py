@@ -25,7 +25,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from pipeline.config import check_command_line, register_schema
+from pipeline.cli.compose import check_command_line, register_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")

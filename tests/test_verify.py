@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import sections
 
 from pipeline import ShardLoader, read_manifest, verify_shards, write_shards
-from pipeline.manifest import write_manifest
-from pipeline.shard_format import shard_writer
+from pipeline.shards.format import shard_writer
+from pipeline.shards.manifest import write_manifest
 
 
 @pytest.fixture
@@ -20,7 +21,9 @@ def write(tmp_path, books):
     def run(**options):
         given = {"corpus": "text", "corpus_path": str(books), "tokenizer": "bytes", "max_length": 16}
         layout = {"windows_per_group": 20, "windows_per_shard": 80}
-        return write_shards(tmp_path / "shards", cache_path=tmp_path / "cache", **{**given, **layout, **options}).path
+        return write_shards(
+            tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **{**given, **layout, **options})
+        ).path
 
     return run
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import sections, store_windows
 
 from pipeline import ShardLoader, WindowDataset, write_shards
 
@@ -24,11 +25,9 @@ def write(corpus, **options):
     name = "-".join(str(value) for value in options.values())
     report = write_shards(
         corpus / name,
-        corpus="text",
-        corpus_path=str(corpus / "texts"),
-        cache_path=corpus / "cache",
-        tokenizer="bytes",
-        **options,
+        **sections(
+            corpus="text", corpus_path=str(corpus / "texts"), cache_path=corpus / "cache", tokenizer="bytes", **options
+        ),
     )
     return report.path
 
@@ -60,10 +59,16 @@ def test_batches_from_a_store_equal_those_from_shards(corpus, max_length, data, 
     layout = {"windows_per_group": group, "windows_per_shard": group and 4 * group}
     path = write(corpus, **window, **layout)
     order = {"shuffle": shuffle, "seed": 3, "lanes": 4, "batch_size": 5, "drop_last": False, "score": score}
-    shards, virtual = ShardLoader(path, **order), ShardLoader(store_of(corpus), **window, **layout, **order)
+    shards, virtual = (
+        ShardLoader(path, **order),
+        ShardLoader(store_windows(store_of(corpus), **window, **layout), **order),
+    )
     assert virtual.reader.groups == shards.reader.groups
     assert contents(virtual) == contents(shards)
-    datasets = WindowDataset(path, score=score), WindowDataset(store_of(corpus), **window, **layout, score=score)
+    datasets = (
+        WindowDataset(path, score=score),
+        WindowDataset(store_windows(store_of(corpus), **window, **layout), score=score),
+    )
     for window_id in (0, len(datasets[0]) - 1):
         one, other = (dataset[window_id] for dataset in datasets)
         assert {name: ids.tolist() for name, ids in one.items()} == {name: ids.tolist() for name, ids in other.items()}
@@ -74,18 +79,19 @@ def test_a_resume_from_a_store_goes_on_on_another_world_size(corpus):
     if path is None:
         write(corpus, max_length=8)
         path = store_of(corpus)
-    options = {"max_length": 8, "stride": 4, "shuffle": "lanes", "lanes": 4}
-    whole = [batch.window_ids.tolist() for batch in ShardLoader(path, **options)]
-    loader = ShardLoader(path, **options)
+    windows = store_windows(path, max_length=8, stride=4)
+    options = {"shuffle": "lanes", "lanes": 4}
+    whole = [batch.window_ids.tolist() for batch in ShardLoader(windows, **options)]
+    loader = ShardLoader(windows, **options)
     for _ in itertools.islice(loader, 5):
         state = loader.state_dict()
     rest = []
     for rank in (0, 1):
-        other = pickle.loads(pickle.dumps(ShardLoader(path, **options, batch_size=4, rank=rank, world_size=2)))
+        other = pickle.loads(pickle.dumps(ShardLoader(windows, **options, batch_size=4, rank=rank, world_size=2)))
         other.load_state_dict(state)
         rest.append([batch.window_ids.tolist() for batch in other])
     assert rest == [[batch[rank::2] for batch in whole[5:]] for rank in (0, 1)]
-    another = ShardLoader(path, **{**options, "stride": 8})
+    another = ShardLoader(store_windows(path, max_length=8), **options)
     with pytest.raises(ValueError, match="the state has fingerprint="):
         another.load_state_dict(state)
 
@@ -94,36 +100,36 @@ def test_validation_splits_of_a_store_are_those_of_the_shards(corpus):
     path = write(corpus, max_length=8, validation=0.4, split_seed=1)
     store = store_of(corpus, validation=0.4)
     for split in ("train", "validation"):
-        virtual = ShardLoader(store, split=split, max_length=8, stride=8)
+        virtual = ShardLoader(store_windows(store, max_length=8), split=split)
         assert contents(virtual) == contents(ShardLoader(path, split=split))
 
 
-def test_windows_are_asked_for_of_a_store_and_refused_for_shards(corpus, tmp_path):
-    path = write(corpus, max_length=8)
-    with pytest.raises(ValueError, match="is a token store, which has no windows of its own: give max_length"):
+def test_a_store_without_windows_is_refused(corpus, tmp_path):
+    write(corpus, max_length=8)
+    with pytest.raises(ValueError, match="is a token store, which has no windows of its own: give StoreWindows"):
         ShardLoader(store_of(corpus))
-    with pytest.raises(ValueError, match="its windows are written; leave out max_length, stride"):
-        ShardLoader(path, max_length=8, stride=8)
     with pytest.raises(ValueError, match="has no split 'validation'; it has train"):
-        ShardLoader(store_of(corpus), split="validation", max_length=8)
+        ShardLoader(store_windows(store_of(corpus), max_length=8), split="validation")
     with pytest.raises(OSError, match=r"none.json"):
-        ShardLoader(tmp_path / "none.json", max_length=8)
+        ShardLoader(store_windows(tmp_path / "none.json", max_length=8))
 
 
 def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
     report = write_shards(
         tmp_path / "shards",
-        corpus="text",
-        corpus_path=str(corpus / "texts"),
-        cache_path=tmp_path / "cache",
-        tokenizer="bytes",
-        max_length=8,
+        **sections(
+            corpus="text",
+            corpus_path=str(corpus / "texts"),
+            cache_path=tmp_path / "cache",
+            tokenizer="bytes",
+            max_length=8,
+        ),
     )
     (chunk,) = (tmp_path / "cache" / "chunks").iterdir()
     content = bytearray((chunk / "train.npy").read_bytes())
     content[700] ^= 1
     (chunk / "train.npy").write_bytes(content)
-    loader = ShardLoader(tmp_path / "cache" / "stores" / f"{report.manifest.store}.json", max_length=8)
+    loader = ShardLoader(store_windows(tmp_path / "cache" / "stores" / f"{report.manifest.store}.json", max_length=8))
     with pytest.raises(ValueError, match=r"its train.npy has the checksum .*; remove this folder"):
         list(loader)
 
@@ -144,4 +150,4 @@ def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
 def test_windows_of_a_store_are_refused_for_what_a_config_is_refused_for(corpus, kind, options, words):
     write(corpus, max_length=8)
     with pytest.raises(ValueError, match=words):
-        kind(store_of(corpus), **{"max_length": 8, **options})
+        kind(store_windows(store_of(corpus), **{"max_length": 8, **options}))

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_config_the_vocabulary_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "pipeline/conf/config.yaml" in names
-    assert "pipeline/data/gpt2.tiktoken" in names
+    assert "pipeline/tokenizer/gpt2.tiktoken" in names
     for group in (ROOT / "conf").iterdir():
         if group.is_dir():
             assert {f"pipeline/conf/{group.name}/{file.name}" for file in group.iterdir()} <= set(names)

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import Windows, count_windows, read_windows
-from pipeline.write.left_over import count_left_over
+from pipeline.windows import Windows, count_unused, count_windows, read_windows
 
 PAD = 99_999
 
@@ -161,7 +160,7 @@ def test_what_is_left_over_is_what_no_window_holds(counts, max_length, stride, t
     held = {place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length + 1)}
     text = [set(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)]
     every = set().union(*text) if documents == "separate" else set(range(stream))
-    left_over = count_left_over(windows, firsts, counts)
+    left_over = count_unused(windows, firsts, counts)
     assert left_over["tokens"] == len(every - held)
     if counts.all():  # no document is empty
         assert left_over["documents"] == sum(not (one & held) for one in text)

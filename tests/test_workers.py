@@ -4,6 +4,7 @@ import multiprocessing
 import warnings
 
 import pytest
+from support import sections
 from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline import ShardLoader, WindowDataset, write_shards
@@ -16,14 +17,16 @@ def shards(tmp_path_factory):
     (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 - 3])
     report = write_shards(
         folder / "shards",
-        corpus="text",
-        corpus_path=str(folder / "text.txt"),
-        cache_path=folder / "cache",
-        tokenizer="bytes",
-        max_length=12,
-        tail="pad",
-        windows_per_group=10,
-        windows_per_shard=30,
+        **sections(
+            corpus="text",
+            corpus_path=str(folder / "text.txt"),
+            cache_path=folder / "cache",
+            tokenizer="bytes",
+            max_length=12,
+            tail="pad",
+            windows_per_group=10,
+            windows_per_shard=30,
+        ),
     )
     return report.path
 

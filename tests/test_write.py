@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
+from support import sections
 from tiktoken.load import load_tiktoken_bpe
 
 from pipeline import read_manifest, write_shards
-from pipeline.schema import ConfigError
-from pipeline.token_store import open_store
-from pipeline.write.job import prepare_job
-from pipeline.write.tokenizer import load_tokenizer
+from pipeline.settings import ConfigError
+from pipeline.shards.job import as_sections, prepare_job
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.store import open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def gpt2():
     return tiktoken.Encoding(
         "gpt2",
         pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-        mergeable_ranks=load_tiktoken_bpe(str(ROOT / "pipeline" / "data" / "gpt2.tiktoken")),
+        mergeable_ranks=load_tiktoken_bpe(str(ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken")),
         special_tokens={"<|endoftext|>": 50256},
     )
 
@@ -41,7 +42,7 @@ def write(tmp_path):
     """Write a data set into a fresh folder, tokens cached beside it."""
 
     def run(name="shards", **options):
-        return write_shards(tmp_path / name, cache_path=tmp_path / "cache", **options)
+        return write_shards(tmp_path / name, **sections(cache_path=tmp_path / "cache", **options))
 
     return run
 
@@ -191,11 +192,13 @@ def test_the_same_text_in_another_folder_gives_the_same_bytes(write, books, tmp_
     here = write("here", corpus="text", corpus_path=str(books), max_length=8)
     there = write_shards(
         tmp_path / "there",
-        cache_path=tmp_path / "other-cache",
-        corpus="text",
-        corpus_path=str(tmp_path / "copy" / "elsewhere"),
-        max_length=8,
-        workers=4,
+        **sections(
+            cache_path=tmp_path / "other-cache",
+            corpus="text",
+            corpus_path=str(tmp_path / "copy" / "elsewhere"),
+            max_length=8,
+            workers=4,
+        ),
     )
     assert here.manifest.fingerprint == there.manifest.fingerprint
     assert here.manifest.splits == there.manifest.splits
@@ -292,7 +295,7 @@ def test_a_folder_without_permission_is_an_error_of_one_line(books, tmp_path):
     (books / "more").chmod(0o700)
     code = (
         "import os\n"
-        "from pipeline.write.corpus import find_files\n"
+        "from pipeline.corpus.corpora import find_files\n"
         "os.setuid(65534)\n"
         f"try: find_files([{str(books)!r}], ('.txt',))\n"
         "except (OSError, ValueError) as error: print('refused:', error)"
@@ -328,7 +331,7 @@ def test_ids_of_the_embedded_corpus_decode_to_its_text(write):
     report = write(max_length=64)
     ids = [row["input_ids"] for row in rows_of(report.path)]
     text = "<|endoftext|>".join(topics[name] for name in sorted(topics))
-    assert text.startswith(load_tokenizer(name="gpt2").decode(np.concatenate(ids[:50])))
+    assert text.startswith(load_tokenizer("gpt2").decode(np.concatenate(ids[:50])))
     assert report.manifest.corpus["documents"] == len(topics)
 
 
@@ -356,7 +359,7 @@ def test_a_call_is_refused_for_the_values_for_which_a_config_is(books, tmp_path,
     value, message = REFUSED[argument]
     options = {"corpus": "text", "corpus_path": books, "cache_path": tmp_path / "cache", argument: value}
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        write_shards(tmp_path / "shards", **options)
+        write_shards(tmp_path / "shards", **sections(**options))
     assert not (tmp_path / "shards").exists()
 
 
@@ -388,7 +391,6 @@ WRONG_TYPES = [
     ("workers", 1.5, "executor.workers: must be a whole number; got 1.5"),
     ("workers", True, "executor.workers: must be a whole number; got True"),
     ("workers", np.bool_(True), "executor.workers: must be a whole number; got "),
-    ("workers", None, "executor.workers: must be a whole number; got None"),
     ("max_document_bytes", 5.5, "corpus.max_document_bytes: must be a whole number; got 5.5"),
     ("max_document_bytes", True, "corpus.max_document_bytes: must be a whole number; got True"),
     ("validation", False, "split.validation: must be a fraction from 0 to below 1; got False"),
@@ -405,7 +407,7 @@ WRONG_TYPES = [
     ("cache_path", None, "cache.path: must name a folder; got None"),
     ("cache_path", b"cache", "cache.path: must name a folder; got b'cache'"),
     ("cache_path", "c\0", "cache.path: must not contain the character NUL, which no path has; got 'c\\x00'"),
-    ("tokenizer_path", 5, "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes none; got 5"),
+    ("tokenizer_path", 5, "tokenizer.path: must be a file, a folder or a hub name; got 5"),
 ]
 
 
@@ -413,7 +415,7 @@ WRONG_TYPES = [
 def test_a_value_of_a_wrong_type_is_refused_before_any_work(books, tmp_path, argument, value, message):
     options = {"corpus": "text", "corpus_path": books, "cache_path": tmp_path / "cache", argument: value}
     with pytest.raises(ConfigError, match="^" + re.escape(message)) as refusal:
-        write_shards(tmp_path / "shards", **options)
+        write_shards(tmp_path / "shards", **sections(**options))
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "shards").exists()
     assert not (tmp_path / "cache").exists()
@@ -434,7 +436,7 @@ def test_a_value_of_a_wrong_type_is_refused_before_any_work(books, tmp_path, arg
 def test_a_vocabulary_of_a_wrong_type_is_refused_before_any_work(books, tmp_path, argument, value, message):
     options = {"tokenizer": "tiktoken_file", "tokenizer_path": "r", "tokenizer_pattern": "gpt2", argument: value}
     with pytest.raises(ConfigError, match="^" + re.escape(message)):
-        write_shards(tmp_path / "shards", corpus="text", corpus_path=books, **options)
+        write_shards(tmp_path / "shards", **sections(corpus="text", corpus_path=books, **options))
 
 
 def test_a_pattern_that_tiktoken_alone_does_not_take_is_refused_with_its_key(books, tmp_path):
@@ -443,8 +445,8 @@ def test_a_pattern_that_tiktoken_alone_does_not_take_is_refused_with_its_key(boo
     options = {"tokenizer": "tiktoken_file", "tokenizer_path": ranks, "cache_path": tmp_path / "cache"}
     options |= {"corpus": "text", "corpus_path": books}
     with pytest.raises(ValueError, match=r"^tokenizer\.pattern='\\\\X\|.*tiktoken.*Invalid escape: \\X$"):
-        write_shards(tmp_path / "shards", **options, tokenizer_pattern=r"\X|[\s\S]")
-    assert write_shards(tmp_path / "shards", **options, tokenizer_pattern=r"[\s\S]").manifest.splits
+        write_shards(tmp_path / "shards", **sections(**options, tokenizer_pattern=r"\X|[\s\S]"))
+    assert write_shards(tmp_path / "shards", **sections(**options, tokenizer_pattern=r"[\s\S]")).manifest.splits
 
 
 WHOLE = {
@@ -460,33 +462,19 @@ WHOLE = {
 
 
 def test_numpys_whole_numbers_are_pythons(books, tmp_path):
-    rest = {
-        "corpus": "text",
-        "corpus_path": (name for name in [books / "a.txt", str(books / "b.md")]),
-        "corpus_url": None,
-        "corpus_sha256": None,
-        "corpus_subset": None,
-        "corpus_part": "train",
-        "text_field": "text",
-        "on_bad": "quarantine",
-        "tokenizer": "bytes",
-        "tokenizer_path": None,
-        "tokenizer_pattern": None,
-        "engine": "auto",
-        "special_text": "literal",
-        "allow_gaps": False,
-        "tail": "pad",
-        "documents": "join",
-        "validation": 0.25,
-        "compression": "zstd",
-        "order": "shuffled",
-        "cache_path": tmp_path / "cache",
-    }
-    job = prepare_job(**rest, **{key: np.int64(value) for key, value in WHOLE.items()})
-    rest["corpus_path"] = [books / "a.txt", books / "b.md"]
-    same = prepare_job(**rest, **WHOLE)
+    rest = {"corpus": "text", "tokenizer": "bytes", "tail": "pad", "validation": 0.25, "order": "shuffled"}
+
+    def job_of(path, numbers):
+        given = {"corpus": "python_docs", "tokenizer": "gpt2", "cache": tmp_path / "cache"}
+        given |= dict.fromkeys(("window", "split", "shards", "executor"))
+        return prepare_job(as_sections("ds", **{**given, **sections(corpus_path=path, **rest, **numbers)}))
+
+    paths = [books / "a.txt", str(books / "b.md")]
+    job = job_of(iter(paths), {key: np.int64(value) for key, value in WHOLE.items()})
+    same = job_of(paths, WHOLE)
     assert (job.fingerprint, job.stored, job.layout) == (same.fingerprint, same.stored, same.layout)
-    stored = [*job.stored.values(), job.seed, job.policy.seed, job.policy.max_document_bytes]
+    given = job.sections
+    stored = [*job.stored.values(), given.split.seed, given.corpus.max_document_bytes, given.executor.workers]
     assert {type(value) for value in stored} == {int, str}
 
 
@@ -506,15 +494,15 @@ def test_a_stride_that_skips_text_must_be_meant(books, tmp_path):
         "cache_path": tmp_path / "cache",
     }
     with pytest.raises(ValueError, match=r"window.stride: must be at most window.max_length=8.*allow_gaps=true"):
-        write_shards(tmp_path / "shards", **options, max_length=8, stride=9)
-    report = write_shards(tmp_path / "shards", **options, max_length=8, stride=9, allow_gaps=True)
+        write_shards(tmp_path / "shards", **sections(**options, max_length=8, stride=9))
+    report = write_shards(tmp_path / "shards", **sections(**options, max_length=8, stride=9, allow_gaps=True))
     assert report.manifest.splits["train"].stride == 9
 
 
 def test_a_uri_is_refused_and_no_folder_of_its_name_is_made(books, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"shards.path: must be a path on this machine"):
-        write_shards("s3://bucket/x", corpus="text", corpus_path=books)
+        write_shards("s3://bucket/x", **sections(corpus="text", corpus_path=books))
     assert not (tmp_path / "s3:").exists()
 
 

@@ -1,0 +1,53 @@
+"""Paths of users: home folders, and operating-system errors turned into advice."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def expand_user(path: str) -> Path:
+    """Replace a leading `~` by the home folder. If there is no such user, the path stays as it is, as in a shell."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises there
+
+
+def strip_folders(path: str) -> str:
+    """Return an absolute path's last part, since its folders belong to one machine; a relative path stays as it is."""
+    return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
+
+
+def strip_secrets(url: str) -> str:
+    """Return a URL without user name, password, query and fragment."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@contextlib.contextmanager
+def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
+    """Turn errors of the operating system into a `ValueError` that says what to do; `key` is the config's."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or folder
+        kept = "Finished work is kept; run the same command again to resume"
+        if error.errno in _FULL:
+            raise ValueError(f"{folder}: the disk is full. Free some space, or choose another {key}. {kept}") from error
+        if error.errno == errno.EFBIG:
+            raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows. {kept}") from error
+        if error.errno in _FORBIDDEN:
+            raise ValueError(f"{path}: cannot be written: {error.strerror}. Choose another {key}") from error
+        if error.errno in _NO_FOLDER:
+            raise ValueError(f"{path}: cannot be created or read: {error.strerror}. Choose another {key}") from error
+        raise

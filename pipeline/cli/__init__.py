@@ -1,0 +1,1 @@
+"""The command line: compose the config, run its stages, report."""

@@ -1,0 +1,119 @@
+"""The load stage: one epoch of embedded batches, timed, as a training job would draw them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from pipeline.embedding import TokenEmbedding, embed_batches
+from pipeline.loader.loader import ShardLoader
+from pipeline.shards.manifest import read_manifest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from pipeline.settings import EmbeddingConfig, LoaderConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What the load stage saw."""
+
+    batches: int
+    windows: int
+    tokens: int
+    seconds: float  # of the epoch; opening the data set and making the layer left out
+    load_seconds: float  # the part of it spent waiting for the loader; the rest is the embedding's
+    first_batch_seconds: float  # from the start of the epoch to the first embedded batch
+    shapes: dict[str, list[int]]  # of the first batch: input_ids, target_ids, embeddings
+    weight: list[int]  # the token table, [V, D]
+    shuffle: str
+    window_id: int  # the first batch's first window, for a look at it
+    input_ids: list[int]
+    target_ids: list[int]
+
+
+def load_batches(
+    path: str | os.PathLike[str],
+    *,
+    loader: LoaderConfig,
+    embedding: EmbeddingConfig,
+    score: str = "all",
+    tokenizer: Mapping[str, Any] | None = None,
+) -> LoadReport:
+    """Stream one epoch of a data set through an embedding layer. `batch_size="all"` takes the split in one batch.
+
+    Raises:
+        ValueError: the folder is no data set, has no such split, is of another tokenizer, or holds fewer windows than
+            one batch needs.
+
+    """
+    manifest = read_manifest(path)
+    batch_size, split = loader.batch_size, loader.split
+    if batch_size == "all":
+        batch_size = manifest.splits[split].num_windows if split in manifest.splits else 1
+    assert isinstance(batch_size, int), "the config allows a whole number or 'all'"
+    batches = ShardLoader(
+        path,
+        split=split,
+        batch_size=batch_size,
+        shuffle=loader.shuffle,
+        seed=loader.seed,
+        lanes=loader.lanes,
+        drop_last=loader.drop_last,
+        score=score,
+        document_ids=loader.document_ids,
+        threads=loader.threads,
+        memory_budget=loader.memory_budget,
+        tokenizer=tokenizer,
+    )
+    if len(batches) == 0:
+        raise ValueError(
+            f"{path}: its {split} split has {len(batches.order)} windows, fewer than loader.batch_size={batch_size}; "
+            "lower it, or set loader.drop_last=false"
+        )
+    vocab_size = manifest.tokenizer["vocab_size"]
+    max_length = manifest.splits[split].max_length
+    layer = TokenEmbedding(vocab_size, embedding.dim, max_length, positions=embedding.positions, seed=embedding.seed)
+    first, first_seconds, waited, num_batches, windows = None, 0.0, 0.0, 0, 0
+    total = len(batches) * batch_size * max_length
+    started = time.perf_counter()
+    with (
+        torch.no_grad(),
+        closing(iter(batches)) as loaded,
+        tqdm(desc="load", total=total, unit="tok", unit_scale=True, disable=None, file=sys.stderr) as bar,
+    ):
+        while True:
+            asked = time.perf_counter()
+            batch = next(loaded, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            (embedded,) = embed_batches([batch], layer)
+            if first is None:
+                first, first_seconds = embedded, time.perf_counter() - started
+            num_batches += 1
+            windows += int((batch.window_ids >= 0).sum())
+            bar.update(batch.input_ids.numel())
+    assert first is not None, "a loader with a length gives a batch"
+    return LoadReport(
+        batches=num_batches,
+        windows=windows,
+        tokens=windows * max_length,
+        seconds=time.perf_counter() - started,
+        load_seconds=waited,
+        first_batch_seconds=first_seconds,
+        shapes={name: list(getattr(first, name).shape) for name in ("input_ids", "target_ids", "embeddings")},
+        weight=list(layer.weight.shape),
+        shuffle=batches.order.shuffle,
+        window_id=int(first.window_ids[0]),
+        input_ids=first.input_ids[0].tolist(),
+        target_ids=first.target_ids[0].tolist(),
+    )

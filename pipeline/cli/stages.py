@@ -1,0 +1,166 @@
+"""The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
+
+Composes the config, checks it, runs its stages in order and prints a summary. A refusal is one line on stderr: exit
+code 2 for a config, 1 for data and for a sweep with failing points. HYDRA_FULL_ERROR=1 shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from pipeline.base.atomic import write_json
+from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
+from pipeline.cli.report import Report, jsonable
+from pipeline.cli.sweep import finish_sweep, reported_sweep, run_point
+from pipeline.cli.sweep import folders as sweep_folders
+from pipeline.settings import Config, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+    from pipeline.cli.epoch import LoadReport
+    from pipeline.shards.plan import PlanReport
+    from pipeline.shards.verify import VerifyReport
+    from pipeline.shards.write import WriteReport
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
+    register_schema()
+    failures: list[Exception] = []
+
+    def task(composed: DictConfig) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            register_schema()  # a parallel launcher's process has not done so
+            run_point(composed, run)
+            return
+        try:
+            run(composed)
+        except (ValueError, OSError, MemoryError) as error:
+            failures.append(error)
+
+    try:
+        with reported_sweep():
+            check_command_line(sys.argv[1:])
+            hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
+        if failures:
+            raise failures[0]
+    except BrokenPipeError:  # whoever read the summary has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, MemoryError) as error:  # numpy says which array the memory was not enough for
+        if wants_traceback:
+            raise
+        print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        goes_on = f"with hydra.sweep.dir={sweep_folders[0]} added " if sweep_folders else ""
+        print(
+            f"stridemill: interrupted; what is finished is kept, and the same command {goes_on}goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def run(composed: DictConfig) -> None:
+    """One run, or one point of a sweep: its stages in order, then a summary on stdout and in `summary.json`."""
+    config = read_config(composed)
+    output = Path(HydraConfig.get().runtime.output_dir)
+    point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    reports: dict[str, Any] = {}
+    faults = 0
+    for stage in config.stages:
+        report = RUNNERS[stage](config, reports)
+        reports[stage] = report
+        print(flush=True)
+        faults = len(getattr(report, "faults", ()))
+        if faults:
+            break
+    write_json(
+        output / "summary.json",
+        jsonable({"point": point, **{stage: dataclasses.asdict(report) for stage, report in reports.items()}}),
+    )
+    if faults:
+        raise ValueError(f"{config.shards.path} has {faults} fault{'s' * (faults > 1)}, listed above")
+
+
+def write_sections(config: Config) -> dict[str, Any]:
+    """Return the sections that `write_shards` and `plan_shards` take, by their arguments' names."""
+    names = ("corpus", "tokenizer", "window", "split", "shards", "executor", "cache")
+    return {name: getattr(config, name) for name in names}
+
+
+def run_plan(config: Config, _: dict[str, Any]) -> PlanReport:
+    """Estimate what the write stage will make and cost."""
+    from pipeline.cli.summary import describe_plan
+    from pipeline.shards.plan import plan_shards
+
+    report = plan_shards(config.shards_path, **write_sections(config))
+    print(describe_plan(report))
+    return report
+
+
+def run_write(config: Config, _: dict[str, Any] | None = None) -> WriteReport:
+    """Turn text into shards."""
+    from pipeline.cli.summary import describe_write
+    from pipeline.shards.write import write_shards
+
+    report = write_shards(config.shards_path, **write_sections(config))
+    print(describe_write(report))
+    return report
+
+
+def run_verify(config: Config, _: dict[str, Any]) -> VerifyReport:
+    """List every problem of the data set."""
+    from pipeline.cli.summary import describe_verify
+    from pipeline.shards.verify import verify_shards
+
+    report = verify_shards(config.shards_path, cache_path=config.cache.path, workers=config.executor.num_workers)
+    print(describe_verify(report))
+    return report
+
+
+def run_load(config: Config, _: dict[str, Any]) -> LoadReport:
+    """Turn shards into embedded batches."""
+    from pipeline.cli.epoch import load_batches
+    from pipeline.cli.summary import describe_load, describe_window
+    from pipeline.tokenizer.load import load_tokenizer
+
+    decoder = load_tokenizer(dataclasses.replace(config.tokenizer, engine="auto", special_text="literal"))
+    report = load_batches(
+        config.shards_path,
+        loader=config.loader,
+        embedding=config.embedding,
+        score=config.window.score,
+        tokenizer={"name": decoder.name, "hash": decoder.hash},
+    )
+    print(describe_load(report))
+    print()
+    print(describe_window(report, decoder))
+    return report
+
+
+def run_report(config: Config, _: dict[str, Any]) -> Report:
+    """The report stage: a sweep's table and pictures, made again from what its points left."""
+    assert config.sweep.path, "the config asks for it"
+    return finish_sweep(Path(config.sweep.path))
+
+
+RUNNERS: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
+    "plan": run_plan,
+    "write": run_write,
+    "verify": run_verify,
+    "load": run_load,
+    "report": run_report,
+}

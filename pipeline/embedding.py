@@ -1,0 +1,126 @@
+"""Token IDs to vectors: a trainable lookup table, with the positions of the tokens added.
+
+A token embedding is a matrix with one row for each ID. Looking a row up is the same as multiplying a one-hot vector
+with the matrix, without the zeros; its gradient reaches exactly the rows that were looked up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pipeline.loader.batch import Batch
+from pipeline.settings import POSITIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+INIT_STD = 0.02  # GPT-2's, from OpenAI's gpt-2/src/model.py
+
+
+class TokenEmbedding(nn.Module):
+    """Token embedding plus positions: int64 [B, T] in, float [B, T, D] out.
+
+    Args:
+        vocab_size: rows of the table, V.
+        dim: numbers per vector, D.
+        max_length: the longest window, T at most. Without positions it sets no limit.
+        positions: `learned` adds a trainable vector for each place, as GPT-2 does; `sinusoidal` adds the fixed waves of
+            Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); `none` adds nothing.
+        seed: of the initial weights; the same seed gives the same weights on every machine.
+        weight: float [V, D], a saved table to start from instead.
+
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        max_length: int,
+        *,
+        positions: str = "learned",
+        seed: int = 0,
+        weight: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
+        if weight is not None and tuple(weight.shape) != (vocab_size, dim):
+            raise ValueError(f"weight must be [{vocab_size}, {dim}]; got {list(weight.shape)}")
+        self.max_length = max_length
+        generator = torch.Generator().manual_seed(seed)
+        drawn_VD = torch.empty(vocab_size, dim).normal_(0.0, INIT_STD, generator=generator)
+        self.token = nn.Embedding(vocab_size, dim, _weight=drawn_VD if weight is None else weight.detach().clone())
+        self.position = None
+        if positions == "learned":
+            places_TD = torch.empty(max_length, dim).normal_(0.0, INIT_STD, generator=generator)
+            self.position = nn.Embedding(max_length, dim, _weight=places_TD.to(self.token.weight))
+        waves = sinusoids(max_length, dim).to(self.token.weight) if positions == "sinusoidal" else None
+        self.waves: torch.Tensor | None
+        self.register_buffer("waves", waves, persistent=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The token table, [V, D]."""
+        return self.token.weight
+
+    def forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors [B, T, D] for token IDs [B, T], in the layer's dtype and on its device.
+
+        `positions_BT`, int64 [B, T], says which position each token has; left out, they are 0 .. T - 1.
+
+        Raises:
+            ValueError: T is more than `max_length`, and the layer adds positions.
+
+        """
+        vectors_BTD: torch.Tensor = self.token(ids_BT)
+        length = ids_BT.shape[-1]
+        table = self.waves if self.position is None else self.position.weight
+        if table is None:
+            return vectors_BTD
+        if length > self.max_length:
+            raise ValueError(
+                f"windows of {length} tokens, but the embedding has positions for max_length={self.max_length}"
+            )
+        return vectors_BTD + (table[:length] if positions_BT is None else table[positions_BT])
+
+
+def sinusoids(max_length: int, dim: int) -> torch.Tensor:
+    """Fixed position vectors, float32 [max_length, dim]: sines in the even places, cosines in the odd ones.
+
+    Wavelengths run from 2 pi to 10,000 times 2 pi (Vaswani et al. 2017, arXiv 1706.03762, section 3.5).
+    """
+    places_T1 = torch.arange(max_length, dtype=torch.float64)[:, None]
+    rates_K = torch.exp(-math.log(10_000.0) / dim * torch.arange(0, dim, 2, dtype=torch.float64))
+    waves_TD = torch.empty(max_length, dim, dtype=torch.float64)
+    waves_TD[:, 0::2] = torch.sin(places_T1 * rates_K)
+    waves_TD[:, 1::2] = torch.cos(places_T1 * rates_K[: dim // 2])
+    return waves_TD.to(torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedBatch(Batch):
+    """A batch and its vectors."""
+
+    embeddings: torch.Tensor  # [B, T, D], with the gradient's path to the layer
+
+
+def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Iterator[EmbeddedBatch]:
+    """Each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
+
+    `embedding` is called with the token IDs and, where the batches have `position_ids`, with these too, unless it is a
+    plain `nn.Embedding`, which knows no positions. A module without weights is called where the batches are.
+    """
+    weight = next(embedding.parameters(), None)
+    for batch in batches:
+        moved = batch if weight is None else batch.to(weight.device, non_blocking=True)
+        has_positions = moved.position_ids is not None and not isinstance(embedding, nn.Embedding)
+        positions = (moved.position_ids,) if has_positions else ()
+        yield EmbeddedBatch(
+            **{field.name: getattr(moved, field.name) for field in fields(Batch)},
+            embeddings=embedding(moved.input_ids, *positions),
+        )

@@ -1,1 +1,0 @@
-"""The load wing: Parquet shards to batches, batches to vectors."""

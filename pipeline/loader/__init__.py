@@ -1,0 +1,1 @@
+"""Shards to batches: sample order, mixtures, readers, prefetching."""

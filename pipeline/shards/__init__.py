@@ -1,0 +1,1 @@
+"""Windows to Parquet: format, layout, manifest, plan, write, verify, card."""

@@ -1,0 +1,147 @@
+"""The card: a data set's README.md, for people and for the Hugging Face `datasets` library.
+
+Its YAML head makes `datasets.load_dataset(folder)` give the splits. It is made from the manifest and the names of the
+sources alone, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.base.atomic import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.shards.manifest import Manifest
+
+CARD_NAME = "README.md"
+MARK = "<!-- written by stridemill for {} -->"  # a README.md without one is somebody else's
+SHOWN_SOURCES = 20
+
+
+def write_card(folder: Path, manifest: Manifest, sources: Sequence[str]) -> None:
+    """Write README.md, unless this data set's card is there already: somebody may have added to it."""
+    path = folder / CARD_NAME
+    if is_card(path, manifest.fingerprint):
+        return
+    write_text(path, describe_data_set(manifest, sources))
+
+
+def is_card(path: Path, fingerprint: str = "") -> bool:
+    """Whether a file is a card that was written here: of the data set with that fingerprint, or of any."""
+    mark = MARK.format(fingerprint) if fingerprint else MARK.split("{", maxsplit=1)[0]
+    return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
+
+
+def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
+    """The card's text."""
+    windows, tokenizer, corpus = manifest.windows, manifest.tokenizer, manifest.corpus
+    max_length, stride = windows["max_length"], windows["stride"]
+    order = f"shuffled by seed {windows['seed']}" if windows["order"] == "shuffled" else "in the text's order"
+    bad = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items()) or "none"
+    left_over = "; ".join(
+        f"{left['tokens']:,} tokens of {name}, {left['documents']:,} documents wholly"
+        for name, left in windows["left_over"].items()
+        if left["tokens"]
+    )
+    # A bare | would end the table's cell, even inside backticks.
+    special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
+    facts = {
+        "sources": _list_sources(sources),
+        "documents": f"{corpus['documents']:,}, {corpus['characters']:,} characters, {corpus['bytes']:,} bytes",
+        "documents left out": bad,
+        "tokenizer": f"`{tokenizer['name']}`, {tokenizer['vocab_size']:,} IDs, hash `{tokenizer['hash']}`",
+        "special tokens": special,
+        "window": f"max_length {max_length}, stride {stride}",
+        "tail, documents": f"`{windows['tail']}`, `{windows['documents']}`",
+        "order": order,
+        "left over, in no window": left_over or "nothing",
+        "a token is an input": f"{max_length / stride:,.4g} times (max_length / stride), but for the ends",
+        "fingerprint": f"`{manifest.fingerprint}`",
+    }
+    counts = [
+        f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_windows:,} | {len(split.shards):,} | "
+        f"{sum(shard.bytes for shard in split.shards):,} |"
+        for name, split in manifest.splits.items()
+    ]
+    head = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in manifest.splits]
+    padded = "`length`, its real tokens; " if windows["tail"] == "pad" else ""
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+{chr(10).join(head)}
+---
+
+# Token windows of {max_length} with stride {stride}
+
+Each row is a window: `input_ids`, its tokens; `target_ids`, the same one token later (already shifted); `start`, its
+first token in the split's token stream; {padded}`next_id`, the last of `target_ids`.
+
+| split | documents | tokens | windows | shards | bytes |
+|---|---|---|---|---|---|
+{chr(10).join(counts)}
+
+| | |
+|---|---|
+{chr(10).join(f"| {name} | {value} |" for name, value in facts.items())}
+
+The licence of the text is that of its sources. `manifest.json` has every file's sha256;
+`python -m pipeline stages=[verify] shards.path=<this folder>` checks them.
+
+## Load it
+
+From this folder. In training, with stridemill:
+
+```python
+from pipeline import ShardLoader
+
+loader = ShardLoader(".", split="train", batch_size=8, shuffle="auto", seed=0, drop_last=False)
+batch = next(iter(loader))
+print(batch.input_ids.shape, batch.target_ids.shape)
+```
+
+With [datasets](https://pypi.org/project/datasets/):
+
+```python
+import os
+
+from datasets import load_dataset
+
+splits = load_dataset(os.getcwd())  # or the folder's path from anywhere
+print(splits["train"].num_rows, splits["train"][0]["input_ids"][:4])
+```
+
+With [DuckDB](https://duckdb.org):
+
+```python
+import duckdb
+
+print(duckdb.sql("select count(*), sum(list_sum(input_ids)) from 'data/train-*.parquet'").fetchall())
+```
+
+With [Polars](https://pola.rs):
+
+```python
+import polars
+
+frame = polars.scan_parquet("data/train-*.parquet")
+print(frame.select(polars.len(), polars.col("start").max()).collect())
+```
+
+{MARK.format(manifest.fingerprint)}
+"""  # noqa: S608 - a text to read, with no part of a user's in its query
+
+
+def _list_sources(sources: Sequence[str]) -> str:
+    names = list(dict.fromkeys(sources))
+    shown = ", ".join(f"`{_one_cell(name)}`" for name in names[:SHOWN_SOURCES])
+    return f"{len(names):,}: {shown}{', ...' if len(names) > SHOWN_SOURCES else ''}"
+
+
+def _one_cell(name: str) -> str:
+    r"""A file's name as it may stand in a table: line feeds and the like as \n, a bar with a stroke before it."""
+    visible = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    return visible.replace("|", r"\|").replace("`", "'")

@@ -1,0 +1,189 @@
+"""A write job, ready to run: its input hashed, its tokenizer loaded. `plan` and `write` both start from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.paths import strip_folders, strip_secrets
+from pipeline.corpus.corpora import find_partitions
+from pipeline.settings import (
+    CacheConfig,
+    ExecutorConfig,
+    ShardsConfig,
+    SplitConfig,
+    WindowConfig,
+    as_corpus,
+    as_tokenizer,
+    check_path,
+    conflict,
+)
+from pipeline.shards.layout import Layout, choose_layout
+from pipeline.shards.manifest import FORMAT_VERSION
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.encode import chunk_id
+from pipeline.tokens.store import store_id
+from pipeline.windows import StoredWindows, cut_windows
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from pipeline.corpus.documents import Partition
+    from pipeline.settings import CorpusConfig, TokenizerConfig
+    from pipeline.tokenizer.tokenizer import Tokenizer
+    from pipeline.tokens.store import TokenStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sections:
+    """The config's sections that a write job needs."""
+
+    corpus: CorpusConfig
+    texts: list[str] | None  # a corpus in memory, in place of the section
+    tokenizer: TokenizerConfig
+    window: WindowConfig
+    split: SplitConfig
+    shards: ShardsConfig
+    executor: ExecutorConfig
+    cache: CacheConfig
+
+    @property
+    def folder(self) -> Path:
+        """The data set's folder."""
+        assert self.shards.path is not None, "as_sections sets it"
+        return Path(self.shards.path)
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the token store."""
+        return Path(self.cache.path)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest records: the values that decide the data set, without secrets and absolute paths."""
+        corpus, tokenizer = dataclasses.asdict(self.corpus), dataclasses.asdict(self.tokenizer)
+        corpus["path"] = [strip_folders(path) for path in self.corpus.paths] or None
+        corpus["url"] = self.corpus.url and strip_secrets(self.corpus.url)
+        if self.texts is not None:
+            corpus["name"] = "texts"
+        tokenizer["path"] = self.tokenizer.path and strip_folders(self.tokenizer.path)
+        window, shards = dataclasses.asdict(self.window), dataclasses.asdict(self.shards)
+        for section, key in ((window, "score"), (shards, "path"), (shards, "overwrite")):
+            del section[key]  # of the loader, of this machine, of this run
+        return {
+            "corpus": corpus,
+            "tokenizer": tokenizer,
+            "window": window,
+            "split": dataclasses.asdict(self.split),
+            "shards": shards,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A data set to be written: everything that decides its bytes."""
+
+    sections: Sections
+    encoder: Tokenizer
+    partitions: list[Partition]
+    chunk_ids: list[str]  # of the partitions, in their order
+    layout: Layout
+    seconds: float  # to load the tokenizer, and to find and hash the input
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """The windows' parameters and the order in which they are stored, as the manifest has them."""
+        window, shards = self.sections.window, self.sections.shards
+        return {
+            "max_length": window.max_length,
+            "stride": window.stride_tokens,
+            "tail": window.tail,
+            "documents": window.documents,
+            "order": shards.order,
+            "seed": shards.seed if shards.order == "shuffled" else None,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The data set's identity: sha256 over the token store's identity, the windows, their order, and the layout."""
+        layout = [self.layout.windows_per_group, self.layout.windows_per_shard, self.layout.compression]
+        parts = [
+            FORMAT_VERSION,
+            store_id(self.chunk_ids, validation=self.sections.split.validation),
+            self.stored,
+            *layout,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def cut(self, store: TokenStore, split: str) -> StoredWindows:
+        """Return a split's windows in the order in which they are stored."""
+        window, shards, stream = self.sections.window, self.sections.shards, store.stream(split)
+        documents = store.documents(split) if window.documents == "separate" else None
+        return StoredWindows(
+            stream=stream,
+            windows=cut_windows(window, num_tokens=len(stream), documents=documents),
+            order=shards.order,
+            seed=shards.seed,
+            pad_id=self.encoder.end_of_text,
+        )
+
+
+def as_sections(
+    path: str | os.PathLike[str],
+    *,
+    corpus: CorpusConfig | str | Sequence[str],
+    tokenizer: TokenizerConfig | str,
+    window: WindowConfig | None,
+    split: SplitConfig | None,
+    shards: ShardsConfig | None,
+    executor: ExecutorConfig | None,
+    cache: CacheConfig | str | os.PathLike[str],
+) -> Sections:
+    """Return the arguments of `write_shards` as sections."""
+    source, texts = as_corpus(corpus)
+    folder = check_path("shards.path", path)
+    shards = shards or ShardsConfig()
+    if shards.path not in (None, folder):
+        conflict("shards.path", f"differs from the argument path={folder!r}: leave it out", shards.path)
+    return Sections(
+        corpus=source,
+        texts=texts,
+        tokenizer=as_tokenizer(tokenizer),
+        window=window or WindowConfig(),
+        split=split or SplitConfig(),
+        shards=dataclasses.replace(shards, path=folder),
+        executor=executor or ExecutorConfig(),
+        cache=cache if isinstance(cache, CacheConfig) else CacheConfig(path=check_path("cache.path", cache)),
+    )
+
+
+def prepare_job(sections: Sections) -> Job:
+    """Load the tokenizer, find the input and hash it.
+
+    Raises:
+        ValueError: the vocabulary cannot be loaded or the corpus cannot be read; the message names which.
+
+    """
+    started = time.perf_counter()
+    encoder = load_tokenizer(sections.tokenizer)
+    partitions = find_partitions(
+        sections.corpus,
+        texts=sections.texts,
+        cache=sections.cache_folder,
+        cut_safe=encoder.cut_safe,
+        workers=sections.executor.num_workers,
+    )
+    ids = [chunk_id(one, tokenizer=encoder, corpus=sections.corpus, split=sections.split) for one in partitions]
+    return Job(
+        sections=sections,
+        encoder=encoder,
+        partitions=partitions,
+        chunk_ids=ids,
+        layout=choose_layout(sections.window, sections.shards),
+        seconds=time.perf_counter() - started,
+    )

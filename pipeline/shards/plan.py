@@ -1,0 +1,298 @@
+"""The plan stage: what a write job will make and cost, from a sample, before any shard is written.
+
+Algorithm: up to `SAMPLED_PARTITIONS` partitions, evenly spread, are tokenized, and a few row groups of their windows
+are encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
+chapter 6), and their margins from how the splits differ: half a 95 % interval by Student's t. What the sample tokenized
+stays in the cache, so the write stage does not do it again. Of a corpus of no more splits all is exact but the bytes,
+whose margin is 5 % at least.
+
+Time and memory are measured on the sample, at this machine's present load; their margins are flat.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.base.memory import peak_memory
+from pipeline.base.paths import translate_os_errors
+from pipeline.corpus.quarantine import count_reasons
+from pipeline.executor.local import run_tasks
+from pipeline.shards.format import group_table, shard_schema, shard_writer
+from pipeline.shards.job import as_sections, prepare_job
+from pipeline.tokens.chunk import DamagedChunk, count_bad, find_chunk
+from pipeline.tokens.encode import describe_tokenizer, tokenize_partition
+from pipeline.tokens.store import TokenStore
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.settings import (
+        CacheConfig,
+        CorpusConfig,
+        ExecutorConfig,
+        ShardsConfig,
+        SplitConfig,
+        TokenizerConfig,
+        WindowConfig,
+    )
+    from pipeline.shards.job import Job
+
+SAMPLED_PARTITIONS = 6
+SAMPLED_GROUPS = 4
+STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57)  # 97.5 % quantiles for 1 to 5 degrees of freedom
+TIME_MARGIN = 0.5  # equal work on a shared machine differs up to 1.8-fold from run to run
+BYTES_MARGIN = 0.05  # even where the sample is the whole: up to SAMPLED_GROUPS of its row groups are encoded
+MEMORY_MARGIN = 0.4  # what an engine caches grows with the text
+ROW_BYTES = 40  # a window's token while it is written: two columns of int32, and four times that in the Parquet writer
+FALLBACK_RATE = 1e7  # bytes of text a second and worker, where the whole sample was in the cache already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A quantity and its margin, half of about a 95 % interval, in the same unit."""
+
+    value: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What the write stage is expected to make and to cost."""
+
+    path: Path
+    input_bytes: int
+    sampled_bytes: int
+    documents: Estimate
+    tokens: Estimate
+    windows: Estimate
+    shards: Estimate
+    bytes: Estimate  # on disk, the data set's
+    memory: Estimate  # bytes resident at most, the mapped token store included, which the system takes back if it must
+    seconds: Estimate  # of the write stage that follows
+
+
+def plan_shards(
+    path: str | os.PathLike[str],
+    *,
+    corpus: CorpusConfig | str | Sequence[str] = "python_docs",
+    tokenizer: TokenizerConfig | str = "gpt2",
+    window: WindowConfig | None = None,
+    split: SplitConfig | None = None,
+    shards: ShardsConfig | None = None,
+    executor: ExecutorConfig | None = None,
+    cache: CacheConfig | str | os.PathLike[str] = "outputs/cache",
+) -> PlanReport:
+    """Estimate what `write_shards` with the same arguments would write and cost, from a sample of the corpus.
+
+    Nothing is written but the tokens of the sample, into the cache.
+
+    Raises:
+        ValueError: as `write_shards`, or the sample holds no document.
+
+    """
+    return plan_job(
+        prepare_job(
+            as_sections(
+                path,
+                corpus=corpus,
+                tokenizer=tokenizer,
+                window=window,
+                split=split,
+                shards=shards,
+                executor=executor,
+                cache=cache,
+            )
+        )
+    )
+
+
+def plan_job(job: Job) -> PlanReport:
+    """Estimate a job's outcome.
+
+    Raises:
+        ValueError: the sample holds no document, or a document is bad and `corpus.on_bad=raise`.
+
+    """
+    inputs, sections = job.partitions, job.sections
+    cache, workers = sections.cache_folder, sections.executor.num_workers
+    places = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_PARTITIONS, len(inputs))).round().astype(int))
+    sample = [inputs[place] for place in places]
+    task = partial(
+        tokenize_partition,
+        cache=cache,
+        tokenizer=job.encoder,
+        corpus=sections.corpus,
+        split=sections.split,
+        audit=sections.tokenizer.audit,
+    )
+    started = time.perf_counter()
+    with translate_os_errors(cache, "cache.path"):
+        made = list(run_tasks(task, sample, workers=workers))
+    taken = time.perf_counter() - started
+    chunks = [chunk for chunk, _ in made]
+    new_bytes = sum(part.num_bytes for part, (_, origin) in zip(sample, made, strict=True) if origin != "found")
+    total = sum(part.num_bytes for part in inputs)
+    sizes = [part.num_bytes for part in sample]
+    extend = partial(estimate_total, sizes=sizes, total=total, population=len(inputs))
+    documents = extend([sum(chunk.num_documents.values()) for chunk in chunks])
+    if documents.value == 0:
+        bad = count_bad(chunks)
+        raise ValueError(
+            f"of the sample's {bad.total()} documents none is usable ({count_reasons(bad)}); "
+            "look at corpus.path and corpus.text_field"
+            if bad
+            else "the sample holds no document; look at corpus.path"
+        )
+    store = TokenStore(
+        cache=cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=sections.split.validation
+    )
+    is_whole = len(sample) == len(inputs)
+    parts = [_plan_split(job, store, name, is_whole=is_whole, extend=extend) for name in store.splits()]
+    tokens, windows = _add([tokens for tokens, _ in parts]), _add([windows for _, windows in parts])
+    shards = _add([_count_shards(job, windows_of_split) for _, windows_of_split in parts])
+    per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_whole=is_whole)
+    rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
+    chunks_by_split = zip(inputs, job.chunk_ids, strict=True)
+    left = sum(part.num_bytes for part, chunk in chunks_by_split if not _is_cached(cache, chunk))
+    stored = windows.value * per_window.value + shards.value * per_shard
+    busy = min(workers, max(1.0, shards.value))
+    seconds = job.seconds + left / rate + windows.value * seconds_per_window / busy
+    mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * job.encoder.dtype.itemsize
+    groups = (workers - 1) * ROW_BYTES * job.layout.windows_per_group * job.sections.window.max_length
+    memory = peak_memory() + mapped + groups
+    return PlanReport(
+        path=sections.folder,
+        input_bytes=total,
+        sampled_bytes=sum(sizes),
+        documents=documents,
+        tokens=tokens,
+        windows=windows,
+        shards=shards,
+        bytes=Estimate(
+            value=stored,
+            margin=max(
+                math.hypot(windows.margin * per_window.value, windows.value * per_window.margin),
+                BYTES_MARGIN * stored,
+            ),
+        ),
+        memory=Estimate(value=memory, margin=memory * MEMORY_MARGIN),
+        seconds=Estimate(value=seconds, margin=seconds * TIME_MARGIN),
+    )
+
+
+def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: float, population: int) -> Estimate:
+    """The total of a quantity over all splits, from its values in some of them and the splits' sizes.
+
+    Args:
+        found: the quantity in each sampled split.
+        sizes: the size of each sampled split.
+        total: the size of all splits.
+        population: how many splits there are.
+
+    """
+    values, weights = np.asarray(found, float), np.asarray(sizes, float)
+    ratio = values.sum() / max(1.0, weights.sum())
+    value, n = ratio * total, len(values)
+    if n == population:
+        return Estimate(value=float(values.sum()), margin=0.0)
+    if n == 1:
+        return Estimate(value=value, margin=value)
+    spread = math.sqrt(n / (n - 1) * float(np.square(values - ratio * weights).sum()))
+    left = 1 - n / population
+    return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(left))
+
+
+def _is_cached(cache: Path, chunk_id: str) -> bool:
+    try:
+        return find_chunk(cache, chunk_id) is not None
+    except DamagedChunk:
+        return False
+
+
+def _plan_split(job: Job, store: TokenStore, name: str, *, is_whole: bool, extend: Any) -> tuple[Estimate, Estimate]:
+    """A split's tokens and windows."""
+    stored = job.cut(store, name)
+    stream, windows = stored.stream, stored.windows
+    if is_whole:
+        return Estimate(value=len(stream), margin=0.0), Estimate(value=len(windows), margin=0.0)
+    tokens = extend([chunk.tokens[name] for chunk in store.chunks])
+    if job.sections.window.documents == "join":  # one segment: nearly a window for each stride
+        stride = job.sections.window.stride_tokens
+        value = max(0.0, (tokens.value - job.sections.window.max_length) / stride)
+        return tokens, Estimate(value=value, margin=tokens.margin / stride)
+    per_token = len(windows) / max(1, len(stream))
+    documents = extend([chunk.num_documents[name] for chunk in store.chunks])
+    margin = tokens.margin * per_token + documents.margin  # a document more or less has a tail more or less
+    return tokens, Estimate(value=tokens.value * per_token, margin=margin)
+
+
+def _count_shards(job: Job, windows: Estimate) -> Estimate:
+    """The files of a split: their size depends on the number of windows too, so the margin is found by trial."""
+
+    def count(num_windows: float) -> int:
+        rounded = max(0, round(num_windows))
+        return -(-rounded // job.layout.shard_size(rounded))
+
+    value = count(windows.value)
+    around = (count(windows.value - windows.margin), count(windows.value + windows.margin))
+    return Estimate(value=value, margin=max(abs(value - other) for other in around))
+
+
+def _encode_sample(job: Job, store: TokenStore, *, is_whole: bool) -> tuple[Estimate, int, float]:
+    """Bytes on disk for a window with the margin of their mean, those of a file with no window, and seconds for one.
+
+    A row group's part of the footer counts to its windows.
+    """
+    sizes: list[int] = []
+    counts: list[int] = []
+    taken, groups = 0.0, 0
+    padded = job.sections.window.tail == "pad"
+    schema, compression = shard_schema(job.sections.window.max_length, padded=padded), job.layout.compression
+    empty = pa.BufferOutputStream()
+    shard_writer(empty, schema, compression=compression).close()
+    per_shard = empty.getvalue().size
+    one = np.zeros((1, job.sections.window.max_length + 1), np.int32)
+    group_table(one, np.zeros(1, np.int64), np.ones(1, np.int32), padded=padded)  # the first call imports: not timed
+    for name in store.splits():
+        stored = job.cut(store, name)
+        group = job.layout.windows_per_group
+        groups += -(-len(stored) // group)
+        firsts = np.unique(np.linspace(0, max(0, len(stored) - group), SAMPLED_GROUPS).astype(int))
+        sink = pa.BufferOutputStream()
+        with shard_writer(sink, schema, compression=compression) as writer:
+            for first in firsts if len(stored) else ():
+                started = time.perf_counter()
+                last = min(int(first) + group, len(stored))
+                writer.write_table(group_table(*stored.read(int(first), last), padded=padded))
+                taken += time.perf_counter() - started
+                counts.append(last - int(first))
+        content = sink.getvalue()
+        metadata = pq.read_metadata(pa.BufferReader(content))
+        written = [_stored_bytes(metadata.row_group(number)) for number in range(metadata.num_row_groups)]
+        in_footer = (content.size - per_shard - sum(written)) // max(1, len(written))
+        sizes += [size + in_footer for size in written]
+    if not counts:
+        return Estimate(value=0.0, margin=0.0), per_shard, 0.0
+    rows = sum(counts)
+    total = estimate_total(sizes, sizes=counts, total=rows, population=groups if is_whole else sys.maxsize)
+    return Estimate(value=total.value / rows, margin=min(total.margin, total.value) / rows), per_shard, taken / rows
+
+
+def _stored_bytes(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(number).total_compressed_size for number in range(group.num_columns))
+
+
+def _add(estimates: Sequence[Estimate]) -> Estimate:
+    """A sum of estimates from one sample: their errors go together, so the margins add up."""
+    return Estimate(value=sum(one.value for one in estimates), margin=sum(one.margin for one in estimates))

@@ -1,0 +1,132 @@
+"""Pass two of the write stage: token store to Parquet shards.
+
+A shard's windows are a range of positions, and a window's tokens are arithmetic, so each shard is a task of its own:
+its bytes depend on the token stream, the layout and the order, not on the number of workers or on what was written
+before. Under `order=shuffled`, position i holds window `permute(i)`, an exact shuffle of all windows of the split that
+is never stored; each row group gathers its own windows from the mapped token store.
+
+A shard is written under a temporary name outside `data/`, hashed on its way to the disk, flushed, recorded and renamed.
+One that an earlier run has recorded is read instead, and kept if its bytes are those that were recorded. A task holds
+one row group at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.executor.local import run_tasks
+from pipeline.shards.folder import WRITING, record_shard
+from pipeline.shards.format import group_table, shard_schema, shard_writer
+from pipeline.shards.manifest import ShardEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from pipeline.shards.folder import FolderLock
+    from pipeline.shards.layout import Layout
+    from pipeline.windows import StoredWindows
+
+
+class _HashingFile:
+    """A file for pyarrow to write to, which hashes what passes through: no second read for the manifest's sha256."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, content: bytes) -> int:
+        self._digest.update(content)
+        self.size += len(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing: whoever opened the file flushes it to the disk before it is closed."""
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def shard_names(split: str, num_windows: int, layout: Layout) -> list[str]:
+    """The file names of a split's shards."""
+    total = -(-num_windows // layout.shard_size(num_windows))
+    return [f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)]
+
+
+def write_split(
+    lock: FolderLock,
+    split: str,
+    *,
+    stored: StoredWindows,
+    layout: Layout,
+    workers: int,
+    advance: Callable[[int], object],
+) -> list[ShardEntry]:
+    """Write a split's windows to `data/<split>-*.parquet`. `advance` is called with the windows of each shard.
+
+    Shards that an earlier run has recorded are kept if their bytes are as recorded.
+    """
+    names = shard_names(split, len(stored), layout)
+    size = layout.shard_size(len(stored))
+
+    def task(index: int) -> ShardEntry:
+        known = lock.recorded.get(f"data/{names[index]}")
+        if known and is_intact(lock.folder, known):
+            return known
+        first = index * size
+        last = min(first + size, len(stored))
+        return write_shard(lock.folder, names[index], first, last, stored=stored, layout=layout)
+
+    entries = []
+    for entry in run_tasks(task, range(len(names)), workers=workers):
+        entries.append(entry)
+        advance(entry.num_windows)
+    return entries
+
+
+def write_shard(folder: Path, name: str, first: int, last: int, *, stored: StoredWindows, layout: Layout) -> ShardEntry:
+    """Write one shard, rows [first, last) of its split, and return its entry for the manifest."""
+    temporary, max_length = folder / WRITING / name, stored.windows.max_length
+    padded = stored.windows.tail == "pad"
+    groups = []
+    rows = min(layout.windows_per_group, last - first)
+    scratch_2BT = np.empty((2, rows, max_length), np.int32)  # takes no memory until it is used
+    with temporary.open("wb") as file:
+        sink = _HashingFile(file)
+        schema = shard_schema(max_length, padded=padded)
+        with shard_writer(sink, schema, compression=layout.compression) as writer:
+            for start in range(first, last, layout.windows_per_group):
+                stop = min(start + layout.windows_per_group, last)
+                writer.write_table(group_table(*stored.read(start, stop), padded=padded, scratch_2BT=scratch_2BT))
+                groups.append(stop - start)
+        file.flush()
+        os.fsync(file.fileno())
+    entry = ShardEntry(
+        path=f"data/{name}", num_windows=last - first, bytes=sink.size, sha256=sink.hexdigest(), row_groups=groups
+    )
+    record_shard(folder, entry)
+    temporary.rename(folder / entry.path)
+    return entry
+
+
+def is_intact(folder: Path, entry: ShardEntry) -> bool:
+    """Whether a shard is there with the size and the sha256 that its entry says."""
+    path = folder / entry.path
+    if not path.is_file() or path.stat().st_size != entry.bytes:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256

@@ -1,0 +1,321 @@
+"""Verify a data set: everything that its manifest says, and everything that its shards promise, is checked.
+
+Algorithm: the manifest's own hash; each file's size and sha256; its columns and row groups; then, in every row group,
+page checksums, `target_ids` and `next_id` against `input_ids`, IDs against the vocabulary, `start` and `length` against
+the windows' arithmetic, and all rows against the token store, as long as that is still in the cache. The store's own
+checksums come first: rows are not held against a chunk that is damaged, which is a fault of its own. Cost: each shard
+is read twice, once for its hash and once decoded, and the store once more; each worker holds one row group at a time.
+
+No fault stops the list: whatever is wrong in one place, the others are looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.executor.local import run_tasks
+from pipeline.settings import WindowConfig
+from pipeline.shards.format import open_shard, shard_schema
+from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
+from pipeline.tokens.store import TokenStore, TokenStream, open_store
+from pipeline.windows import IGNORED, StoredWindows, count_unused, cut_windows
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong."""
+
+    file: str  # relative to the data set's folder; of the cache, the damaged chunk's folder
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was looked at, and what was found."""
+
+    path: Path
+    faults: list[Fault]
+    shards: int
+    windows: int
+    bytes: int
+    compared_with_store: bool  # False: the token store is no longer in the cache, or damaged
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """What the rows of a split must be, as far as it is known."""
+
+    entry: SplitEntry
+    first_rows: list[int]  # of each shard
+    stored: StoredWindows | None  # None: a store is needed to know where documents start, and it is gone
+    has_stream: bool  # the token store is there to compare with
+    padded: bool
+    vocab_size: int
+    pad_id: int
+
+
+def verify_shards(
+    path: str | os.PathLike[str], *, cache_path: str | os.PathLike[str] = "outputs/cache", workers: int = 1
+) -> VerifyReport:
+    """Check a data set and list all its faults; the folder is only read.
+
+    Args:
+        path: the data set's folder.
+        cache_path: where the token store is looked for that the windows were cut from. If it is there, all rows are
+            compared with it.
+        workers: shards that are checked at the same time.
+
+    Returns:
+        A report whose `faults` is empty if the data set is whole. Nothing is raised for a damaged data set.
+
+    """
+    folder, started = Path(path), time.perf_counter()
+    try:
+        manifest = read_manifest(folder)
+    except (ValueError, OSError) as error:
+        return VerifyReport(
+            path=folder,
+            faults=[Fault(file=MANIFEST_NAME, problem=str(error)), *_list_unreadable(folder)],
+            shards=0,
+            windows=0,
+            bytes=0,
+            compared_with_store=False,
+            seconds=time.perf_counter() - started,
+        )
+    faults, store = _find_store(manifest, Path(cache_path), workers)
+    tasks = []
+    for name, split in manifest.splits.items():
+        rows, split_faults = _expect(manifest, name, store)
+        faults += split_faults
+        tasks += [(rows, index) for index in range(len(split.shards))]
+    entries = [rows.entry.shards[index] for rows, index in tasks]
+    faults += _check_names(folder, manifest)
+    total = sum(entry.bytes for entry in entries)
+    with tqdm(desc="verify", total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+        found = run_tasks(partial(_check_shard, folder), tasks, workers=workers)
+        for entry, shard_faults in zip(entries, found, strict=True):
+            faults += shard_faults
+            bar.update(entry.bytes)
+    return VerifyReport(
+        path=folder,
+        faults=faults,
+        shards=len(entries),
+        windows=sum(entry.num_windows for entry in entries),
+        bytes=total,
+        compared_with_store=store is not None,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _list_unreadable(folder: Path) -> list[Fault]:
+    """Without a manifest nothing says what the files should be; those that are no Parquet at all are still named."""
+    faults = []
+    for file in sorted(folder.glob("data/*")):
+        try:
+            open_shard(file).close()
+        except (OSError, ValueError) as error:
+            faults.append(Fault(file=f"data/{file.name}", problem=f"cannot be read as Parquet: {_one_line(error)}"))
+    return faults
+
+
+def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
+    """The store that the windows were cut from, if all of it is there and whole, and what is wrong with it."""
+    path = cache / "stores" / f"{manifest.store}.json"
+    try:
+        store = open_store(path)
+        damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
+    except DamagedChunk as error:
+        return [_blame(error)], None
+    except (OSError, ValueError):  # cleared in part or as a whole: a cache may be
+        return [], None
+    if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
+        problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but {path} was made with {store.tokenizer['hash']}"
+        return [Fault(file=MANIFEST_NAME, problem=problem)], None
+    if damaged:
+        return [_blame(error) for error in damaged], None
+    return [], dataclasses.replace(store, proves=False)  # it was read just now
+
+
+def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
+    try:
+        check_chunk(cache, chunk)
+    except DamagedChunk as error:
+        return error
+    return None
+
+
+def _blame(error: DamagedChunk) -> Fault:
+    return Fault(file=str(error.folder), problem=f"{error.what}; the cache is damaged, and the shards need not be")
+
+
+def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[Fault]]:
+    """What a split must hold by arithmetic, and what of its entry in the manifest is not so."""
+    entry, cut = manifest.splits[name], manifest.windows
+    stream = store.stream(name) if store else None
+    problems, windows = [], None
+    if store or cut["documents"] == "join":
+        section = WindowConfig(
+            max_length=entry.max_length,
+            stride=entry.stride,
+            allow_gaps=True,
+            tail=cut["tail"],
+            documents=cut["documents"],
+        )
+        documents = store.documents(name) if store else None
+        windows = cut_windows(section, num_tokens=entry.num_tokens, documents=documents)
+        if len(windows) != entry.num_windows:
+            problems.append(f"{name} has {entry.num_windows} windows by the manifest, and {len(windows)} by arithmetic")
+    if store and stream is not None:
+        firsts, sizes = store.documents(name)
+        found = {"num_tokens": len(stream), "num_documents": len(firsts)}
+        problems += [
+            f"splits.{name}.{key} is {getattr(entry, key)}, but the token store has {count}"
+            for key, count in found.items()
+            if getattr(entry, key) != count
+        ]
+        left_over = cut.get("left_over", {}).get(name)  # data sets of before it was counted have none
+        if windows and left_over and left_over != count_unused(windows, firsts, sizes):
+            problems.append(f"windows.left_over.{name} is {left_over}, and another by the token store")
+    counts = [shard.num_windows for shard in entry.shards]
+    stored = None
+    if windows and not problems:
+        stored = StoredWindows(
+            stream=TokenStream([], []) if stream is None else stream,
+            windows=windows,
+            order=cut["order"],
+            seed=cut["seed"] or 0,
+            pad_id=cut["pad_id"] or 0,
+        )
+    rows = _Rows(
+        entry=entry,
+        first_rows=[sum(counts[:index]) for index in range(len(counts))],
+        stored=stored,
+        has_stream=stream is not None,
+        padded=cut["tail"] == "pad",
+        vocab_size=manifest.tokenizer["vocab_size"],
+        pad_id=cut["pad_id"] or 0,
+    )
+    return rows, [Fault(file=MANIFEST_NAME, problem=problem) for problem in problems]
+
+
+def _check_names(folder: Path, manifest: Manifest) -> Iterator[Fault]:
+    named = set()
+    for name, split in manifest.splits.items():
+        paths = [shard.path for shard in split.shards]
+        total = len(paths)
+        if paths != [f"data/{name}-{index:05d}-of-{total:05d}.parquet" for index in range(total)]:
+            yield Fault(file=MANIFEST_NAME, problem=f"splits.{name}.shards must be numbered 0 to {total - 1}")
+        named.update(paths)
+    for file in sorted(folder.glob("data/*")):
+        if f"data/{file.name}" not in named:
+            yield Fault(file=f"data/{file.name}", problem="is not in the manifest")
+
+
+def _check_shard(folder: Path, task: tuple[_Rows, int]) -> list[Fault]:
+    rows, index = task
+    entry = rows.entry.shards[index]
+    return [Fault(file=entry.path, problem=problem) for problem in _shard_problems(folder, rows, entry, index)]
+
+
+def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) -> Iterator[str]:
+    path = folder / entry.path
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+    except OSError as error:
+        yield f"cannot be read: {error.strerror}"
+        return
+    if size != entry.bytes:
+        yield f"has {size} bytes; the manifest says {entry.bytes}"
+    if digest != entry.sha256:
+        yield f"has sha256 {digest}; the manifest says {entry.sha256}"
+    try:
+        with open_shard(path) as file:
+            schema = shard_schema(rows.entry.max_length, padded=rows.padded)
+            if not file.schema_arrow.equals(schema):
+                yield f"has other columns than a shard of max_length {rows.entry.max_length}"
+                return
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            if counts != entry.row_groups:
+                yield f"has row groups of {counts} windows; the manifest says {entry.row_groups}"
+                return
+            first = rows.first_rows[index]
+            for group, count in enumerate(counts):
+                yield from (f"row group {group}: {problem}" for problem in _group_problems(file, group, rows, first))
+                first += count
+    except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and must not stop the list
+        yield f"cannot be read as Parquet: {_one_line(error)}"
+
+
+def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -> Iterator[str]:
+    """What is wrong with one row group, whose first window has number `first` in its split as it is stored."""
+    try:
+        table = file.read_row_group(group)
+    except Exception as error:  # noqa: BLE001 - as above
+        yield _one_line(error)
+        return
+    inputs_BT, targets_BT = (_matrix(table, name) for name in ("input_ids", "target_ids"))
+    starts, next_ids = (table.column(name).to_numpy() for name in ("start", "next_id"))
+    max_length = inputs_BT.shape[1]
+    lengths = table.column("length").to_numpy() if rows.padded else np.full(len(starts), max_length, np.int32)
+    behind_BT = np.arange(max_length) >= lengths[:, None]
+    shifted_BT = np.concatenate([inputs_BT[:, 1:], next_ids[:, None]], axis=1)
+    # A short window's last target still stands among its inputs, one place behind its length.
+    padding_BT = np.arange(max_length) > lengths[:, None]
+    checks = {
+        "input_ids outside the vocabulary": (inputs_BT < 0) | (inputs_BT >= rows.vocab_size),
+        "target_ids outside the vocabulary": ~behind_BT & ((targets_BT < 0) | (targets_BT >= rows.vocab_size)),
+        "target_ids that are not the input_ids a token later": ~behind_BT & (targets_BT != shifted_BT),
+        "target_ids behind the window's length that are not ignored": behind_BT & (targets_BT != IGNORED),
+        "input_ids behind the window's length that are not end-of-text": padding_BT & (inputs_BT != rows.pad_id),
+        "a next_id that is not the last of target_ids": (next_ids != targets_BT[:, -1])[:, None],
+    }
+    for text, wrong in checks.items():
+        if wrong.any():
+            at = np.flatnonzero(wrong.any(axis=1))
+            yield f"{len(at)} windows with {text}, the first in row {at[0]}"
+    if rows.stored is None:
+        return
+    last = first + len(starts)
+    expected = rows.stored.windows.locate(rows.stored.numbers(first, last))
+    for text, found, right in zip(("start", "length"), (starts, lengths), expected, strict=True):
+        if (found != right).any():
+            row = int(np.flatnonzero(found != right)[0])
+            yield f"row {row} has {text} {found[row]}, and {right[row]} by arithmetic"
+    if not rows.has_stream:
+        return
+    ids_BT1 = rows.stored.read(first, last)[0]
+    differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != np.where(behind_BT, IGNORED, ids_BT1[:, 1:]))
+    if differ_BT.any():
+        at = np.flatnonzero(differ_BT.any(axis=1))
+        yield f"{len(at)} windows differ from the token store, the first in row {at[0]}"
+
+
+def _matrix(table: pa.Table, name: str) -> np.ndarray:
+    column = table.column(name).combine_chunks()
+    ids_BT: np.ndarray = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+    return ids_BT
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,266 @@
+"""The write stage: a corpus becomes a data set. Tokens first, windows second, the manifest last.
+
+Guarantee: the same config and text give the same Parquet bytes for any number of workers, and after any number of
+crashes; `pipeline.shards.folder` says how. A folder has a manifest only if every file that it names is whole and on the
+disk.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from pipeline.base.atomic import sync_folder
+from pipeline.base.memory import peak_memory
+from pipeline.base.paths import translate_os_errors
+from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
+from pipeline.shards.card import write_card
+from pipeline.shards.folder import (
+    find_finished,
+    lock_folder,
+    prepare_folder,
+    remove_leftovers,
+)
+from pipeline.shards.job import Job, as_sections, prepare_job
+from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.shards.shard import shard_names, write_split
+from pipeline.tokens.chunk import count_bad
+from pipeline.tokens.encode import describe_tokenizer, rejected_lists, tokenize
+from pipeline.windows import count_unused
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.settings import (
+        CacheConfig,
+        CorpusConfig,
+        ExecutorConfig,
+        ShardsConfig,
+        SplitConfig,
+        TokenizerConfig,
+        WindowConfig,
+    )
+    from pipeline.shards.folder import FolderLock
+    from pipeline.tokens.store import TokenStore
+    from pipeline.windows import StoredWindows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteReport:
+    """What the write stage did."""
+
+    path: Path
+    manifest: Manifest
+    finished_before: bool  # the data set was there already: nothing was written
+    chunks: int
+    chunks_made: int  # the rest was found in the cache
+    chunks_mended: int  # of these: were there, but not with the bytes that were written
+    engine: str
+    start_seconds: float  # to load the tokenizer, and to find and hash the input
+    tokenize_seconds: float
+    write_seconds: float
+    peak_memory: int  # bytes resident at most in this process so far, mapped files included
+
+
+def write_shards(
+    path: str | os.PathLike[str],
+    *,
+    corpus: CorpusConfig | str | Sequence[str] = "python_docs",
+    tokenizer: TokenizerConfig | str = "gpt2",
+    window: WindowConfig | None = None,
+    split: SplitConfig | None = None,
+    shards: ShardsConfig | None = None,
+    executor: ExecutorConfig | None = None,
+    cache: CacheConfig | str | os.PathLike[str] = "outputs/cache",
+) -> WriteReport:
+    """Write a corpus as a data set of token windows in Parquet shards.
+
+    A data set that is there already and has the same fingerprint is left as it is. After a crash the same call keeps
+    the shards whose bytes are as recorded and writes the others.
+
+    Args:
+        path: the data set's folder.
+        corpus: where the text comes from: a section, a corpus's name, or a list of texts.
+        tokenizer: a section, or a tokenizer's name.
+        window: how token IDs become windows.
+        split: what is held out.
+        shards: the layout; its own `path` is the argument `path`.
+        executor: how many tasks run at once.
+        cache: the folder of the token store.
+
+    Raises:
+        ConfigError: a value is refused.
+        ValueError: the corpus is empty, unreadable or too short for one window; the folder holds something else, or
+            another run writes there; the disk is full, or a folder cannot be written.
+
+    >>> from pipeline import WindowConfig
+    >>> texts = ["one text", "another"]
+    >>> report = write_shards("ds", corpus=texts, tokenizer="bytes", window=WindowConfig(max_length=4))
+    >>> report.manifest.splits["train"].num_windows
+    3
+
+    """
+    started = time.perf_counter()
+    sections = as_sections(
+        path,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        window=window,
+        split=split,
+        shards=shards,
+        executor=executor,
+        cache=cache,
+    )
+    folder, corpus_section = sections.folder, sections.corpus
+    job = prepare_job(sections)
+    ready = time.perf_counter()
+    report = partial(
+        WriteReport,
+        path=folder,
+        chunks=len(job.partitions),
+        engine=job.encoder.engine,
+        start_seconds=ready - started,
+    )
+    with translate_os_errors(folder, "shards.path"):
+        finished = find_finished(folder, job.fingerprint)
+        if finished:
+            bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
+            if corpus_section.on_bad == "raise":
+                refuse_bad(bad, folder / QUARANTINE_NAME)
+            limit = corpus_section.max_bad_fraction
+            check_fraction(bad, good, max_bad_fraction=limit, path=folder / QUARANTINE_NAME)
+            remove_leftovers(folder, job.fingerprint)
+            return report(
+                manifest=finished,
+                finished_before=True,
+                chunks_made=0,
+                chunks_mended=0,
+                tokenize_seconds=0.0,
+                write_seconds=0.0,
+                peak_memory=peak_memory(),
+            )
+        with lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite) as lock:
+            store, origins = _tokenize(job)
+            tokenized = time.perf_counter()
+            splits, unused = _write_splits(job, store, lock)
+            manifest = Manifest(
+                fingerprint=job.fingerprint,
+                tokenizer=describe_tokenizer(job.encoder),
+                corpus=count_corpus(store),
+                store=store.id,
+                windows={
+                    **job.stored,
+                    "end_of_text": job.encoder.end_of_text,
+                    "pad_id": job.encoder.end_of_text if sections.window.tail == "pad" else None,
+                    "left_over": unused,
+                },
+                splits=splits,
+                written_by={"pyarrow": pa.__version__},
+                config=sections.describe(),
+            )
+            write_card(folder, manifest, [name for chunk in store.chunks for name in chunk.sources])
+            write_quarantine(rejected_lists(store), folder / QUARANTINE_NAME)
+            sync_folder(folder / "data")
+            write_manifest(folder, manifest)
+            sync_folder(folder)
+    return report(
+        manifest=manifest,
+        finished_before=False,
+        chunks_made=origins["made"] + origins["mended"],
+        chunks_mended=origins["mended"],
+        tokenize_seconds=tokenized - ready,
+        write_seconds=time.perf_counter() - tokenized,
+        peak_memory=peak_memory(),
+    )
+
+
+def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
+    sections, total = job.sections, sum(partition.num_bytes for partition in job.partitions)
+    with _bar("tokenize", total, "B") as bar, translate_os_errors(sections.cache_folder, "cache.path"):
+        return tokenize(
+            job.partitions,
+            cache=sections.cache_folder,
+            tokenizer=job.encoder,
+            corpus=sections.corpus,
+            split=sections.split,
+            audit=sections.tokenizer.audit,
+            workers=sections.executor.num_workers,
+            advance=bar.update,
+        )
+
+
+def _write_splits(
+    job: Job, store: TokenStore, lock: FolderLock
+) -> tuple[dict[str, SplitEntry], dict[str, dict[str, int]]]:
+    """Write the shards of all splits. Returns the splits' entries and their unused tokens."""
+    plans = {name: cut_split(job, store, name) for name in store.splits()}
+    names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
+    prepare_folder(lock, names)
+    splits, unused = {}, {}
+    with _bar("write", sum(map(len, plans.values())), "windows") as bar:
+        for name, stored in plans.items():
+            entries = write_split(
+                lock,
+                name,
+                stored=stored,
+                layout=job.layout,
+                workers=job.sections.executor.num_workers,
+                advance=bar.update,
+            )
+            documents = store.documents(name)
+            unused[name] = count_unused(stored.windows, *documents)
+            splits[name] = SplitEntry(
+                num_documents=len(documents[0]),
+                num_tokens=len(stored.stream),
+                num_windows=len(stored),
+                max_length=stored.windows.max_length,
+                stride=stored.windows.stride,
+                shards=entries,
+            )
+    return splits, unused
+
+
+def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
+    """Return a split's windows in stored order.
+
+    Raises:
+        ValueError: the split has no token, or is too short for a single window.
+
+    """
+    stored = job.cut(store, split)
+    if len(stored) == 0:
+        windows, tokens = stored.windows, len(stored.stream)
+        remedy = "lower window.max_length or set window.tail=pad" if tokens > 1 else "look at the corpus"
+        if store.validation:
+            remedy += ", or change split.validation or split.seed"
+        segments = len(windows.firsts) if tokens else 0
+        raise ValueError(
+            f"the {split} split has {tokens} tokens in {segments} segments, but a window of window.max_length="
+            f"{windows.max_length} needs {windows.max_length + 1} tokens of one; {remedy}"
+        )
+    return stored
+
+
+def count_corpus(store: TokenStore) -> dict[str, Any]:
+    """What the corpus held, for the manifest and the summary."""
+    return {
+        "documents": store.num_documents,
+        "characters": sum(chunk.characters for chunk in store.chunks),
+        "bytes": sum(chunk.bytes for chunk in store.chunks),
+        "special_text_found": sum(chunk.special_text_found for chunk in store.chunks),
+        "audited": sum(chunk.audited for chunk in store.chunks),
+        "bad": dict(sorted(count_bad(store.chunks).items())),
+    }
+
+
+def _bar(name: str, total: int, unit: str) -> tqdm[Any]:
+    return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr)

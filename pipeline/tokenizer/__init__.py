@@ -1,0 +1,1 @@
+"""Text to token IDs: vocabularies, the engines that encode with them, and the cross-check."""

@@ -1,0 +1,1 @@
+"""The token store: each ID once, with the position and source of each document."""

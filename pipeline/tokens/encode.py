@@ -1,0 +1,236 @@
+"""Pass one of the write stage: every input split becomes a chunk of the token store.
+
+A task reads one split batch by batch, encodes its documents and appends them to one chunk; it depends on nothing else,
+so tasks run in any order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides
+its content: the split's text, the tokenizer and the rules for documents. A chunk that is there is not made again
+if its bytes are those that were written: each is read through before a token of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.base.memory import keep_freed_memory
+from pipeline.corpus.documents import KEY_BYTES
+from pipeline.corpus.quarantine import (
+    QUARANTINE_NAME,
+    check_fraction,
+    count_reasons,
+    first_of_all,
+    refuse_bad,
+    write_quarantine,
+)
+from pipeline.corpus.reader import describe_location, read_partition
+from pipeline.executor.local import run_and_flush
+from pipeline.tokenizer.audit import AT_LEAST, choose_documents
+from pipeline.tokenizer.engines import DocumentError
+from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, find_chunk
+from pipeline.tokens.chunk_writer import ChunkWriter, Totals, remove_leftovers
+from pipeline.tokens.store import FORMAT, TokenStore, save_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from pipeline.corpus.documents import DocumentBatch, Partition
+    from pipeline.settings import CorpusConfig, SplitConfig
+    from pipeline.tokenizer.engines import Counts, Ids
+    from pipeline.tokenizer.tokenizer import Tokenizer
+    from pipeline.tokens.chunk import Chunk
+
+HOPELESS = 1000  # so many bad documents and no good one: the field's name or the format is wrong, and the rest is too
+
+
+def tokenize(
+    partitions: Sequence[Partition],
+    *,
+    cache: Path,
+    tokenizer: Tokenizer,
+    corpus: CorpusConfig,
+    split: SplitConfig,
+    audit: float,
+    workers: int,
+    advance: Callable[[int], object],
+) -> tuple[TokenStore, Counter[str]]:
+    """The token store of a corpus, and how many of its chunks were `made`, `found`, and `mended`.
+
+    A chunk that is found damaged is mended: made again from its text.
+
+    `audit` is the fraction of documents that a second engine encodes again. `advance` is called with the number of
+    input bytes that are done.
+
+    Raises:
+        ValueError: no document is usable, more than `corpus.max_bad_fraction` are rejected, or the engines disagree.
+
+    """
+    keep_freed_memory()
+    remove_leftovers(cache)
+    task = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
+    description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.end_of_text}
+    chunks: list[Chunk] = []
+    origins: Counter[str] = Counter()
+    num_bad, some_good = 0, False
+    for partition, (chunk, origin) in zip(partitions, run_and_flush(task, partitions, workers=workers), strict=True):
+        chunks.append(chunk)
+        origins[origin] += 1
+        advance(partition.num_bytes)
+        num_bad += count_bad([chunk]).total()
+        some_good = some_good or any(chunk.num_documents.values())
+        if num_bad >= HOPELESS and not some_good:
+            break
+    store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=split.validation)
+    quarantine = cache / "quarantine" / f"{store.id}.jsonl"
+    write_quarantine(rejected_lists(store), quarantine)
+    bad = count_bad(chunks)
+    check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
+    if store.num_documents == 0:
+        what = f"of {bad.total()} documents none is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
+        raise ValueError(what if bad else "the corpus holds no document; look at corpus.path")
+    assert len(chunks) == len(partitions), "a run that is given up has too many bad documents"
+    save_store(store)
+    return store, origins
+
+
+def chunk_id(partition: Partition, *, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig) -> str:
+    """The identity of the chunk that a split becomes: sha256 over its content, the tokenizer and the policy.
+
+    What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
+    """
+    rules = [split.validation, split.seed if split.validation else 0, corpus.max_document_bytes]
+    parts = [FORMAT, partition.identity, tokenizer.hash, tokenizer.special_text, rules]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def tokenize_partition(
+    partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
+) -> tuple[Chunk, str]:
+    """Read, encode and write one split. Returns its chunk, and whether it was `made` now, `found` or `mended`."""
+    return encode_partition(partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)()
+
+
+def encode_partition(
+    partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
+) -> Callable[[], tuple[Chunk, str]]:
+    """`tokenize_partition` without its last step, which waits for the disk. Returns that step; it must be called."""
+    identity = chunk_id(partition, tokenizer=tokenizer, corpus=corpus, split=split)
+    origin = "made"
+    try:
+        found = find_chunk(cache, identity)
+        if found:
+            check_chunk(cache, found)
+            if corpus.on_bad == "raise":
+                refuse_bad(count_bad([found]), cache / "chunks" / identity / QUARANTINE_NAME)
+            return lambda: (found, "found")
+    except DamagedChunk:
+        origin = "mended"
+    batches = read_partition(
+        partition,
+        max_document_bytes=corpus.max_document_bytes,
+        on_bad=corpus.on_bad,
+        cut_safe=tokenizer.cut_safe,
+    )
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text)
+        )
+        number = 0  # of the batches with texts
+        for batch in batches:
+            if batch.abandoned:
+                writer.abandon()
+            writer.add_bad(batch.bad)
+            if not len(batch.texts):
+                continue
+            sample = choose_documents(
+                len(batch.texts),
+                fraction=audit if tokenizer.audited else 0.0,
+                seed=int(identity[:12], 16) + number,
+                at_least=1 if number else AT_LEAST,
+            )
+            number += 1
+            ids, counts, totals = _encode(partition, batch, tokenizer=tokenizer, sample=sample)
+            if batch.document is None:
+                texts = (memoryview(text.as_buffer()) for text in batch.texts)
+                held_out = assign_split(texts, len(counts), fraction=split.validation, seed=split.seed)
+                writer.add_documents(
+                    ids, counts, held_out=held_out, sources=batch.sources, rows=batch.rows, totals=totals
+                )
+            else:
+                held_out = assign_split([batch.document], 1, fraction=split.validation, seed=split.seed)
+                writer.add_piece(
+                    ids,
+                    held_out=int(held_out[0]),
+                    source=int(batch.sources[0]),
+                    row=int(batch.rows[0]),
+                    continued=partition.start > 0,
+                    goes_on=batch.goes_on,
+                    totals=totals,
+                )
+        still_open = stack.pop_all()
+
+    def finish() -> tuple[Chunk, str]:
+        with still_open:
+            return writer.finish(sources=partition.names, tokenizer=tokenizer.hash), origin
+
+    return finish
+
+
+def _encode(
+    partition: Partition, batch: DocumentBatch, *, tokenizer: Tokenizer, sample: tuple[list[int], list[int]]
+) -> tuple[Ids, Counts, Totals]:
+    """Encode a batch, and audit a sample of it; an error names the document by its source."""
+    texts, (whole, begins) = batch.texts, sample
+    try:
+        ids, counts = tokenizer.encode_batch(texts)
+        audited = tokenizer.audit(texts, ids, counts, whole) + tokenizer.audit(texts, ids, counts, begins, begin=True)
+    except DocumentError as error:
+        place = describe_location(partition.reader, int(batch.rows[error.document]))
+        piece = f" (Places count from byte {batch.before} of it, where a piece of it begins.)" if batch.before else ""
+        source = partition.names[batch.sources[error.document]]
+        raise ValueError(f"{source}{place and ', '}{place} {error.what}{piece}") from error
+    return (
+        ids,
+        counts,
+        Totals(
+            characters=pc.sum(pc.utf8_length(texts)).as_py(),
+            bytes=pc.sum(pc.binary_length(texts)).as_py(),
+            special_text_found=int(np.sum(tokenizer.count_special(texts))),
+            audited=audited if not batch.before else 0,  # of a long text, its first piece counts for all
+        ),
+    )
+
+
+def assign_split(texts: Iterable[bytes | memoryview], count: int, *, fraction: float, seed: int) -> np.ndarray:
+    """Which of `count` documents are held out for validation: uint8 [count], 1 for validation.
+
+    By a keyed hash of the text itself, of its first `KEY_BYTES`: the choice is the same whatever file or format a
+    document comes from, two copies of one text never lie on both sides, and all pieces of a long one on the same.
+    """
+    if fraction == 0:
+        return np.zeros(count, np.uint8)
+    key = seed.to_bytes(8, "little", signed=True)
+    bound = int(fraction * 2**64)
+    digests = (hashlib.blake2b(text[:KEY_BYTES], digest_size=8, key=key).digest() for text in texts)
+    return np.fromiter((int.from_bytes(digest, "little") < bound for digest in digests), np.uint8, count)
+
+
+def rejected_lists(store: TokenStore) -> list[Path]:
+    """List the files with the rejected documents of a store's chunks, in the chunks' order."""
+    return [store.cache / "chunks" / chunk.id / QUARANTINE_NAME for chunk in store.chunks if chunk.bad]
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
+    """The tokenizer as the manifest names it."""
+    return {
+        "name": tokenizer.name,
+        "hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "special_tokens": tokenizer.special_tokens,
+    }

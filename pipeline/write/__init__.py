@@ -1,1 +1,0 @@
-"""The write wing: text to token IDs, token IDs to windows, windows to Parquet shards."""

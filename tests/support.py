@@ -1,0 +1,52 @@
+"""What tests use to be short."""
+
+from pipeline import (
+    CorpusConfig,
+    ExecutorConfig,
+    ShardsConfig,
+    SplitConfig,
+    StoreWindows,
+    TokenizerConfig,
+    WindowConfig,
+)
+
+# Short names of the sections' fields that a test sets: option -> (section, field).
+OPTIONS = {
+    "corpus": ("corpus", "name"),
+    **{f"corpus_{field}": ("corpus", field) for field in ("path", "url", "sha256", "subset", "part")},
+    **{field: ("corpus", field) for field in ("text_field", "on_bad", "max_bad_fraction", "max_document_bytes")},
+    "tokenizer": ("tokenizer", "name"),
+    **{f"tokenizer_{field}": ("tokenizer", field) for field in ("path", "pattern")},
+    **{field: ("tokenizer", field) for field in ("engine", "special_text", "audit")},
+    **{field: ("window", field) for field in ("max_length", "stride", "allow_gaps", "tail", "documents")},
+    "validation": ("split", "validation"),
+    "split_seed": ("split", "seed"),
+    **{field: ("shards", field) for field in ("windows_per_shard", "windows_per_group", "compression", "order")},
+    "order_seed": ("shards", "seed"),
+    "overwrite": ("shards", "overwrite"),
+    "workers": ("executor", "workers"),
+}
+SECTIONS = {
+    "corpus": CorpusConfig,
+    "tokenizer": TokenizerConfig,
+    "window": WindowConfig,
+    "split": SplitConfig,
+    "shards": ShardsConfig,
+    "executor": ExecutorConfig,
+}
+
+
+def store_windows(store, **options):
+    """Windows of a token store, by the same short names."""
+    given = sections(**options)
+    return StoreWindows(store, given["window"], given.get("shards", ShardsConfig()))
+
+
+def sections(**options):
+    """Turn short names into the arguments of `write_shards`: `max_length=4` becomes `window=WindowConfig(...)`."""
+    values = {"executor": {"workers": 1}}
+    given = {"cache": options.pop("cache_path")} if "cache_path" in options else {}
+    for option, value in options.items():
+        section, field = OPTIONS[option]
+        values.setdefault(section, {})[field] = value
+    return given | {section: SECTIONS[section](**fields) for section, fields in values.items()}
