@@ -88,7 +88,7 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import numpy, tiktoken # tiktoken imports numpy when it first needs it
-from pipeline.tokenizer.engines import PATTERNS, PUBLISHED, packaged_ranks
+from pipeline.tokenizer.rank_files import PATTERNS, PUBLISHED, packaged_ranks
 file, workers, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 special_tokens = PUBLISHED["r50k_base"].special_tokens
 encoding = tiktoken.Encoding(

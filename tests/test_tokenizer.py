@@ -1,4 +1,4 @@
-"""Laws of the tokenizers: all engines give tiktoken's IDs, no text is lost, identity is content, errors help."""
+"""Laws of the tokenizers: all engines give tiktoken's IDs, no text is lost, equal hashes mean equal IDs."""
 
 import base64
 import doctest
@@ -24,11 +24,12 @@ from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 
 from pipeline.settings import SPECIAL_TEXTS
-from pipeline.tokenizer import engines, huggingface, load
-from pipeline.tokenizer.engines import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED, DocumentError
+from pipeline.tokenizer import engines, huggingface, load, rank_files
+from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokenizer.rank_files import END_OF_TEXT, PACKAGED_RANKS, PATTERNS, PUBLISHED
 
-# The hash of GPT-2's tokenizer, held by every data set that was written with it: it must never change.
+# The hash of GPT-2's tokenizer, recorded by every data set written with it: it must never change.
 GPT2_HASH = "1ec7ffffbd66e7826a9949c2a369a186ecd7c7d9dddb478ace0454bed79662e7"
 
 HAS_GIGATOKEN = importlib.util.find_spec("gigatoken") is not None
@@ -36,16 +37,16 @@ needs_gigatoken = pytest.mark.skipif(not HAS_GIGATOKEN, reason="the extra `fast`
 ENGINES_HERE = ["tiktoken", *(["gigatoken"] if HAS_GIGATOKEN else [])]
 SPECIAL_NAMES = sorted({name for known in PUBLISHED.values() for name in known.special_tokens})
 
-# Pieces that pretokenizers treat differently, so that short examples reach every branch of the patterns.
-PIECES = [
+# Texts that pretokenizers treat differently, so that short examples reach every branch of the patterns.
+SNIPPETS = [
     *SPECIAL_NAMES, "<|", "|>", "<|endof", "text|>", "<", "|", "/", "'", "'s", "'S", "'\u017f", "'ll", "'LL", "'re",
     "\u2019t", " ", "  ", "   ", "\t", "\n", "\r\n", "\r", "\x00", "\x0b", "\x1c", "\x85", "\xa0", "\u2003", "\u3000",
     "\u200b", "\ufeff", "a", "Z", "word", "Word", "WORD", "iPhone", "\u01c5", "\u02b0", "\xe9", "e\u0301", "\u0301",
     "\xdf", "\u0130", "\u6f22\u5b57", "\u0e01", "\u0915\u094d", "1", "12345", "\u0660", "\xbd", "\u2167", "+", "...",
     "\U0001f642", "\U0001f468\u200d\U0001f469", "\U0010ffff", "\ue000",
 ]  # fmt: skip
-runs = st.builds(lambda piece, count: piece * count, st.sampled_from(PIECES), st.integers(1, 40))
-texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8), runs), max_size=12).map("".join)
+runs = st.builds(lambda snippet, count: snippet * count, st.sampled_from(SNIPPETS), st.integers(1, 40))
+texts = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(max_size=8), runs), max_size=12).map("".join)
 batches = st.lists(texts, max_size=5)
 
 
@@ -72,7 +73,7 @@ SEVERAL_ENCODER = HAS_GIGATOKEN and engines.gigatoken_encoder(
 
 @pytest.fixture
 def fresh_cache():
-    """No tokenizer is kept from before, nor for later."""
+    """Load tokenizers anew, and keep none of them."""
     load.load_cached.cache_clear()
     yield
     load.load_cached.cache_clear()
@@ -127,7 +128,7 @@ def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, docum
     assert as_lists(ids, counts) == expected
     assert loaded.decode(ids) == "".join(documents)
     for kind in (pa.string(), pa.large_string()):
-        # A slice, so that neither the offsets nor the bytes begin at the start of their buffers.
+        # A slice: neither its offsets nor its bytes are at the start of their buffers.
         sliced = pa.array(["before", *documents, "after"], kind).slice(1, len(documents))
         assert as_lists(*loaded.encode_batch(sliced)) == expected
 
@@ -165,10 +166,10 @@ def test_gigatoken_takes_several_special_tokens_as_tiktoken_does(documents):
 @example(text="it's 's 12 345/ \n x")
 def test_a_text_may_be_cut_before_an_ascii_space_after_a_character_that_is_no_white_space(pattern, text):
     encode = PATTERN_REFERENCES[pattern].encode_ordinary
-    whole = encode(text)
-    for place in range(1, len(text)):
-        if text[place] == " " and not regex.match(r"\p{White_Space}", text[place - 1]):
-            assert encode(text[:place]) + encode(text[place:]) == whole
+    in_one = encode(text)
+    for cut in range(1, len(text)):
+        if text[cut] == " " and not regex.match(r"\p{White_Space}", text[cut - 1]):
+            assert encode(text[:cut]) + encode(text[cut:]) == in_one
 
 
 def test_bytes_are_ids(fresh_cache):
@@ -241,13 +242,13 @@ def test_special_tokens_are_counted_by_name(documents):
     ]
 
 
-# ---- The audit
+# ---- The cross-check
 
 
 @needs_gigatoken
 @settings(max_examples=50, deadline=None)
 @given(documents=st.lists(texts, min_size=1, max_size=5), data=st.data())
-def test_the_audit_passes_what_is_right_and_finds_each_planted_difference(documents, data):
+def test_the_cross_check_passes_what_is_right_and_finds_each_planted_difference(documents, data):
     loaded = load_tokenizer("gpt2", engine="gigatoken")
     ids, counts = loaded.encode_batch(documents)
     everything = range(len(documents))
@@ -255,20 +256,20 @@ def test_the_audit_passes_what_is_right_and_finds_each_planted_difference(docume
     assert loaded.audit(documents, ids, counts, everything) == len(documents)
     assert loaded.audit(pa.array(documents), ids, counts, []) == 0
     if len(ids):
-        place = data.draw(st.integers(0, len(ids) - 1))
-        document = int(np.searchsorted(np.cumsum(counts), place, "right"))
-        token = place - int(counts[:document].sum())
+        index = data.draw(st.integers(0, len(ids) - 1))
+        document = int(np.searchsorted(np.cumsum(counts), index, "right"))
+        token = index - int(counts[:document].sum())
         planted = ids.copy()
-        planted[place] = 7 if ids[place] != 7 else 8
+        planted[index] = 7 if ids[index] != 7 else 8
         with pytest.raises(ValueError, match=r"tokenizer.engine=tiktoken") as caught:
             loaded.audit(documents, planted, counts, everything)
-        assert f"document {document} of this batch is encoded otherwise by tiktoken" in str(caught.value)
-        assert f"token {token} is {planted[place]}, and {ids[place]} by tiktoken" in str(caught.value)
+        assert f"document {document} of this batch is encoded differently by tiktoken" in str(caught.value)
+        assert f"token {token} is {planted[index]}, and {ids[index]} by tiktoken" in str(caught.value)
         assert loaded.audit(documents, planted, counts, [d for d in everything if d != document]) == len(documents) - 1
 
 
 @needs_gigatoken
-def test_the_audit_finds_a_missing_last_token():
+def test_the_cross_check_finds_a_missing_last_token():
     loaded = load_tokenizer("gpt2", engine="gigatoken")
     ids, counts = loaded.encode_batch(["hello world"])
     with pytest.raises(ValueError, match="token 1 is missing, and 995 by tiktoken"):
@@ -319,7 +320,7 @@ def test_ranks_pattern_and_size_each_change_the_hash(tmp_path):
         ]
     ]
     assert len(set(hashes)) == len(hashes)
-    # The order of a file's lines means nothing.
+    # The order of the lines in a file does not matter.
     assert load_tokenizer("tiktoken_file", path=backwards, pattern="gpt2").hash == hashes[3]
 
 
@@ -332,10 +333,10 @@ def test_the_same_arguments_give_the_same_object_until_the_file_changes(tmp_path
 
 
 def test_a_published_rank_file_comes_out_of_its_ranks_as_it_was():
-    ranks, data = engines.packaged_ranks()
+    ranks, data = rank_files.packaged_ranks()
     assert data == PACKAGED_RANKS.read_bytes()
-    assert ranks == engines.parse_ranks(data, "the packaged file")
-    assert engines.canonical_rank_file(ranks) == data
+    assert ranks == rank_files.parse_ranks(data, "the packaged file")
+    assert rank_files.canonical_rank_file(ranks) == data
 
 
 @pytest.mark.parametrize("encoding", PUBLISHED)
@@ -344,7 +345,7 @@ def test_the_table_of_published_encodings_is_that_of_the_installed_tiktoken(enco
     monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: asked.append((args, kwargs)) or {})
     theirs = openai_public.ENCODING_CONSTRUCTORS[encoding]()
     ours = PUBLISHED[encoding]
-    assert asked == [((engines.RANKS_URL.format(encoding),), {"expected_hash": ours.sha256})]
+    assert asked == [((rank_files.RANKS_URL.format(encoding),), {"expected_hash": ours.sha256})]
     assert (theirs["pat_str"], theirs["special_tokens"]) == (PATTERNS[ours.pattern], ours.special_tokens)
 
 
@@ -371,10 +372,10 @@ BAD_LINES = {
     "no rank": (b"YWI=", "line 257: expected a token"),
     "a rank that is no number": (b"YWI= x", "line 257: expected a token"),
     "three fields": (b"YWI= 1 2", "line 257: expected a token"),
-    "a rank below zero": (b"YWI= -1", "line 257: a rank must lie between 0 and"),
-    "a rank beyond int32": (b"YWI= 2147483647", "line 257: a rank must lie between 0 and"),
-    "a token twice": (b"YQ== 300", "line 257: the token b'a' has a rank already, 97"),
-    "a rank twice": (b"YWI= 97", "line 257: the rank 97 is taken by b'a'"),
+    "a rank below zero": (b"YWI= -1", "line 257: a rank must be from 0 to"),
+    "a rank beyond int32": (b"YWI= 2147483647", "line 257: a rank must be from 0 to"),
+    "a token twice": (b"YQ== 300", "line 257: the token b'a' already has the rank 97"),
+    "a rank twice": (b"YWI= 97", "line 257: the rank 97 already belongs to b'a'"),
 }
 
 
@@ -413,7 +414,7 @@ def test_a_changed_packaged_rank_file_is_refused(tmp_path, monkeypatch, fresh_ca
     data = bytearray(PACKAGED_RANKS.read_bytes())
     data[-2] ^= 1
     (tmp_path / "gpt2.tiktoken").write_bytes(data)
-    monkeypatch.setattr(engines, "PACKAGED_RANKS", tmp_path / "gpt2.tiktoken")
+    monkeypatch.setattr(rank_files, "PACKAGED_RANKS", tmp_path / "gpt2.tiktoken")
     found = hashlib.sha256(data).hexdigest()
     with pytest.raises(
         ValueError, match=f"gpt2.tiktoken.*truncated or changed.*{found}.*{PUBLISHED['r50k_base'].sha256}"
@@ -424,7 +425,7 @@ def test_a_changed_packaged_rank_file_is_refused(tmp_path, monkeypatch, fresh_ca
 @pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
 def test_a_failed_download_says_what_was_tried_and_both_ways_out(name, tmp_path, monkeypatch, fresh_cache):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(engines, "RANKS_URL", "http://127.0.0.1:9/{}.tiktoken")  # nobody listens there
+    monkeypatch.setattr(rank_files, "RANKS_URL", "http://127.0.0.1:9/{}.tiktoken")  # no server there
     with pytest.raises(
         ValueError, match=f"tokenizer={name}.*TIKTOKEN_CACHE_DIR is {tmp_path}.*http://127.0.0.1:9/"
     ) as e:
@@ -435,12 +436,12 @@ def test_a_failed_download_says_what_was_tried_and_both_ways_out(name, tmp_path,
 def test_the_name_that_a_failed_download_gives_for_the_cache_is_where_tiktoken_looks(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     url = "http://127.0.0.1:9/{}.tiktoken"
-    monkeypatch.setattr(engines, "RANKS_URL", url)
+    monkeypatch.setattr(rank_files, "RANKS_URL", url)
     with pytest.raises(ValueError, match=r"name it ([0-9a-f]{40})") as caught:
-        engines.downloaded_ranks("r50k_base")
+        rank_files.downloaded_ranks("r50k_base")
     name = regex.search("name it ([0-9a-f]{40})", str(caught.value))[1]
     shutil.copy(PACKAGED_RANKS, tmp_path / name)
-    assert engines.downloaded_ranks("r50k_base") == engines.packaged_ranks()[0]
+    assert rank_files.downloaded_ranks("r50k_base") == rank_files.packaged_ranks()[0]
 
 
 # ---- Patterns of one's own
@@ -511,8 +512,8 @@ def test_without_gigatoken_auto_takes_tiktoken_and_gigatoken_names_the_extra(mon
         load_tokenizer("gpt2", engine="gigatoken")
 
 
-def test_half_a_surrogate_pair_is_refused_with_its_place():
-    with pytest.raises(ValueError, match=r"document 1 of this batch holds half a surrogate pair at character 2"):
+def test_half_a_surrogate_pair_is_refused_with_its_position():
+    with pytest.raises(ValueError, match=r"document 1 of this batch contains half a surrogate pair at character 2"):
         load_tokenizer("gpt2").encode_batch(["fine", "no\ud800"])
 
 
@@ -554,7 +555,7 @@ def huggingface_json(tmp_path_factory):
         show_progress=False,
     )
     core.train_from_iterator(["the cat sat on the mat and the rat ran " * 5], trainer)
-    # Both would change the IDs in silence, and adding a token of its own would as well.
+    # Both would silently change the IDs, and so would a token of its own.
     core.enable_truncation(3)
     core.enable_padding(length=50, pad_id=1)
     core.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
@@ -571,7 +572,7 @@ def edited(path: Path, folder: Path, **changes) -> Path:
 
 @settings(max_examples=50, deadline=None)
 @given(documents=batches)
-def test_huggingface_encodes_whole_documents_and_gives_them_back(huggingface_json, documents):
+def test_huggingface_encodes_complete_documents_and_gives_them_back(huggingface_json, documents):
     loaded = load_tokenizer("huggingface", path=str(huggingface_json))
     documents = [*documents, "the </s> cat"]
     ids, counts = loaded.encode_batch(documents)
@@ -590,7 +591,7 @@ def test_huggingface_has_its_end_of_text_and_control_tokens(huggingface_json):
     assert "".join(loaded.decode_pieces(ids)) == "the</s>cat"
     with pytest.raises(ValueError, match="ID 9999 is not in the vocabulary"):
         loaded.decode([9999])
-    with pytest.raises(ValueError, match="holds the special token </s> at character 3"):
+    with pytest.raises(ValueError, match="contains the special token </s> at character 3"):
         load_tokenizer("huggingface", path=str(huggingface_json), special_text="error").encode_batch(["the</s>"])
 
 
@@ -665,14 +666,14 @@ def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_p
     with pytest.raises(ValueError, match=r"tokenizer_config.json is not a JSON object"):
         load_tokenizer("huggingface", path=str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"nobody/nothing is no local file or folder.*Hugging Face hub failed"):
+    with pytest.raises(ValueError, match=r"nobody/nothing is not a local file or folder.*Hugging Face hub failed"):
         load_tokenizer("huggingface", path="nobody/nothing")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
         load_tokenizer("huggingface", path=str(tmp_path))
 
 
-# ---- Hugging Face: what a vocabulary lacks
+# ---- Hugging Face: characters that a vocabulary lacks
 
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
@@ -700,7 +701,7 @@ SENTENCEPIECE = {
         {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
     ],
 }
-CLEANING = {  # takes away all characters of category C: control, format, private use, unassigned
+CLEANING = {  # removes all characters of category C: control, format, private use, unassigned
     "type": "Sequence",
     "normalizers": [
         {"type": "NFKD"},
@@ -811,7 +812,7 @@ def test_huggingface_names_the_document_that_cannot_be_encoded(kind, tmp_path):
     loaded = load_tokenizer("huggingface", path=write_huggingface(tmp_path, *RAISING[kind]))
     assert loaded.encode_batch(["a", "", "a"])[1].tolist() == [1, 0, 1]
     name = re.escape(tmp_path.name)
-    with pytest.raises(DocumentError, match=rf"cannot be encoded by huggingface:{name}: .*; else take") as caught:
+    with pytest.raises(DocumentError, match=rf"cannot be encoded by huggingface:{name}: .*; else remove") as caught:
         loaded.encode_batch(["a", "a a", "a \u6f22", "\u5b57"])
     assert caught.value.document == 2
 

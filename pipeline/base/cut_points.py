@@ -20,7 +20,7 @@ PLACE = re.compile(rb"[\x21-\x7e\x80-\xff] ")
 def safe_cuts(text: bytes | bytearray, start: int = 0) -> Iterator[int]:
     """Where a text may be cut: each place of an ASCII space behind a character that is not white space.
 
-    The two parts encode to the IDs of the whole (`engines.PATTERNS` says for which tokenizers).
+    The two parts encode to the IDs of the whole (`rank_files.PATTERNS` says for which tokenizers).
     """
     for match in PLACE.finditer(text, start):
         place = match.end() - 1

@@ -1,10 +1,10 @@
-"""Tokenizers by name.
+"""Load tokenizers by name.
 
 `load_tokenizer` finds the vocabulary (ranks, pattern, special tokens), checks it, and picks the engine that encodes
-with it (`engines.py`). GPT-2's ranks are packaged, so the default works offline. A vocabulary that was changed or
-truncated is refused.
+with it (`engines.py`). GPT-2's ranks come with the package, so the default works offline. A changed or truncated
+vocabulary is refused.
 
-Cost: loading GPT-2 takes 0.1 s. A loaded tokenizer is kept for the process, and all its threads share it. It cannot be
+Cost: loading GPT-2 takes 0.1 s. A loaded tokenizer is kept, and all threads of the process share it. It cannot be
 pickled: another process calls `load_tokenizer` with the same arguments.
 """
 
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.paths import expand_user
 from pipeline.settings import TokenizerConfig, closest, reject
-from pipeline.tokenizer import engines
-from pipeline.tokenizer.engines import END_OF_TEXT, PATTERNS, PUBLISHED
+from pipeline.tokenizer import engines, rank_files
 from pipeline.tokenizer.huggingface import load_huggingface
+from pipeline.tokenizer.rank_files import END_OF_TEXT, PATTERNS, PUBLISHED
 from pipeline.tokenizer.tokenizer import Tokenizer, identity_of, unknown_id
 
 if TYPE_CHECKING:
     import tiktoken
 
-# One piece of every kind of character: a pattern of the user's own must match them all.
+# Every kind of character: a user's own pattern must match them all.
 PROBE = "Word words 12345 ,.;!?'s\t\r\n  \u00e9 e\u0301 \u6f22\u5b57 \U0001f642\u200d \u0660 \u20ac \x00\x7f\u00a0 "
 
 
@@ -88,11 +88,11 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
     encoding: str | None = name
     rank_file = b""
     if name in ("gpt2", "r50k_base"):
-        encoding, (ranks, rank_file) = "r50k_base", engines.packaged_ranks()
+        encoding, (ranks, rank_file) = "r50k_base", rank_files.packaged_ranks()
     elif path is None:
-        ranks = engines.downloaded_ranks(name)
+        ranks = rank_files.downloaded_ranks(name)
     else:
-        ranks, encoding, digest = engines.file_ranks(path)
+        ranks, encoding, digest = rank_files.file_ranks(path)
         if encoding is not None and pattern not in (None, PUBLISHED[encoding].pattern):
             encoding = None  # published ranks under another pattern are another encoding
         name = encoding or f"{name}:{Path(path).name}"
@@ -110,14 +110,14 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
         assert pattern is not None, "a rank file without a pattern is refused above"
         regex, special_tokens = _checked_pattern(pattern), {END_OF_TEXT: max(ranks.values()) + 1}
     if not published and END_OF_TEXT.encode() in ranks:
-        raise ValueError(f"tokenizer.path={path}: {END_OF_TEXT} must be a special token, but is a ranked one here")
+        raise ValueError(f"tokenizer.path={path}: {END_OF_TEXT} must be a special token, but has a rank in this file")
     engine = _choose_engine(engine, name, published is not None and published.gigatoken)
 
     control = special_text == "control"
     core = _make_core(name, regex, ranks, special_tokens)
     tokens = {rank: token for token, rank in ranks.items()}
     tokens |= {token: special.encode() for special, token in special_tokens.items()}
-    rank_file = rank_file or engines.canonical_rank_file(ranks)  # the packaged one is canonical
+    rank_file = rank_file or rank_files.canonical_rank_file(ranks)  # the packaged one is canonical
     encode = by_tiktoken = engines.tiktoken_encoder(core, control=control)
     if engine == "gigatoken":
         assert published is not None, "gigatoken is chosen for published encodings only"
@@ -137,7 +137,7 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
         cut_safe=regex in PATTERNS.values(),
         _encode=encode,
         _encode_reference=by_tiktoken if engine == "gigatoken" else None,
-        _pieces=functools.partial(_look_up, name, tokens),
+        _token_texts=functools.partial(_look_up, name, tokens),
     )
 
 
@@ -150,7 +150,7 @@ def _make_core(name: str, regex: str, ranks: dict[bytes, int], special_tokens: d
         if regex in PATTERNS.values():
             raise
         raise ValueError(
-            f"tokenizer.pattern={regex!r} is no regular expression to tiktoken, which takes the syntax of Rust's "
+            f"tokenizer.pattern={regex!r} is not a regular expression for tiktoken, which uses the syntax of Rust's "
             f"fancy-regex: {error}"
         ) from error
 
@@ -168,7 +168,7 @@ def _load_bytes(special_text: str) -> Tokenizer:
         special_text=special_text,
         cut_safe=True,
         _encode=engines.bytes_encoder(special_tokens, control=special_text == "control"),
-        _pieces=functools.partial(_look_up, "bytes", tokens),
+        _token_texts=functools.partial(_look_up, "bytes", tokens),
     )
 
 
@@ -186,7 +186,7 @@ def _choose_engine(engine: str, name: str, gigatoken_knows: bool) -> str:
 
 
 def _checked_pattern(pattern: str) -> str:
-    """The regular expression of a pattern's name, or a user's own after a trial."""
+    """Return a named pattern's regular expression, or a user's own after a trial."""
     import regex
 
     if pattern in PATTERNS:
@@ -196,19 +196,19 @@ def _checked_pattern(pattern: str) -> str:
         rule = f"must be one of {', '.join(PATTERNS)}, or a regular expression"
         reject("tokenizer.pattern", rule + (f" ({hint})" if hint else ""), pattern)
     try:
-        pieces = [match.group() for match in regex.finditer(pattern, PROBE)]
+        matches = [match.group() for match in regex.finditer(pattern, PROBE)]
     except regex.error as error:
         raise ValueError(f"tokenizer.pattern={pattern!r} is not a regular expression: {error}") from error
-    if "" in pieces or "".join(pieces) != PROBE:
+    if "" in matches or "".join(matches) != PROBE:
         raise ValueError(
-            f"tokenizer.pattern={pattern!r} must match every character and never the empty text, or text is lost; "
-            f"tried on {PROBE!r}. End it with an alternative that takes the rest, such as |[\\s\\S]"
+            f"tokenizer.pattern={pattern!r} must match every character and never the empty text, or text is lost. "
+            f"End it with an alternative that matches the rest, such as |[\\s\\S]. It was tried on {PROBE!r}"
         )
     return pattern
 
 
 def _stamp(path: str | None) -> tuple[tuple[int, int], ...]:
-    """Size and time of the files a tokenizer is loaded from, so that a changed file is loaded again."""
+    """Return size and time of the files that a tokenizer is loaded from, so that a changed file is loaded again."""
     if path is None:
         return ()
     given, config = expand_user(path), "tokenizer_config.json"

@@ -1,45 +1,48 @@
 """A vocabulary and the engine that encodes with it: text to token IDs, and back.
 
-Guarantee: a `Tokenizer` is known by its `hash`, over all that decides its IDs: two with one hash give the same IDs,
-whatever their names and engines. A special token's name inside a document is plain text unless `special_text` says
-otherwise, and `count_special` counts it either way.
+Guarantee: tokenizers with equal hashes give equal IDs, whatever their names and engines: the hash covers everything
+that affects the IDs. A special token's name inside a document is plain text unless `special_text` says otherwise, and
+`count_special` counts it either way.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
-from pipeline.tokenizer.audit import BEGIN_BYTES
+from pipeline.tokenizer.audit import START_BYTES
 from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Tokenizer:
     """A vocabulary and the engine that encodes with it. Made by `load_tokenizer`; many threads may use it at once."""
 
     name: str
-    hash: str  # sha256, in hex; `special_text` is a rule about documents and no part of it
-    vocab_size: int  # the largest ID plus one, so that an embedding of this many rows holds every ID
+    hash: str  # sha256, in hex; `special_text` is a rule about documents and not part of it
+    vocab_size: int  # the largest ID plus one, so that an embedding with this many rows has one for every ID
     special_tokens: dict[str, int]
     end_of_text: int  # the ID that separates documents; encode_batch never adds it
     engine: str  # the one in use: tiktoken, gigatoken, huggingface or bytes
     special_text: str
     cut_safe: bool  # text may be cut before an ASCII space that follows a character that is not white space
-    _encode: Encode = field(repr=False)
-    _pieces: Callable[[list[int]], list[bytes]] = field(repr=False)
-    _encode_reference: Encode | None = field(repr=False, default=None)
-    _decode: Callable[[list[int]], str] | None = field(repr=False, default=None)  # None: the pieces joined
+    _encode: Encode
+    _token_texts: Callable[[list[int]], list[bytes]]
+    _encode_reference: Encode | None = None
+    _decode: Callable[[list[int]], str] | None = None  # None: join the token texts
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self.name}: {self.vocab_size:,} IDs, eos {self.eos}, encoded by {self.engine}>"
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
-        """The smallest of uint16 and uint32 that holds every ID."""
+        """The smaller of uint16 and uint32 that can store every ID."""
         return np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
 
     @property
@@ -58,11 +61,15 @@ class Tokenizer:
         return [int(token) for token in ids]
 
     def encode_batch(self, texts: Sequence[str] | pa.Array) -> tuple[Ids, Counts]:
-        """Encode D documents: their IDs one after the other in `dtype`, and how many each has, int64 `[D]`.
+        """Encode D documents. Returns their IDs, concatenated, in `dtype`, and each one's count, int64 `[D]`.
 
         `texts` is a list of str or, faster, a pyarrow string or large_string array without nulls, *whose bytes the
-        caller has verified to be UTF-8*. ValueError for a lone surrogate in a str, and with `special_text="error"`
-        for a special token's name, with the document's index in the batch and the place in it.
+        caller has verified to be UTF-8*.
+
+        Raises:
+            ValueError: a str has a lone surrogate or, with `special_text="error"`, a special token's name. The message
+                has the document's index in the batch and the position in it.
+
         """
         array = _as_arrow(texts)
         if self.special_text == "error":
@@ -73,10 +80,10 @@ class Tokenizer:
         return ids.astype(self.dtype, copy=False), counts_D
 
     def count_special(self, texts: Sequence[str] | pa.Array) -> Counts:
-        """How many names of special tokens the text of each of D documents holds, int64 `[D]`."""
+        """Count the names of special tokens in the text of each of D documents, int64 `[D]`."""
         import pyarrow.compute as pc
 
-        # One pass for all names; the longest first, so that a name is not taken for another that it begins with.
+        # One pass for all names, the longest first: one name may be the start of another.
         names = sorted(self.special_tokens, key=len, reverse=True)
         counts = pc.count_substring_regex(_as_arrow(texts), "|".join(map(re.escape, names)))
         return np.asarray(counts.to_numpy(zero_copy_only=False), np.int64)
@@ -87,23 +94,32 @@ class Tokenizer:
             return
         document = int(np.flatnonzero(found_D)[0])
         text = array[document].as_py()
-        place, name = min((text.find(name), name) for name in self.special_tokens if name in text)
+        position, name = min((text.find(name), name) for name in self.special_tokens if name in text)
         raise DocumentError(
             document,
-            f"holds the special token {name} at character {place}, and tokenizer.special_text=error refuses that. "
+            f"contains the special token {name} at character {position}, which tokenizer.special_text=error refuses. "
             "tokenizer.special_text=literal encodes it as plain text, control as the token "
             f"{self.special_tokens[name]}.",
         )
 
     def audit(
-        self, texts: Sequence[str] | pa.Array, ids: Ids, counts: Counts, sample: Iterable[int], *, begin: bool = False
+        self, texts: Sequence[str] | pa.Array, ids: Ids, counts: Counts, sample: Iterable[int], *, start: bool = False
     ) -> int:
-        """Encode the documents `sample` of a batch with the reference, tiktoken, and compare. Returns how many.
+        """Re-encode the documents `sample` of a batch with tiktoken and compare the IDs. Returns how many.
 
-        `ids` and `counts` are what `encode_batch(texts)` gave. With `begin` the first `BEGIN_BYTES` or more of each are
-        compared, up to a place where a text may be cut. ValueError at the first difference. An engine that has no other
-        reference than itself (tiktoken, huggingface, bytes) has nothing to compare: then the answer is 0. A sample
-        proves nothing about the documents outside it.
+        A sample proves nothing about the documents outside it. Engines that are their own reference (tiktoken,
+        huggingface, bytes) have nothing to compare with: the answer is 0.
+
+        Args:
+            texts: the batch.
+            ids: what `encode_batch(texts)` returned.
+            counts: likewise.
+            sample: indices of the documents to compare.
+            start: compare only the first `START_BYTES` or a little more, up to a position where a text may be cut.
+
+        Raises:
+            ValueError: the engines differ.
+
         """
         if self._encode_reference is None:
             return 0
@@ -112,15 +128,15 @@ class Tokenizer:
         compared = 0
         for document in sample:
             got = ids[ends_D[document] - counts[document] : ends_D[document]]
-            text, is_whole = array.slice(document, 1), True
-            if begin and (part := _begin(text)) is not None:
-                text, is_whole = part, False
+            text, is_complete = array.slice(document, 1), True
+            if start and (part := _start(text)) is not None:
+                text, is_complete = part, False
             expected, _ = self._encode_reference(text)
-            got = got if is_whole else got[: len(expected)]
+            got = got if is_complete else got[: len(expected)]
             if not np.array_equal(got, expected):
                 raise DocumentError(
                     document,
-                    f"is encoded otherwise by tiktoken: {_first_difference(got, expected)}. The engines must agree, "
+                    f"is encoded differently by tiktoken: {_first_difference(got, expected)}. The engines must agree, "
                     f"so no ID by {self.engine} can be trusted: use tokenizer.engine=tiktoken, and report the text "
                     "to gigatoken's authors.",
                 )
@@ -128,24 +144,24 @@ class Tokenizer:
         return compared
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of IDs. Bytes that are not UTF-8, as at the edges of a window, become U+FFFD."""
+        """Return the text of IDs. Bytes that are not UTF-8, as at the edges of a window, become U+FFFD."""
         known = [int(token) for token in ids]
-        pieces = self._pieces(known)
-        return b"".join(pieces).decode("utf-8", "replace") if self._decode is None else self._decode(known)
+        texts = self._token_texts(known)
+        return b"".join(texts).decode("utf-8", "replace") if self._decode is None else self._decode(known)
 
     def decode_pieces(self, ids: Iterable[int]) -> list[str]:
-        r"""The text of each ID by itself, for showing tokens; bytes that are not UTF-8 appear as \xNN."""
-        return [piece.decode("utf-8", "backslashreplace") for piece in self._pieces([int(token) for token in ids])]
+        r"""Return the text of each ID by itself, for showing tokens; bytes that are not UTF-8 appear as \xNN."""
+        return [text.decode("utf-8", "backslashreplace") for text in self._token_texts([int(token) for token in ids])]
 
 
 def identity_of(**facts: Any) -> str:
-    """sha256 over named facts; bytes count by their own sha256."""
+    """Hash named facts (sha256); bytes count by their own sha256."""
     plain = {key: hashlib.sha256(fact).hexdigest() if isinstance(fact, bytes) else fact for key, fact in facts.items()}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def unknown_id(token: int, name: str) -> ValueError:
-    """The refusal to decode what is no ID."""
+    """Make the error for an ID that cannot be decoded."""
     return ValueError(f"the ID {token} is not in the vocabulary of the tokenizer {name}")
 
 
@@ -157,18 +173,18 @@ def _first_difference(got: Ids, expected: Ids) -> str:
     return f"token {index} is {ours}, and {theirs} by tiktoken"
 
 
-def _begin(text: pa.Array) -> pa.Array | None:
-    """The begin of the one text, up to the first safe cut behind `BEGIN_BYTES`; None if it has none."""
+def _start(text: pa.Array) -> pa.Array | None:
+    """Return the start of the one text, up to the first safe cut after `START_BYTES`; None if it has none."""
     buffer = text[0].as_buffer()
-    if buffer.size <= BEGIN_BYTES:
+    if buffer.size <= START_BYTES:
         return None
-    head = buffer.slice(0, min(buffer.size, 2 * BEGIN_BYTES)).to_pybytes()
-    place = next(safe_cuts(head, BEGIN_BYTES - 4), None)
-    return None if place is None else pa.array([head[:place].decode()], pa.large_string())
+    head = buffer.slice(0, min(buffer.size, 2 * START_BYTES)).to_pybytes()
+    cut = next(safe_cuts(head, START_BYTES - 4), None)
+    return None if cut is None else pa.array([head[:cut].decode()], pa.large_string())
 
 
 def _as_arrow(texts: Sequence[str] | pa.Array) -> pa.Array:
-    """A string array as it is; a list of str as one."""
+    """Return a string array as it is, and a list of str as one."""
     if isinstance(texts, pa.Array):
         assert pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type), f"no string array: {texts.type}"
         assert not texts.null_count, f"{texts.null_count} of {len(texts)} documents are null"
@@ -176,13 +192,13 @@ def _as_arrow(texts: Sequence[str] | pa.Array) -> pa.Array:
     try:
         return pa.array(texts, pa.large_string())
     except UnicodeEncodeError:
-        document, place = next(
+        document, position = next(
             (document, match.start())
             for document, text in enumerate(texts)
             if (match := re.search("[\ud800-\udfff]", text))
         )
         raise DocumentError(
             document,
-            f"holds half a surrogate pair at character {place}, which is no valid Unicode and has no UTF-8; decode its "
-            "bytes strictly before",
+            f"contains half a surrogate pair at character {position}, which is not valid Unicode and has no UTF-8 "
+            "form; decode its bytes strictly",
         ) from None

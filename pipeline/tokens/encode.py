@@ -186,10 +186,10 @@ def _encode(
     partition: Partition, batch: DocumentBatch, *, tokenizer: Tokenizer, sample: tuple[list[int], list[int]]
 ) -> tuple[Ids, Counts, Totals]:
     """Encode a batch, and audit a sample of it; an error names the document by its source."""
-    texts, (whole, begins) = batch.texts, sample
+    texts, (in_full, starts) = batch.texts, sample
     try:
         ids, counts = tokenizer.encode_batch(texts)
-        audited = tokenizer.audit(texts, ids, counts, whole) + tokenizer.audit(texts, ids, counts, begins, begin=True)
+        audited = tokenizer.audit(texts, ids, counts, in_full) + tokenizer.audit(texts, ids, counts, starts, start=True)
     except DocumentError as error:
         place = describe_location(partition.reader, int(batch.rows[error.document]))
         piece = f" (Places count from byte {batch.before} of it, where a piece of it begins.)" if batch.before else ""
