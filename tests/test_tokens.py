@@ -240,7 +240,7 @@ def test_the_header_of_ids_is_numpys(dtype, count, tmp_path):
         assert np.lib.format.read_array_header_1_0(file) == ((count,), False, np.dtype(dtype))
 
 
-def test_the_audit_is_part_of_every_run_and_the_same_for_any_number_of_workers(corpus, tmp_path):
+def test_the_cross_check_is_part_of_every_run_and_the_same_for_any_number_of_workers(corpus, tmp_path):
     encoder = load_tokenizer("gpt2")
     if not encoder.audited:
         pytest.skip("the extra `fast` is not installed")
@@ -266,16 +266,16 @@ def test_a_difference_between_the_engines_stops_the_run_with_the_document_and_th
         return wrong, counts
 
     liar = dataclasses.replace(encoder, _encode=lies)
-    with pytest.raises(ValueError, match=r"in\.jsonl, line \d+ is encoded otherwise by tiktoken: token 2 is \d+, and"):
+    with pytest.raises(ValueError, match=r"in\.jsonl, line \d+ is encoded differently by tiktoken: token 2 is \d+"):
         run(corpus, tmp_path / "cache", encoder=liar, fraction=1.0)
     assert list((tmp_path / "cache" / "chunks").iterdir()) == []
 
 
-def test_a_fraction_of_the_documents_is_audited_whole():
+def test_a_fraction_of_the_documents_is_compared_in_full():
     chosen = [audit.choose_documents(1000, fraction=0.05, seed=seed, at_least=3) for seed in range(100)]
-    assert 4500 < sum(len(whole) for whole, _ in chosen) < 5500
-    assert all(len(begins) == 3 and not set(whole) & set(begins) for whole, begins in chosen)
-    assert len({tuple(whole) for whole, _ in chosen}) == 100
+    assert 4500 < sum(len(in_full) for in_full, _ in chosen) < 5500
+    assert all(len(starts) == 3 and not set(in_full) & set(starts) for in_full, starts in chosen)
+    assert len({tuple(in_full) for in_full, _ in chosen}) == 100
     assert audit.choose_documents(2, fraction=1e-9, seed=3, at_least=3) == ([], [0, 1])
 
 
@@ -285,7 +285,7 @@ def test_special_tokens_in_the_text_are_counted_and_errors_name_the_source(tmp_p
         encoder = load_tokenizer("gpt2", special_text=special_text)
         store, _ = run(tmp_path / "in.jsonl", tmp_path / special_text, encoder=encoder)
         assert sum(chunk.special_text_found for chunk in store.chunks) == 2
-    with pytest.raises(ValueError, match=r"in\.jsonl, line 2 holds the special token <\|endoftext\|> at character 2"):
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2 contains the special token <\|endoftext\|> at char"):
         run(tmp_path / "in.jsonl", tmp_path / "c", encoder=load_tokenizer("gpt2", special_text="error"))
 
 
