@@ -21,8 +21,8 @@ import numpy as np
 from pipeline.base.atomic import write_text
 from pipeline.cli.html import ICON, POLICY
 from pipeline.corpus.compression import SUFFIXES
+from pipeline.corpus.documents import describe_location
 from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
-from pipeline.corpus.reader import describe_location
 from pipeline.loader.order import Order, default_block, rank_positions, resolve_shuffle
 from pipeline.loader.readers import open_split
 from pipeline.loader.row_group import view_windows

@@ -22,6 +22,7 @@ from support import sections
 from pipeline import read_manifest, write_shards
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus import compression, huggingface, parquet, partitions, reader
+from pipeline.corpus import text as text_reader
 from pipeline.corpus.compression import read_blocks
 from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.files import find_files
@@ -45,16 +46,16 @@ PACK = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Splits, batches and blocks of a few hundred bytes, so that small files are cut as large ones are."""
+    """Partitions, batches and blocks of a few hundred bytes, so that small files are cut as large ones are."""
 
-    def shrink(split_bytes=2000, batch_bytes=300):
+    def shrink(partition_bytes=2000, batch_bytes=300):
         for module in (partitions, parquet, huggingface):
-            monkeypatch.setattr(module, "PARTITION_BYTES", split_bytes)
-        for module in (reader, parquet, huggingface):
+            monkeypatch.setattr(module, "PARTITION_BYTES", partition_bytes)
+        for module in (text_reader, parquet, huggingface):
             monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
-        for module in (reader, partitions, encode):
+        for module in (text_reader, partitions, encode):
             monkeypatch.setattr(module, "KEY_BYTES", 64)
-        monkeypatch.setattr(partitions, "SMALL_BYTES", split_bytes // 4)
+        monkeypatch.setattr(partitions, "SMALL_BYTES", partition_bytes // 4)
         monkeypatch.setattr(partitions, "GROUP_FILES", 16)
         monkeypatch.setattr(compression, "BLOCK_BYTES", 128)
         monkeypatch.setattr(compression, "RAW_BYTES", 128)
@@ -69,20 +70,20 @@ def find(corpus, path, cache, *, cut_safe=True, workers=2, **more):
 
 
 def read_all(corpus, path, *, on_bad="quarantine", max_document_bytes=None, cut_safe=True, **more):
-    """Every document's text and place, and every bad one; pieces put together again."""
+    """Every document's text and location, and every rejected one; segments joined again."""
     texts, bad = [], []
-    for split in find(corpus, path, Path("none"), cut_safe=cut_safe, **more):
-        is_open = split.start > 0 and split.is_piece
-        for batch in read_partition(split, max_document_bytes=max_document_bytes, on_bad=on_bad, cut_safe=cut_safe):
-            bad += batch.bad
-            if batch.abandoned and is_open:
+    for partition in find(corpus, path, Path("none"), cut_safe=cut_safe, **more):
+        is_open = partition.start > 0 and partition.is_segment
+        for batch in read_partition(partition, max_document_bytes=max_document_bytes, on_bad=on_bad, cut_safe=cut_safe):
+            bad += batch.rejected
+            if batch.rollback and is_open:
                 texts.pop()
             for text, source, row in zip(batch.texts.to_pylist(), batch.sources, batch.rows, strict=True):
-                if batch.document and is_open:
+                if batch.key and is_open:
                     texts[-1] = (texts[-1][0] + text, *texts[-1][1:])
                 else:
-                    texts.append((text, split.names[source], int(row)))
-            is_open = bool(batch.document) and batch.goes_on
+                    texts.append((text, partition.names[source], int(row)))
+            is_open = bool(batch.key) and batch.continues
     return texts, bad
 
 
@@ -211,10 +212,10 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(partitions, "PARTITION_BYTES", sizes[0])
         patch.setattr(partitions, "SMALL_BYTES", 1)
-        patch.setattr(reader, "BATCH_BYTES", sizes[1])
+        patch.setattr(text_reader, "BATCH_BYTES", sizes[1])
         patch.setattr(compression, "BLOCK_BYTES", 16)
         patch.setattr(compression, "RAW_BYTES", 16)
-        for module in (reader, partitions, encode):
+        for module in (text_reader, partitions, encode):
             patch.setattr(module, "KEY_BYTES", 1)
         found, bad = read_all("text", folder)
         assert [one[0] for one in found] == ([text] if text else [])
@@ -254,7 +255,7 @@ def test_a_cut_document_lies_in_one_split_and_counts_once(tmp_path, tiny):
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_text(f"{number} says so again and again. " * (300 if number % 2 else 3))
     whole, _ = make_store("text", tmp_path, tmp_path / "cache", validation=0.5)
-    tiny(split_bytes=10**6, batch_bytes=10**6)
+    tiny(partition_bytes=10**6, batch_bytes=10**6)
     uncut, _ = make_store("text", tmp_path, tmp_path / "other", validation=0.5)
     assert len(whole.chunks) > len(uncut.chunks)
     for split in ("train", "validation"):
@@ -368,7 +369,7 @@ def test_a_name_of_a_text_that_is_no_file_is_refused(tmp_path):
         place = tmp_path / "odd.txt"
         make(place)
         for path in (tmp_path, tmp_path / "*.txt"):
-            with pytest.raises(ValueError, match=r"corpus\.path: .*odd\.txt (is a link to nothing|is no regular file)"):
+            with pytest.raises(ValueError, match=r"corpus\.path: .*odd\.txt is (a link to nothing|not a regular)"):
                 names_in(path)
         place.unlink()
 
@@ -518,7 +519,7 @@ BAD = {
     "text: truncated bzip2": ("text", "b.txt.bz2", bz2.compress(LONG[:1500])[:-4], None, "", "truncated"),
     "text: truncated xz": ("text", "b.txt.xz", lzma.compress(LONG[:1500])[:-4], None, "", "truncated"),
     "text: truncated zstd": ("text", "b.txt.zst", PACK[".zst"](LONG[:1500])[:-4], None, "", "truncated"),
-    "jsonl: no JSON": ("jsonl", "b.jsonl", b'\n{"text": "a"', "not_json", "line 2", "it is no JSON"),
+    "jsonl: no JSON": ("jsonl", "b.jsonl", b'\n{"text": "a"', "not_json", "line 2", "the line is not JSON"),
     "jsonl: two objects on a line": (
         "jsonl",
         "b.jsonl",
@@ -527,7 +528,7 @@ BAD = {
         "line 1",
         "Extra data",
     ),
-    "jsonl: an array": ("jsonl", "b.jsonl", b'["text"]', "not_object", "line 1", "it is no JSON object, but an array"),
+    "jsonl: an array": ("jsonl", "b.jsonl", b'["text"]', "not_object", "line 1", "is not a JSON object, but an array"),
     "jsonl: a string": ("jsonl", "b.jsonl", b'"text"', "not_object", "line 1", "but a string"),
     "jsonl: null alone": ("jsonl", "b.jsonl", b"null", "not_object", "line 1", "but null"),
     "jsonl: no such field": ("jsonl", "b.jsonl", b'{"body": "a"}', "missing", "line 1", "corpus.text_field.*'body'"),
@@ -540,7 +541,7 @@ BAD = {
         b'{"text": "a", "text": "b"}',
         "duplicate",
         "line 1",
-        "comes 2 times",
+        "occurs 2 times",
     ),
     "jsonl: half a surrogate pair": (
         "jsonl",
@@ -565,7 +566,7 @@ BAD = {
         parquet_of(body=["a"]),
         None,
         "",
-        r"'text'.* is not there; its columns are body",
+        r"'text'.* does not exist; the columns are body",
     ),
     "parquet: two columns of that name": (
         "parquet",
@@ -573,11 +574,11 @@ BAD = {
         lambda path: pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), path),
         None,
         "",
-        r"'text'.* is there 2 times, .*; its columns are text \(string\), text",
+        r"'text'.* exists 2 times, .*; the columns are text \(string\), text",
     ),
-    "parquet: numbers": ("parquet", "b.parquet", parquet_of(text=[1]), None, "", "is int64, no text"),
-    "parquet: truncated": ("parquet", "b.parquet", b"PAR1 and no more", None, "", "is no whole Parquet file"),
-    "parquet: a flipped bit": ("parquet", "b.parquet", damaged_parquet, None, "", "cannot be read behind row"),
+    "parquet: numbers": ("parquet", "b.parquet", parquet_of(text=[1]), None, "", "the type int64, which is not text"),
+    "parquet: truncated": ("parquet", "b.parquet", b"PAR1 and no more", None, "", "is not a complete Parquet file"),
+    "parquet: a flipped bit": ("parquet", "b.parquet", damaged_parquet, None, "", "cannot be read after row"),
 }
 
 
@@ -603,7 +604,7 @@ def test_each_bad_input_has_its_outcome(case, tmp_path):
     assert "corpus.on_bad=quarantine" in str(refusal.value)
     texts, bad = read_all(corpus, tmp_path, max_document_bytes=2000)
     assert "good" in [text for text, _, _ in texts]
-    assert [(one.source, one.place, one.reason) for one in bad] == [(name, place, reason)]
+    assert [(one.source, one.location, one.reason) for one in bad] == [(name, place, reason)]
 
 
 def test_a_long_text_that_proves_to_be_bad_late_is_left_out_as_a_whole(tmp_path, tiny):
@@ -630,7 +631,7 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
     )
     texts, bad = read_all("jsonl", tmp_path)
     assert [(text, row) for text, _, row in texts] == [("a", 0), ("b", 2)]
-    assert [(one.place, one.reason, one.head[:3]) for one in bad] == [
+    assert [(one.location, one.reason, one.head[:3]) for one in bad] == [
         ("line 2", "too_long", b'{"t'),
         ("line 4", "too_long", b"yyy"),
     ]
@@ -640,7 +641,7 @@ def test_a_line_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypa
 def test_a_text_that_cannot_be_cut_for_long_somewhere_late_is_left_out_as_a_whole(tmp_path, tiny, monkeypatch, on_bad):
     """A genome, base64: the file is cut where it can be, and a later part of it has no place to cut."""
     tiny()
-    for module in (reader, partitions):
+    for module in (reader, text_reader, partitions):
         monkeypatch.setattr(module, "MAX_BUFFERED_BYTES", 8000)
     monkeypatch.setattr(partitions, "BATCH_BYTES", 300)
     (tmp_path / "genome.txt").write_text("words " * 1000 + "ACGT" * 5000)
@@ -752,7 +753,7 @@ def test_a_line_with_a_huge_name_has_a_short_message(tmp_path):
 
 def test_a_corpus_without_the_field_is_given_up_after_a_thousand_lines(tmp_path, tiny):
     """Few of them in each split, and none good."""
-    tiny(split_bytes=20_000)
+    tiny(partition_bytes=20_000)
     for number in range(40):
         (tmp_path / f"{number:02}.jsonl").write_text('{"body": "no such field"}\n' * 100 + '{"x": 1}\n' * 900)
     inputs = find("jsonl", tmp_path, tmp_path / "cache")

@@ -130,4 +130,4 @@ def test_a_case_by_eye():
     assert (found.texts.to_pylist(), found.rows.tolist(), found.num_lines) == ([b"a", b"b"], [0, 3], 4)
     ((row, fault, line),) = found.faults
     assert (row, fault.reason, line) == (2, "not_string", b'{"text":7}')
-    assert fault.detail == "its field 'text' is a number, not a string"
+    assert fault.detail == "the field 'text' is a number, not a string"

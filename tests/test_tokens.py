@@ -292,7 +292,7 @@ def test_special_tokens_in_the_text_are_counted_and_errors_name_the_source(tmp_p
 def test_a_hopeless_corpus_is_given_up_early(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "HOPELESS", 5)
     corpus.write_text(corpus.read_text().replace('"text"', '"body"'))
-    with pytest.raises(ValueError, match=r"documents are bad \(\d+ missing\).*in\.jsonl, line 1: .*fields are 'body'"):
+    with pytest.raises(ValueError, match=r"are rejected \(\d+ missing\).*in\.jsonl, line 1: .*fields are 'body'"):
         run(corpus, tmp_path / "cache", workers=1)
     assert len(list((tmp_path / "cache" / "chunks").iterdir())) < 5
 
@@ -315,9 +315,9 @@ def test_a_data_set_lists_its_bad_documents_in_one_file(corpus, tmp_path):
     assert found[0]["head"] == '{"text": 5}'
     again = {"corpus": "jsonl", "corpus_path": str(corpus), "tokenizer": "bytes", "max_length": 64}
     assert write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **again)).finished_before
-    with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* line 901: .* All are listed in .*shards/quar"):
+    with pytest.raises(ValueError, match=r"3 of 903 .* are rejected .* line 901: .* All are listed in .*shards/quar"):
         write_shards(tmp_path / "shards", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again))
-    with pytest.raises(ValueError, match=r"3 of 903 documents are bad .* All are listed in (.*)") as refusal:
+    with pytest.raises(ValueError, match=r"3 of 903 documents are rejected .* All are listed in (.*)") as refusal:
         write_shards(tmp_path / "other", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.001, **again))
     assert len(Path(str(refusal.value).rpartition(" in ")[2]).read_text().splitlines()) == 3
     assert not (tmp_path / "other").exists()

@@ -1,8 +1,8 @@
-"""Files as blocks of bytes, plain or compressed, in bounded memory and with errors that name the file and the byte.
+"""Read files as blocks of bytes, plain or compressed, in bounded memory; errors name the file and the byte.
 
-The standard library's readers pass over what follows a bzip2 or xz stream if it is no stream of the same kind, and take
-an empty file for an empty text. Both lose data in silence, so the streams are walked here: members of gzip, streams of
-bzip2 and xz follow each other, zero bytes may pad them, and anything else, or an end in the middle, is an error.
+The standard library's readers ignore what follows a bzip2 or xz stream if it is not such a stream, and read an empty
+file as an empty text. Both lose data silently, so the streams are walked here: a file is one or more gzip members,
+or bzip2 or xz streams, zero bytes may pad them, and anything else, or an end in the middle, is an error.
 
 Cost on one core: gzip unpacks 300 MB/s, zstd 700, xz 100 to 200, bzip2 40. A compressed file is read by one worker.
 """
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
-BLOCK_BYTES = 8 << 20  # of unpacked content: parsing and encoding by turns lose what the caches held, so not often
+BLOCK_BYTES = (
+    8 << 20
+)  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
 RAW_BYTES = 256 << 10  # of a file that is hashed or searched
-INPUT_BYTES = 256 << 10  # of packed content: also how closely an error knows its place
+INPUT_BYTES = 256 << 10  # of packed content: also how precisely an error knows its byte
 
 
 class _Gzip:
@@ -58,12 +60,12 @@ SUFFIXES = (*DECOMPRESSORS, ".zst")
 
 
 def is_packed(path: str | Path) -> bool:
-    """Whether a file's name says that it is compressed."""
+    """Tell whether a file's name says that it is compressed."""
     return Path(path).suffix.lower() in SUFFIXES
 
 
 def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The content of a file, unpacked if its name ends in one of `SUFFIXES`, in blocks of a few megabytes.
+    """Yield the content of a file, unpacked if its name ends in one of `SUFFIXES`, in blocks of a few megabytes.
 
     `start` and `stop` are bytes of a plain file.
 
@@ -84,7 +86,7 @@ def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) ->
 
 
 def read_raw(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The bytes of a file as they lie there, in blocks that a processor's cache holds; as `read_blocks` otherwise."""
+    """Yield the bytes of a file as they are on disk, in blocks that fit a CPU's cache; otherwise like `read_blocks`."""
     path = Path(path)
     try:
         with path.open("rb", buffering=0) as file:
@@ -108,7 +110,7 @@ def _plain(file: FileIO, start: int, stop: int | None, size: int) -> Iterator[by
 
 
 def _read_full(file: FileIO, size: int) -> bytes:
-    """`read` of an unbuffered file may give less than is there: 2 GiB at most, or by a signal."""
+    """Read exactly `size` bytes or to the end: one `read` may return less, at most 2 GiB or because of a signal."""
     parts = []
     while size > 0 and (part := file.read(size)):
         parts.append(part)
@@ -128,7 +130,7 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
     except EOFError as error:
         raise ValueError(
             f"{path}: truncated: it ends at byte {size}, in the middle of its {path.suffix} data ({unpacked} bytes "
-            "were unpacked until there); fetch or compress it again"
+            "were unpacked before that); download or compress it again"
         ) from error
     except (OSError, zlib.error, lzma.LZMAError) as error:
         at = file.tell()
@@ -139,7 +141,7 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
             ) from error
         raise ValueError(
             f"{path}: damaged: its {path.suffix} data cannot be unpacked between byte {max(0, at - INPUT_BYTES)} and "
-            f"byte {at} ({error}; {unpacked} bytes were unpacked until there); fetch or compress it again"
+            f"byte {at} ({error}; {unpacked} bytes were unpacked before that); download or compress it again"
         ) from error
 
 
@@ -168,7 +170,7 @@ def _unpack_streams(file: FileIO, suffix: str) -> Iterator[bytes]:
 def _unpack_zstd(file: FileIO, _: str) -> Iterator[bytes]:
     if not os.fstat(file.fileno()).st_size:
         raise EOFError
-    copy = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # Arrow closes it; the place in the file is shared
+    copy = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # Arrow closes it; both share one offset
     try:
         with pa.CompressedInputStream(pa.PythonFile(copy, "r"), "zstd") as stream:
             while block := stream.read(BLOCK_BYTES):

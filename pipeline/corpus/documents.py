@@ -1,4 +1,4 @@
-"""What flows from a corpus to the tokenizer: input splits, the documents in them, and those that cannot be used."""
+"""What flows from a corpus to the tokenizer: partitions, the documents in them, and rejected documents."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-BATCH_BYTES = 8 << 20  # of text in one batch: enough to amortize a call, little enough for memory
-# The longest document that is held in memory whole, where no limit is given: encoding takes up to 9 times its bytes.
+BATCH_BYTES = 8 << 20  # of text in a batch: large enough to amortize a call, small enough for memory
+# The longest document that is buffered in full if no limit is given: encoding takes up to 9 times its bytes.
 MAX_BUFFERED_BYTES = 64 << 20
-HEAD_BYTES = 200  # how much of a bad document its quarantine entry shows
-KEY_BYTES = 1 << 20  # a document is held out by its first so many bytes: known with the first piece of a long text
+HEAD_BYTES = 200  # how much of a rejected document its quarantine entry shows
+KEY_BYTES = 1 << 20  # a document's first bytes assign its split: they are known with a long text's first segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """A part of a corpus that is read, tokenized and cached on its own."""
+    """The piece of a corpus that one task reads, tokenizes and caches."""
 
-    reader: str  # a key of readers.READERS
-    paths: tuple[str, ...]  # files to read; empty for a corpus that is embedded
+    reader: str  # a key of `reader.READERS`
+    paths: tuple[str, ...]  # the files to read; empty for a built-in corpus
     names: tuple[str, ...]  # the same relative to the corpus: equal on every machine
-    identity: str  # sha256 over all that decides its documents: reader, names, place and content
-    num_bytes: int  # of input, as it lies in its files
-    start: int = 0  # first byte, row group or row of a single file; 0: from its begin
-    stop: int | None = None  # the one behind the last; None: to its end
-    first_row: int = 0  # the line or row of its source with which it begins
-    field: str = ""  # where the text is in a line or row
-    is_piece: bool = False  # of a long text that is cut
-    goes_on: bool = False  # that text goes on in the next split
-    stamps: tuple[tuple[int, int], ...] = ()  # each file's size and time of change when it was hashed
+    fingerprint: str  # sha256 over everything that decides its documents: reader, names, range and content
+    num_bytes: int  # size of the input as it is on disk
+    start: int = 0  # first byte, row group or row of a single file
+    stop: int | None = None  # the one after the last; None: to the end
+    first_row: int = 0  # the line or row of its source at which it starts
+    field: str = ""  # which field of a line or row holds the text
+    is_segment: bool = False  # it is a segment of a long text
+    continues: bool = False  # that text continues in the next partition
+    stamps: tuple[tuple[int, int], ...] = ()  # each file's size and modification time when it was hashed
     texts: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)  # of a corpus in memory
 
 
 class DocumentFault(NamedTuple):
     """What is wrong with a document."""
 
-    reason: str  # not_utf8, not_json, ...: one word that is counted
+    reason: str  # not_utf8, not_json, ...: one word, which is counted
     detail: str
 
 
@@ -51,7 +51,7 @@ class RejectedDocument:
     """A document that cannot be used."""
 
     source: str
-    place: str  # where in the source, as people count: `line 3`, `row 2`; empty for the whole
+    location: str  # in the source, as people count: `line 3`, `row 2`; empty for all of it
     row: int  # the same from 0
     reason: str
     detail: str
@@ -59,27 +59,27 @@ class RejectedDocument:
 
     def __str__(self) -> str:
         """Where it is and what is wrong with it."""
-        return f"{self.source}{self.place and ', '}{self.place}: {self.reason}: {self.detail}"
+        return f"{self.source}{self.location and ', '}{self.location}: {self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentBatch:
-    """Some documents of one split, or one piece of a long one."""
+    """Some documents of one partition, or one segment of a long document."""
 
     texts: pa.Array  # from a reader large_binary with nulls; after `read_partition` large_string, none empty or null
-    sources: np.ndarray  # int32 [documents], index into the split's names
+    sources: np.ndarray  # int32 [documents], index into the partition's names
     rows: np.ndarray  # int64 [documents], the document's row or line in its source, from 0
-    bad: list[RejectedDocument] = field(default_factory=list)
-    document: bytes | None = None  # set: `texts` is one piece of a long text, and these are its first `KEY_BYTES`
-    before: int = 0  # bytes of that text before this piece
-    goes_on: bool = False  # that text goes on in the next batch or split
-    abandoned: bool = False  # the open text is bad after all: its pieces so far are to be taken back
+    rejected: list[RejectedDocument] = field(default_factory=list)
+    key: bytes | None = None  # not None: `texts` is one segment of a long text that starts with these `KEY_BYTES`
+    offset: int = 0  # bytes of that text before this segment
+    continues: bool = False  # that text continues in the next batch or partition
+    rollback: bool = False  # the long text turned out to be invalid: drop its earlier segments
 
 
 def one_batch(
     texts: Sequence[bytes | None], sources: Iterable[int], rows: Iterable[int], **more: object
 ) -> DocumentBatch:
-    """A batch of documents that are Python objects."""
+    """Make a batch from documents that are Python objects."""
     return DocumentBatch(
         texts=pa.array(texts, pa.large_binary()),
         sources=np.fromiter(sources, np.int32),
@@ -88,8 +88,47 @@ def one_batch(
     )
 
 
+def describe_location(reader: str, row: int) -> str:
+    """Say where in its source a document is, as people count."""
+    if reader == "text":
+        return ""
+    return f"line {row + 1}" if reader == "jsonl" else f"row {row}"
+
+
+def reject(partition: Partition, source: int, row: int, fault: DocumentFault, head: bytes) -> RejectedDocument:
+    """Describe a document of a partition that cannot be used."""
+    return RejectedDocument(
+        source=partition.names[source],
+        location=describe_location(partition.reader, row),
+        row=row,
+        reason=fault.reason,
+        detail=fault.detail,
+        head=head[:HEAD_BYTES],
+    )
+
+
+def only_rejected(one: RejectedDocument, *, rollback: bool = False) -> DocumentBatch:
+    """Make a batch without documents that reports a rejected one."""
+    return one_batch([], [], [], rejected=[one], rollback=rollback)
+
+
+def too_long(size: int, limit: int, what: str = "") -> DocumentFault:
+    """Describe a document above the limit."""
+    return DocumentFault("too_long", f"{size} bytes{what} are more than corpus.max_document_bytes={limit}")
+
+
+def not_utf8(text: bytes, offset: int = 0) -> DocumentFault | None:
+    """Describe the first byte of a text that is not UTF-8, if there is one; `offset` bytes come before the text."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        value = text[error.start]
+        return DocumentFault("not_utf8", f"byte {offset + error.start} (0x{value:02x}) is not UTF-8: {error.reason}")
+    return None
+
+
 def as_utf8(texts: pa.Array) -> pa.Array | None:
-    """A large_binary array as large_string, if all of it is UTF-8. Arrow checks 16 GB/s."""
+    """Return a large_binary array as large_string if all of it is UTF-8. Arrow checks 16 GB/s."""
     try:
         return texts.cast(pa.large_string())
     except pa.ArrowInvalid:
@@ -97,10 +136,10 @@ def as_utf8(texts: pa.Array) -> pa.Array | None:
 
 
 def hash_parts(parts: Iterable[object]) -> str:
-    """One sha256 over parts, each with its length before it, so that no two lists of parts look the same."""
+    """Hash a list with sha256, each item preceded by its length, so that no two lists hash the same bytes."""
     digest = hashlib.sha256()
     for part in parts:
-        # a file's name may be any bytes: Python holds those that are no UTF-8 as surrogates
+        # a file's name may be any bytes: Python represents those that are not UTF-8 as surrogates
         content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)

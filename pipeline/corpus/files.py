@@ -1,7 +1,8 @@
-"""Which files a corpus consists of: paths, folders and globs, in a stable order.
+"""Find the files of a corpus: paths, folders and globs, in a stable order.
 
 A file's name is relative to the folder that was given, or to the part of a glob before its first wildcard; of several
-paths, to what these share. So it does not change when another file comes or goes, nor with the place of the folder.
+paths, to what they have in common. So it changes neither when another file is added or removed, nor when the folder
+is moved.
 """
 
 from __future__ import annotations
@@ -25,41 +26,49 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 PARQUET_SUFFIXES = (".parquet",)
 
-# stridemill's own output, so that a corpus folder never ingests it
-TAG = "CACHEDIR.TAG"
-MANIFEST = re.compile(rb'\{\s*"fingerprint": "[0-9a-f]{64}",\s*"tokenizer": \{')
-SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/: backups know it too
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/: backups skip it too
+# The folders that stridemill writes, each by what a file in it starts with or contains.
+OWN_MARKS = {
+    "manifest.json": re.compile(rb'\A\{\s*"fingerprint": "[0-9a-f]{64}",\s*"tokenizer": \{'),  # a data set
+    ".writing": re.compile(rb""),  # a data set that is being written: it has this folder
+    CACHE_TAG: re.compile(rb"\A" + CACHE_SIGNATURE),  # a cache
+    ".hydra/hydra.yaml": re.compile(rb"name: stridemill"),  # a run
+    "multirun.yaml": re.compile(rb"name: stridemill"),  # a sweep
+}
+MARK_BYTES = 1 << 14
 
 
 def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool = True) -> list[tuple[Path, str]]:
-    """The files that paths, folders and globs name, each once, with their names, in the names' order.
+    """Return the files that paths, folders and globs name, each once, with their names, ordered by name.
 
-    Of a folder, at any depth, those with one of the `suffixes` in small or capital letters, followed by that of a
-    compression if `packed`; links are followed. What this program wrote (`own_folders`) is passed over.
+    A folder is searched at any depth for files with one of the `suffixes` in small or capital letters, followed by
+    that of a compression if `packed`; links are followed. Folders that stridemill wrote are skipped.
 
     Raises:
-        ValueError: one of `paths` names nothing that is there, or a folder with no file of the `suffixes`; a folder
-            cannot be read; or what has the name of such a file is none.
+        ValueError: one of `paths` does not exist, or is a folder without a file of the `suffixes`; a folder cannot be
+            read; or something with the name of such a file is not a file.
 
     """
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
     roots, found = [], []
     for path in paths:
-        place = Path(os.path.abspath(expand_user(path)))  # noqa: PTH100 - links stay: names come from them
-        kind = _kind(path, place)
-        if kind and stat.S_ISDIR(kind):
-            root = place
-            matches = [file for file in _walk(place) if file.name.lower().endswith(endings)]
+        location = Path(os.path.abspath(expand_user(path)))  # noqa: PTH100 - keeps links, which give files their names
+        mode = _mode(path, location)
+        if mode and stat.S_ISDIR(mode):
+            root = location
+            matches = [file for file in _walk(location) if file.name.lower().endswith(endings)]
             if not matches:
-                plus = f" (or {', '.join(SUFFIXES)} behind it)" if packed else ""
+                plus = f" (or with {', '.join(SUFFIXES)} added)" if packed else ""
                 raise ValueError(
-                    f"corpus.path={path!r}: the folder holds no {', '.join(suffixes)} file{plus}; a glob names others"
+                    f"corpus.path={path!r}: the folder has no {', '.join(suffixes)} file{plus}; "
+                    "use a glob for files with other names"
                 )
-        elif kind:
-            root, matches = place.parent, [place]
+        elif mode:
+            root, matches = location.parent, [location]
         else:
-            root = _fixed_part(place)
-            matches = list(_match(place, root))
+            root = _fixed_part(location)
+            matches = list(_match(location, root))
             if not matches:
                 raise ValueError(f"corpus.path={path!r}: no such file or folder, and no file matches it as a glob")
         roots.append(root)
@@ -72,10 +81,34 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     return list(first.values())
 
 
-def _kind(path: str, place: Path) -> int | None:
-    """The mode of what is there, or None."""
+def mark_as_cache(cache: Path) -> None:
+    """Write the file that marks a folder as a cache.
+
+    If a process is killed while two threads write it, the second one's temporary file remains: it is overwritten too.
+    """
+    tag = cache / CACHE_TAG
+    if not OWN_MARKS[CACHE_TAG].match(_read_start(tag)) or part_of(tag).exists():
+        with replace_file(tag) as file:
+            file.write(CACHE_SIGNATURE + b"\n# stridemill can write everything in this folder again\n")
+
+
+def is_own_output(folder: Path) -> bool:
+    """Recognise a data set, a cache, a run or a sweep of stridemill, so that a corpus folder never ingests it."""
+    return any((folder / name).exists() and mark.search(_read_start(folder / name)) for name, mark in OWN_MARKS.items())
+
+
+def _read_start(path: Path) -> bytes:
     try:
-        return place.stat().st_mode
+        with path.open("rb") as file:
+            return file.read(MARK_BYTES)
+    except OSError:
+        return b""
+
+
+def _mode(path: str, location: Path) -> int | None:
+    """Return the mode of what is at a path, or None if nothing is."""
+    try:
+        return location.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -83,14 +116,14 @@ def _kind(path: str, place: Path) -> int | None:
 
 
 def _regular(file: Path) -> Path:
-    """The file itself; a ValueError if nothing can be read from it."""
+    """Return the file itself; raise a ValueError if it is not a file that can be read."""
     try:
         is_regular = stat.S_ISREG(file.stat().st_mode)
     except OSError as error:
         what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
         raise ValueError(f"corpus.path: {file} {what}; mend or remove it") from error
     if not is_regular:
-        raise ValueError(f"corpus.path: {file} is no regular file (a pipe or a device); remove it")
+        raise ValueError(f"corpus.path: {file} is not a regular file but a pipe or a device; remove it")
     return file
 
 
@@ -99,38 +132,38 @@ def _refuse(error: OSError) -> None:
 
 
 def _walk(root: Path, *, onerror: Callable[[OSError], None] | None = _refuse) -> Iterator[Path]:
-    """Every file below a folder, links followed, each folder once."""
+    """Yield every file below a folder, links followed, each folder once."""
     entered = set()
-    for folder, below, names in os.walk(root, onerror=onerror, followlinks=True):
-        place = Path(folder)
-        status = place.stat()
+    for name, subfolders, files in os.walk(root, onerror=onerror, followlinks=True):
+        folder = Path(name)
+        status = folder.stat()
         identity = status.st_dev, status.st_ino
-        if identity in entered or (place != root and is_own_output(place)):
-            below.clear()
+        if identity in entered or (folder != root and is_own_output(folder)):
+            subfolders.clear()
             continue
         entered.add(identity)
-        below.sort()  # of two ways to one folder, the same is taken everywhere
-        yield from (place / name for name in names)
+        subfolders.sort()  # of two paths to one folder, every machine takes the same
+        yield from (folder / file for file in files)
 
 
 def _match(pattern: Path, root: Path) -> Iterator[Path]:
-    """The files that a glob names. As in a shell, hidden names and folders that cannot be read are passed over."""
-    if "**" in pattern.parts:  # Python's glob enters a folder by each of the links to it: for ever, where two lead up
+    """Yield the files that a glob names. As in a shell, hidden names and folders that cannot be read are skipped."""
+    if "**" in pattern.parts:  # Python's glob enters a folder through each link to it: for ever if two lead upwards
         wanted = pattern.relative_to(root).parts
         yield from (file for file in _walk(root, onerror=None) if _fits(file.relative_to(root).parts, wanted))
         return
     own: dict[Path, bool] = {}
     for match in map(Path, glob.iglob(str(pattern), recursive=True)):
-        above = [folder for folder in match.parents if folder.is_relative_to(root) and folder != root]
-        for folder in above:
+        parents = [folder for folder in match.parents if folder.is_relative_to(root) and folder != root]
+        for folder in parents:
             if folder not in own:
                 own[folder] = is_own_output(folder)
-        if not match.is_dir() and not any(own[folder] for folder in above):
+        if not match.is_dir() and not any(own[folder] for folder in parents):
             yield match
 
 
 def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
-    """Whether a path fits a glob, name by name; `**` stands for any number of them."""
+    """Tell whether a path matches a glob, part by part; `**` matches any number of parts."""
     if not wanted or not names:
         return not names and set(wanted) <= {"**"}
     is_hidden = names[0].startswith(".") and not wanted[0].startswith(".")
@@ -140,36 +173,7 @@ def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder in front of a glob's first wildcard."""
+    """Return the folder in front of a glob's first wildcard."""
     parts = pattern.parts[:-1]
     wild = next((at for at, part in enumerate(parts) if glob.escape(part) != part), len(parts))
     return Path(*parts[:wild])
-
-
-def mark_as_cache(cache: Path) -> None:
-    """Say in the folder that it is a cache.
-
-    Two threads may write the mark, and a kill come between them: what is left of the second is written over, too.
-    """
-    if not _begin(cache / TAG).startswith(SIGNATURE) or part_of(cache / TAG).exists():
-        with replace_file(cache / TAG) as file:
-            file.write(SIGNATURE + b"\n# stridemill makes all of it again\n")
-
-
-def is_own_output(folder: Path) -> bool:
-    """Whether a folder is a data set, a cache or a run's."""
-    return (
-        (folder / ".writing").is_dir()
-        or MANIFEST.match(_begin(folder / "manifest.json")) is not None
-        or _begin(folder / TAG).startswith(SIGNATURE)
-        or b"name: stridemill" in _begin(folder / ".hydra" / "hydra.yaml")
-        or b"name: stridemill" in _begin(folder / "multirun.yaml")
-    )
-
-
-def _begin(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(1 << 14)
-    except OSError:
-        return b""

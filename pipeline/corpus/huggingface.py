@@ -1,7 +1,7 @@
-"""Data sets that the package `datasets` knows: a local folder, one saved by `save_to_disk`, or a name on the hub.
+"""Read data sets with the package `datasets`: a local folder, one saved by `save_to_disk`, or a name on the hub.
 
-`datasets` maps its Arrow files into memory; rows are cut into ranges, and a range's text is hashed as it is read. No
-code that comes with a data set is run: releases of `datasets` from 4 on cannot, and the extra asks for one of them.
+`datasets` maps its Arrow files into memory. A range of rows is a partition, and its text is hashed as it is read. No
+code that comes with a data set is run: `datasets` cannot do that from release 4 on, which the extra requires.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def partition_huggingface(path: str, *, subset: str | None, part: str, field: str, workers: int) -> list[Partition]:
-    """The splits of a data set: ranges of rows with about `PARTITION_BYTES` of text.
+    """Divide a data set into partitions: ranges of rows with about `PARTITION_BYTES` of text.
 
     Raises:
-        ValueError: the package is not installed, the data set cannot be loaded, or it has no column `field` of text.
+        ValueError: the package is not installed, the data set cannot be loaded, or it has no text column `field`.
 
     """
-    load.cache_clear()  # what lies at a path may have changed since the last run of this process
+    load.cache_clear()  # the data set may have changed since the last run of this process
     data = load(path, subset, part)
     schema = data.features.arrow_schema
     if field not in schema.names or not is_text(schema.field(field).type):
@@ -42,42 +42,42 @@ def partition_huggingface(path: str, *, subset: str | None, part: str, field: st
     return list(run_tasks(draft, range(0, rows, step), workers=workers))
 
 
-def read_huggingface(split: Partition) -> Iterator[DocumentBatch]:
-    """The documents of a range of rows."""
-    path, subset, part = split.paths
-    assert split.stop is not None, "a split of a data set names its rows"
+def read_huggingface(partition: Partition) -> Iterator[DocumentBatch]:
+    """Yield the documents of a range of rows."""
+    path, subset, part = partition.paths
+    assert partition.stop is not None, "a partition of a data set names its rows"
     data = load(path, subset or None, part)
-    for row, texts in _texts(data, split.field, split.start, split.stop):
+    for row, texts in _texts(data, partition.field, partition.start, partition.stop):
         numbers = np.arange(row, row + len(texts), dtype=np.int64)
         yield DocumentBatch(texts=texts, sources=np.zeros(len(texts), np.int32), rows=numbers)
 
 
 @lru_cache(maxsize=1)
 def load(path: str, subset: str | None, part: str) -> Any:
-    """The data set's part, `train` for instance, as a `datasets.Dataset`."""
+    """Load a part of the data set, `train` for instance, as a `datasets.Dataset`."""
     try:
         import datasets
     except ImportError as error:
         raise ValueError(
             "corpus=huggingface needs the package datasets: pip install 'stridemill[huggingface]'"
         ) from error
-    place = expand_user(path)
+    folder = expand_user(path)
     try:
-        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-            found = datasets.load_from_disk(str(place))
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            found = datasets.load_from_disk(str(folder))
         else:
-            found = datasets.load_dataset(str(place) if place.exists() else path, subset)
+            found = datasets.load_dataset(str(folder) if folder.exists() else path, subset)
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and many more
         raise ValueError(f"corpus.path={path}: datasets cannot load it: {type(error).__name__}: {error}") from error
     if isinstance(found, datasets.Dataset):
-        return found  # saved by itself, without a name
+        return found  # it was saved alone, without a name
     if part not in found:
-        raise ValueError(f"corpus.path={path}: it has no corpus.part={part}; its parts are {', '.join(found)}")
+        raise ValueError(f"corpus.path={path}: there is no corpus.part={part}; the parts are {', '.join(found)}")
     return found[part]
 
 
 def _texts(data: Any, field: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """The rows of a range, in batches of about `BATCH_BYTES`, each with its first row's number."""
+    """Yield the rows of a range, in batches of about `BATCH_BYTES`, each with its first row's number."""
     rows = data.select_columns([field]).with_format("arrow")
     step = max(1, min(4096, (stop - start) * BATCH_BYTES // PARTITION_BYTES))
     for row in range(start, stop, step):
@@ -101,7 +101,7 @@ def _hash_rows(data: Any, names: tuple[str, str, str], field: str, step: int, st
         reader="huggingface",
         paths=names,
         names=(name,),
-        identity=hash_parts(["huggingface", name, field, start, digest.hexdigest()]),
+        fingerprint=hash_parts(["huggingface", name, field, start, digest.hexdigest()]),
         num_bytes=size,
         start=start,
         stop=stop,

@@ -1,9 +1,9 @@
-"""Parquet files: row groups as input splits, one string column as documents.
+"""Read Parquet files: row groups are partitions, and one text column holds the documents.
 
-Only the text's column is read and hashed, so other columns cost nothing and may change. Row groups are read page by
-page in bounded memory, page checksums verified where the file has them.
+Only the text column is read and hashed, so other columns cost nothing and may change. Row groups are read page by page
+in bounded memory; page checksums are verified if the file has them.
 
-Cost: decoding 300 MB/s to 2 GB/s on one core, hashing 1.8 GB/s of the packed column.
+Cost: decoding 300 MB/s to 2 GB/s on one core, hashing 1.8 GB/s of the compressed column.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAX_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """Row groups of a file that become one split."""
+class RowGroups:
+    """Consecutive row groups of a file, before they are hashed."""
 
     path: Path
     name: str
@@ -40,41 +40,41 @@ class Groups:
     stop: int
     first_row: int
     rows: int
-    ranges: tuple[tuple[int, int, str], ...]  # the text column's bytes in each row group, and their codec
+    ranges: tuple[tuple[int, int, str], ...]  # the text column's offset and size in each row group, and its codec
 
 
 def partition_parquet(files: Sequence[tuple[Path, str]], *, field: str, workers: int) -> list[Partition]:
-    """The splits of Parquet files: runs of row groups with about `PARTITION_BYTES` of packed text.
+    """Divide Parquet files into partitions: row groups with about `PARTITION_BYTES` of compressed text.
 
     Raises:
-        ValueError: a file is no Parquet, or has no column `field` of text; the message names its columns.
+        ValueError: a file is not Parquet, or has no text column `field`; the message names its columns.
 
     """
-    drafts = [draft for path, name in files for draft in _groups(path, name, field)]
-    return list(run_tasks(_hash_groups, drafts, workers=workers))
+    drafts = [draft for path, name in files for draft in _row_groups(path, name, field)]
+    return list(run_tasks(_hash_row_groups, drafts, workers=workers))
 
 
-def read_parquet(split: Partition) -> Iterator[DocumentBatch]:
-    """The documents of some row groups, null where the field is null."""
-    (path,) = split.paths
-    assert split.stop is not None, "a split of Parquet names its row groups"
-    row = split.first_row
+def read_parquet(partition: Partition) -> Iterator[DocumentBatch]:
+    """Yield the documents of some row groups, null if the field is null."""
+    (path,) = partition.paths
+    assert partition.stop is not None, "a partition of Parquet names its row groups"
+    row = partition.first_row
     try:
         with _open(path) as file:
-            for group in range(split.start, split.stop):
-                size = max(1, _uncompressed(file, group, split.field))
+            for group in range(partition.start, partition.stop):
+                size = max(1, _uncompressed(file, group, partition.field))
                 rows = max(1, min(MAX_BATCH_ROWS, file.metadata.row_group(group).num_rows * BATCH_BYTES // size))
-                for batch in file.iter_batches(rows, row_groups=[group], columns=[split.field], use_threads=False):
+                for batch in file.iter_batches(rows, row_groups=[group], columns=[partition.field], use_threads=False):
                     texts = as_binary(batch.column(0))
                     numbers = np.arange(row, row + len(texts), dtype=np.int64)
                     yield DocumentBatch(texts=texts, sources=np.zeros(len(texts), np.int32), rows=numbers)
                     row += len(texts)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read behind row {row}: {error}; write the file again") from error
+        raise ValueError(f"{path}: cannot be read after row {row}: {error}; write the file again") from error
 
 
 def as_binary(column: Any) -> Any:
-    """A column of text in any of Arrow's types as large_binary."""
+    """Convert a text column of any Arrow type to large_binary."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string_view(column.type):
@@ -83,7 +83,7 @@ def as_binary(column: Any) -> Any:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether a column of this type can hold text: strings, or bytes that must prove to be UTF-8."""
+    """Tell whether a column of this type can hold text: strings, or bytes, which are then checked to be UTF-8."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     types = pa.types
@@ -100,22 +100,22 @@ def is_text(kind: Any) -> bool:
 
 
 def no_such_column(source: object, field: str, schema: Any) -> ValueError:
-    """The refusal of a table without a column of text under that name."""
+    """Return the error for a table without a text column of that name."""
     columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
     kinds = [column.type for column in schema if column.name == field]
     if len(kinds) > 1:
-        found = f"is there {len(kinds)} times, and which one holds the text is not said"
+        found = f"exists {len(kinds)} times, so it is unclear which one holds the text"
     else:
-        found = f"is {kinds[0]}, no text" if kinds else "is not there"
-    return ValueError(f"{source}: its column {field!r} (corpus.text_field) {found}; its columns are {columns}")
+        found = f"has the type {kinds[0]}, which is not text" if kinds else "does not exist"
+    return ValueError(f"{source}: the column {field!r} (corpus.text_field) {found}; the columns are {columns}")
 
 
-def _groups(path: Path, name: str, field: str) -> Iterator[Groups]:
+def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
     try:
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: is no whole Parquet file: {error}") from error
+        raise ValueError(f"{path}: is not a complete Parquet file: {error}") from error
     if schema.names.count(field) != 1 or not is_text(schema.field(field).type):
         raise no_such_column(path, field, schema)
     column = _leaf(metadata, field)
@@ -129,23 +129,23 @@ def _groups(path: Path, name: str, field: str) -> Iterator[Groups]:
         size += chunk.total_compressed_size
         if size >= PARTITION_BYTES or group == metadata.num_row_groups - 1:
             kind = str(schema.field(field).type)
-            yield Groups(path, name, field, kind, start, group + 1, first_row, rows, tuple(ranges))
+            yield RowGroups(path, name, field, kind, start, group + 1, first_row, rows, tuple(ranges))
             start, first_row, rows, size, ranges = group + 1, first_row + rows, 0, 0, []
 
 
-def _hash_groups(draft: Groups) -> Partition:
+def _hash_row_groups(draft: RowGroups) -> Partition:
     digest = hashlib.sha256()
     stamp = file_stamp(draft.path)
     for offset, size, codec in draft.ranges:
         digest.update(f"{size} {codec} ".encode())
         for block in read_raw(draft.path, start=offset, stop=offset + size):
             digest.update(block)
-    place = [draft.name, draft.field, draft.kind, draft.first_row, draft.rows]
+    what = [draft.name, draft.field, draft.kind, draft.first_row, draft.rows]
     return Partition(
         reader="parquet",
         paths=(str(draft.path),),
         names=(draft.name,),
-        identity=hash_parts(["parquet", *place, digest.hexdigest()]),
+        fingerprint=hash_parts(["parquet", *what, digest.hexdigest()]),
         num_bytes=sum(size for _, size, _ in draft.ranges),
         start=draft.start,
         stop=draft.stop,
@@ -159,8 +159,8 @@ def _open(path: str | Path) -> Any:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path}: its name is not UTF-8, and Arrow opens no such file; rename it") from None
-    # buffer_size: pages come one by one, where otherwise a row group's whole column would be read at once
+        raise ValueError(f"{path}: its name is not UTF-8, and Arrow cannot open such a file; rename it") from None
+    # buffer_size: reads page by page; without it Arrow reads a row group's complete column at once
     return pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True)
 
 

@@ -1,4 +1,4 @@
-"""Run independent tasks on the cores of this machine, results in the tasks' order.
+"""Run independent tasks on the cores of this machine, and yield the results in the tasks' order.
 
 Threads, not processes: encoding, Parquet writing, hashing and file access all release the GIL, and threads share one
 vocabulary and leave nothing behind.
@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 
 
 def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
-    """`task(item)` for each item, in the items' order.
+    """Yield `task(item)` for each item, in the items' order.
 
-    At most `2 * workers` tasks are started ahead of the result that is due, which bounds memory. The first error stops
-    the rest: tasks that have not begun are cancelled, and the error is raised when those under way have ended.
+    At most `2 * workers` tasks are started ahead of the next result, which bounds memory. The first error stops the
+    rest: tasks that have not started are cancelled, and the error is raised once the running ones have ended.
     """
     with _pool("write", workers) as pool:
         yield from _in_order(lambda item: pool.submit(task, item), items, ahead=2 * workers)
@@ -31,10 +31,10 @@ def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers:
 def run_and_flush(
     task: Callable[[Item], Callable[[], Result]], items: Iterable[Item], *, workers: int
 ) -> Iterator[Result]:
-    """`task(item)()` for each item, in the items' order: `task` on the workers, what it returns on one more thread.
+    """Yield `task(item)()` for each item, in the items' order: `task` on the workers, its result on one more thread.
 
-    So the workers go on with the next tasks while that thread waits for the disk. What a task returned is called in any
-    case, also after an error.
+    So the workers start the next tasks while that thread waits for the disk. What a task returned is always called,
+    even after an error.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="stridemill-flush") as flusher, _pool("write", workers) as pool:
 

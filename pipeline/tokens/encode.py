@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.base.memory import keep_freed_memory
-from pipeline.corpus.documents import KEY_BYTES
+from pipeline.corpus.documents import KEY_BYTES, describe_location
 from pipeline.corpus.quarantine import (
     QUARANTINE_NAME,
     check_fraction,
@@ -28,7 +28,7 @@ from pipeline.corpus.quarantine import (
     refuse_bad,
     write_quarantine,
 )
-from pipeline.corpus.reader import describe_location, read_partition
+from pipeline.corpus.reader import read_partition
 from pipeline.executor.local import run_and_flush
 from pipeline.tokenizer.audit import AT_LEAST, choose_documents
 from pipeline.tokenizer.engines import DocumentError
@@ -105,7 +105,7 @@ def chunk_id(partition: Partition, *, tokenizer: Tokenizer, corpus: CorpusConfig
     What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
     """
     rules = [split.validation, split.seed if split.validation else 0, corpus.max_document_bytes]
-    parts = [FORMAT, partition.identity, tokenizer.hash, tokenizer.special_text, rules]
+    parts = [FORMAT, partition.fingerprint, tokenizer.hash, tokenizer.special_text, rules]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -143,9 +143,9 @@ def encode_partition(
         )
         number = 0  # of the batches with texts
         for batch in batches:
-            if batch.abandoned:
+            if batch.rollback:
                 writer.abandon()
-            writer.add_bad(batch.bad)
+            writer.add_bad(batch.rejected)
             if not len(batch.texts):
                 continue
             sample = choose_documents(
@@ -156,21 +156,21 @@ def encode_partition(
             )
             number += 1
             ids, counts, totals = _encode(partition, batch, tokenizer=tokenizer, sample=sample)
-            if batch.document is None:
+            if batch.key is None:
                 texts = (memoryview(text.as_buffer()) for text in batch.texts)
                 held_out = assign_split(texts, len(counts), fraction=split.validation, seed=split.seed)
                 writer.add_documents(
                     ids, counts, held_out=held_out, sources=batch.sources, rows=batch.rows, totals=totals
                 )
             else:
-                held_out = assign_split([batch.document], 1, fraction=split.validation, seed=split.seed)
+                held_out = assign_split([batch.key], 1, fraction=split.validation, seed=split.seed)
                 writer.add_piece(
                     ids,
                     held_out=int(held_out[0]),
                     source=int(batch.sources[0]),
                     row=int(batch.rows[0]),
                     continued=partition.start > 0,
-                    goes_on=batch.goes_on,
+                    goes_on=batch.continues,
                     totals=totals,
                 )
         still_open = stack.pop_all()
@@ -192,7 +192,7 @@ def _encode(
         audited = tokenizer.audit(texts, ids, counts, in_full) + tokenizer.audit(texts, ids, counts, starts, start=True)
     except DocumentError as error:
         place = describe_location(partition.reader, int(batch.rows[error.document]))
-        piece = f" (Places count from byte {batch.before} of it, where a piece of it begins.)" if batch.before else ""
+        piece = f" (Places count from byte {batch.offset} of it, where a piece of it begins.)" if batch.offset else ""
         source = partition.names[batch.sources[error.document]]
         raise ValueError(f"{source}{place and ', '}{place} {error.what}{piece}") from error
     return (
@@ -202,7 +202,7 @@ def _encode(
             characters=pc.sum(pc.utf8_length(texts)).as_py(),
             bytes=pc.sum(pc.binary_length(texts)).as_py(),
             special_text_found=int(np.sum(tokenizer.count_special(texts))),
-            audited=audited if not batch.before else 0,  # of a long text, its first piece counts for all
+            audited=audited if not batch.offset else 0,  # of a long text, its first piece counts for all
         ),
     )
 
