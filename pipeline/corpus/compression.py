@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
-BLOCK_BYTES = (
-    8 << 20
-)  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
+BLOCK_BYTES = 8 << 20  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
 RAW_BYTES = 256 << 10  # of a file that is hashed or searched
 INPUT_BYTES = 256 << 10  # of packed content: also how precisely an error knows its byte
 
