@@ -1,9 +1,9 @@
-"""Sliding windows as arithmetic: how many there are, where each starts, and its tokens.
+"""Sliding windows as arithmetic: how many there are, where each starts, and which tokens it has.
 
-Window k of a segment of N tokens starts at `k * stride`. Its inputs are `ids[s : s + L]` and its targets the same one
-token later, `ids[s + 1 : s + L + 1]`, so it needs L + 1 tokens and a segment has `max(0, ceil((N - L) / stride))`
-windows: those of `range(0, N - L, stride)`. A token stream is one segment (windows cross documents), or each document
-is a segment of its own (they do not). Nothing is stored for a window: any of them is found in O(log segments).
+Window k of a segment of N tokens starts at `s = k * stride`. Its inputs are `ids[s : s + L]` and its targets are
+`ids[s + 1 : s + L + 1]`, so it needs L + 1 tokens, and a segment has `max(0, ceil((N - L) / stride))` windows: those of
+`range(0, N - L, stride)`. A segment is the complete token stream (windows cross documents) or one document (they do
+not). Nothing is stored for a window; finding one takes O(log segments).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pipeline.base.permutation import make_key, permute
 if TYPE_CHECKING:
     from pipeline.settings import WindowConfig
 
-Documents: TypeAlias = tuple[np.ndarray, np.ndarray]  # each one's first token in the stream and its tokens, int64 [D]
+Documents: TypeAlias = tuple[np.ndarray, np.ndarray]  # first token in the stream and number of tokens, int64 [D]
 
 
 class TokenStream(Protocol):
-    """The token IDs of one split, one after the other; `pipeline.tokens.store.TokenStream` in practice."""
+    """The token IDs of one split; in practice `pipeline.tokens.store.TokenStream`."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ class TokenStream(Protocol):
         """Copy the `width` tokens from each of `starts`, int64 [B], into `out[rows]`, [B, width]."""
 
 
-IGNORED = -100  # a target that counts in no loss: torch's cross_entropy skips it by default
+IGNORED = -100  # a target that no loss counts: the default `ignore_index` of torch's cross_entropy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Windows:
         sizes: int64 [segments], each segment's number of tokens.
         max_length: tokens per window, L.
         stride: tokens between the starts of two windows.
-        tail: `drop` leaves out the rest of a segment that fills no window; `pad` makes one shorter window of it.
+        tail: the last tokens of a segment, too few for a window: `drop` leaves them out, `pad` makes a shorter window.
 
     """
 
@@ -54,7 +54,7 @@ class Windows:
     max_length: int
     stride: int
     tail: str = "drop"
-    ends: np.ndarray = field(init=False)  # int64 [segments], windows up to and with each segment
+    ends: np.ndarray = field(init=False)  # int64 [segments], windows up to the end of each segment
 
     def __post_init__(self) -> None:
         counts = count_windows(self.sizes, max_length=self.max_length, stride=self.stride, tail=self.tail)
@@ -64,19 +64,19 @@ class Windows:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where windows lie: their first tokens in the stream, int64 [B], and their real tokens, int32 [B].
+        """Return each window's first token in the stream, int64 [B], and its number of real tokens, int32 [B].
 
         A window has `max_length` real tokens unless it is the padded tail of its segment.
         """
         segments = np.searchsorted(self.ends, windows, side="right")
         before = np.where(segments > 0, self.ends[segments - 1], 0)
         starts = self.firsts[segments] + (windows - before) * self.stride
-        left = self.firsts[segments] + self.sizes[segments] - 1 - starts  # inputs that still have a target
-        return starts, np.minimum(left, self.max_length).astype(np.int32)
+        with_target = self.firsts[segments] + self.sizes[segments] - 1 - starts  # inputs left in the segment
+        return starts, np.minimum(with_target, self.max_length).astype(np.int32)
 
 
 def cut_windows(window: WindowConfig, *, num_tokens: int, documents: Documents | None) -> Windows:
-    """Return the windows of a split: of its `documents` if windows must not cross them, else of one segment."""
+    """Return the windows of a split: of each of its `documents` if windows must not cross them, else of one segment."""
     if window.documents == "separate":
         assert documents is not None, "windows of separate documents need to know where these are"
         firsts, sizes = documents
@@ -88,9 +88,9 @@ def cut_windows(window: WindowConfig, *, num_tokens: int, documents: Documents |
 
 
 def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str = "drop") -> np.ndarray:
-    """How many windows segments of so many tokens have, int64 [segments].
+    """Count the windows of segments of the given numbers of tokens, int64 [segments].
 
-    `tail=pad` adds one where some token is a target of no full window: `ids[N - 1]` must be one.
+    `tail=pad` adds a window where the segment's last token is not yet a target.
     """
     full: np.ndarray = np.maximum(0, -((max_length - sizes) // stride))
     if tail == "drop":
@@ -102,10 +102,10 @@ def count_windows(sizes: np.ndarray, *, max_length: int, stride: int, tail: str 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWindows:
-    """The windows of a split in their stored order.
+    """The windows of a split in stored order.
 
-    Row i is window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all the
-    split's windows, picked by `seed`, that is never stored.
+    Row i is window i under `order=sequential`, and window `permute(i)` under `shuffled`: an exact shuffle of all of
+    the split's windows, chosen by `seed`, that is never held in memory.
 
     Args:
         stream: the split's token IDs.
@@ -126,12 +126,12 @@ class StoredWindows:
         return len(self.windows)
 
     def numbers(self, first: int, last: int) -> np.ndarray:
-        """Return the windows in rows [first, last), int64 [B]."""
+        """Return the numbers of the windows in rows [first, last), int64 [B]."""
         rows = np.arange(first, last, dtype=np.int64)
         return rows if self.order == "sequential" else permute(rows, len(self.windows), make_key(self.seed))
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows [first, last): `ids_BT1`, `starts` and `lengths`, as `read_windows` returns them."""
+        """Return rows [first, last) as `read_windows` does: `ids_BT1`, `starts` and `lengths`."""
         if self.order == "sequential":
             return read_windows(self.stream, self.windows, first, last, pad_id=self.pad_id)
         return gather_windows(self.stream, self.windows, self.numbers(first, last), pad_id=self.pad_id)
@@ -140,18 +140,18 @@ class StoredWindows:
 def read_windows(
     stream: TokenStream, windows: Windows, first: int, last: int, *, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens of windows [first, last) in one sequential read of the stream, which passes over large gaps.
+    """Return the tokens of windows [first, last), read in one pass over the stream that skips large gaps.
 
     Returns:
-        `ids_BT1`, int32 [B, L + 1], inputs and the one target beyond them, `pad_id` behind the real tokens; it may be a
-        read-only view in which overlapping windows share memory. `starts`, int64 [B]; `lengths`, int32 [B], the real
-        tokens of each window.
+        `ids_BT1`, int32 [B, L + 1]: the inputs and the target after the last of them; `pad_id` follows the real tokens.
+        It may be a read-only view in which overlapping windows share memory. `starts`, int64 [B]; `lengths`, int32 [B]:
+        the real tokens of each window.
 
     """
     numbers = np.arange(first, last, dtype=np.int64)
     starts, lengths = windows.locate(numbers)
     width = windows.max_length + 1
-    if int(starts[-1] - starts[0]) > 4 * len(starts) * width:  # mostly gaps: only what lies in a window is read
+    if int(starts[-1] - starts[0]) > 4 * len(starts) * width:  # mostly gaps: read the windows' tokens alone
         return gather_windows(stream, windows, numbers, pad_id=pad_id)
     offsets = starts - starts[0]
     span = int(offsets[-1]) + width
@@ -166,9 +166,9 @@ def read_windows(
 def gather_windows(
     stream: TokenStream, windows: Windows, numbers: np.ndarray, *, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tokens of any windows, int64 [B] in any order: what `read_windows` returns, row by row.
+    """Return the same as `read_windows` for windows in any order, `numbers`, int64 [B].
 
-    The stream is read from its beginning to its end, whatever the order of `numbers`.
+    The stream is read from front to back, whatever the order of `numbers`.
     """
     starts, lengths = windows.locate(numbers)
     width = windows.max_length + 1
@@ -177,24 +177,24 @@ def gather_windows(
     inside = forward[starts[forward] + width <= len(stream)]
     stream.gather(starts[inside], width, out=ids_BT1, rows=inside)
     for row in forward[len(inside) :]:  # padded tails at the stream's end
-        rest = stream.read(int(starts[row]), len(stream))
-        ids_BT1[row, : len(rest)] = rest
+        tail = stream.read(int(starts[row]), len(stream))
+        ids_BT1[row, : len(tail)] = tail
     return _padded(ids_BT1, lengths, pad_id), starts, lengths
 
 
 def _padded(ids_BT1: np.ndarray, lengths: np.ndarray, pad_id: int) -> np.ndarray:
-    """`pad_id` over all behind each window's real tokens and their last target: it belongs to another segment."""
+    """Overwrite what follows each window's last target by `pad_id`: it belongs to another segment."""
     short = np.flatnonzero(lengths < ids_BT1.shape[1] - 1)
     if not len(short):
         return ids_BT1
-    behind = np.arange(ids_BT1.shape[1]) > lengths[short, None]
+    after = np.arange(ids_BT1.shape[1]) > lengths[short, None]
     ids_BT1 = ids_BT1 if ids_BT1.flags.writeable else ids_BT1.copy()
-    ids_BT1[short] = np.where(behind, pad_id, ids_BT1[short])
+    ids_BT1[short] = np.where(after, pad_id, ids_BT1[short])
     return ids_BT1
 
 
 def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> dict[str, int]:
-    """How many tokens, and how many documents as a whole, lie in none of a split's windows.
+    """Count the unused tokens, which no window contains, and the documents that consist of nothing else.
 
     Args:
         windows: of the split; one segment for all of it, or one for each document.
@@ -204,13 +204,13 @@ def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> di
     """
     span = windows.max_length + 1
     in_segment = np.diff(windows.ends, prepend=0)
-    last = np.maximum(in_segment - 1, 0) * windows.stride  # where the last window of each segment begins
-    ends = np.where(in_segment > 0, np.minimum(last + span, windows.sizes), 0)  # behind its last target
+    last = np.maximum(in_segment - 1, 0) * windows.stride  # the start of each segment's last window
+    ends = np.where(in_segment > 0, np.minimum(last + span, windows.sizes), 0)  # after its last target
     gaps = np.maximum(in_segment - 1, 0) * max(0, windows.stride - span)
     tokens = int((windows.sizes - ends + gaps).sum())
     if len(windows.sizes) == len(firsts) > 1:
         return {"tokens": tokens, "documents": int((in_segment == 0).sum())}
     (last,), (end,) = last, ends
-    place = firsts % windows.stride
-    in_gap = (firsts < last) & (place >= span) & (place + counts <= windows.stride)
+    in_stride = firsts % windows.stride
+    in_gap = (firsts < last) & (in_stride >= span) & (in_stride + counts <= windows.stride)
     return {"tokens": tokens, "documents": int(((firsts >= end) | in_gap).sum())}

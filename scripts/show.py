@@ -27,9 +27,9 @@ from pipeline.loader.order import Order, default_block, rank_positions, resolve_
 from pipeline.loader.readers import open_split
 from pipeline.loader.row_group import view_windows
 from pipeline.loader.row_group_cache import count_tokens
+from pipeline.settings import SPLITS
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
-from pipeline.tokens.chunk import SPLITS
 from pipeline.tokens.store import TokenStore, open_store
 
 if TYPE_CHECKING:

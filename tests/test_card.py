@@ -119,11 +119,11 @@ def test_a_reader_of_the_whole_folder_is_not_disturbed(report):
     )
 
 
-def test_the_card_has_the_counts_and_says_how_often_a_token_repeats(report):
+def test_the_card_has_the_counts_and_the_overlap_factor(report):
     card = (report.path / "README.md").read_text(encoding="utf-8")
     train = report.manifest.splits["train"]
     assert f"| train | {train.num_documents:,} | {train.num_tokens:,} | {train.num_windows:,} |" in card
-    assert "| a token is an input | 4 times (max_length / stride)" in card
+    assert "| overlap factor | 4 (max_length / stride)" in card
     assert report.manifest.tokenizer["hash"] in card
     assert "`more/c.txt`" in card
 
@@ -156,7 +156,7 @@ def test_notes_that_somebody_added_to_the_card_survive_a_repair(report, books):
     assert card.read_text(encoding="utf-8").endswith("My notes.\n")
 
 
-def test_text_that_lies_in_no_window_is_counted_in_the_manifest_the_card_and_the_summary(tmp_path):
+def test_unused_text_is_counted_in_the_manifest_the_card_and_the_summary(tmp_path):
     (tmp_path / "in").mkdir()
     for number, size in enumerate((3, 40, 16, 17, 1)):
         (tmp_path / "in" / f"{number}.txt").write_text("x" * size)
@@ -164,7 +164,7 @@ def test_text_that_lies_in_no_window_is_counted_in_the_manifest_the_card_and_the
     report = write_shards(tmp_path / "out", **sections(cache_path=tmp_path / "cache", documents="separate", **given))
     # of 40: 33 in two windows; of 17: all in one
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 16 + 1, "documents": 3}}
-    said = "27 tokens of train, 3 documents wholly"
+    said = "27 tokens of train, with 3 complete documents"
     assert said in (report.path / "README.md").read_text()
     assert "left over 27 tokens of train (33.33%)   in no window, 3 documents wholly" in describe_write(report)
     assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults

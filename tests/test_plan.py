@@ -1,4 +1,4 @@
-"""The plan: exact where all of the input is the sample, and else with margins that hold."""
+"""The plan: exact if the sample is the complete input, else with margins that hold."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_corpus_that_is_its_own_sample_is_planned_exactly(plan, tmp_path, window):
+def test_a_corpus_that_is_sampled_completely_is_planned_exactly(plan, tmp_path, window):
     planned, options = plan(**window)
     assert not (tmp_path / "shards").exists(), "nothing is written"
     report = write_shards(tmp_path / "shards", **sections(**options))
@@ -55,11 +55,17 @@ def test_a_corpus_that_is_its_own_sample_is_planned_exactly(plan, tmp_path, wind
     assert planned.shards.value == sum(len(split.shards) for split in entries)
     assert planned.tokens.margin == planned.windows.margin == planned.shards.margin == 0
     assert report.chunks_made == 0, "what the sample tokenized is not done again"
+    for shown in (repr(planned), repr(report)):
+        assert len(shown) < 300
+        assert "\n" not in shown
+    assert f"windows={planned.windows.value:,}" in repr(planned)
+    assert f"train={report.manifest.splits['train'].num_windows:,}" in repr(report)
+    assert planned._repr_html_().startswith("<table>")
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_a_sample_of_a_corpus_holds_within_its_margins(plan, tmp_path, monkeypatch, window):
-    monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 splits
+def test_an_estimate_from_a_sample_holds_within_its_margins(plan, tmp_path, monkeypatch, window):
+    monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 partitions
     planned, options = plan(**window)
     assert 0 < planned.sampled_bytes < planned.input_bytes / 2
     report = write_shards(tmp_path / "shards", **sections(**options))
@@ -78,7 +84,7 @@ def test_a_sample_of_a_corpus_holds_within_its_margins(plan, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.3])
-def test_of_one_document_the_plan_holds_in_full(plan, folder, tmp_path, validation):
+def test_the_plan_of_a_single_document_is_exact(plan, folder, tmp_path, validation):
     for file in list(folder.iterdir())[1:]:
         file.unlink()
     planned, options = plan(validation=validation, stride=5, max_length=12)

@@ -49,7 +49,7 @@ def problems(report):
     ],
 )
 @pytest.mark.parametrize("has_store", [True, False])
-def test_a_whole_data_set_has_no_fault(write, verify, tmp_path, options, has_store):
+def test_an_intact_data_set_has_no_fault(write, verify, tmp_path, options, has_store):
     folder = write(**options)
     if not has_store:
         shutil.rmtree(tmp_path / "cache")
@@ -115,9 +115,9 @@ def edit(folder, change, groups=(20, 20, 20, 20)):
     return entry.path
 
 
-def put(name, row, place, value):
+def put(name, row, position, value):
     def change(columns):
-        columns[name][row, place] = value
+        columns[name][row, position] = value
 
     return change
 
@@ -127,7 +127,7 @@ WRONG_ROWS = {
     "a target": (put("target_ids", 25, 3, 65), "row group 1: 1 windows with target_ids that are not the input_ids"),
     "an ID beyond the vocabulary": (put("input_ids", 0, 0, 300), "row group 0: 1 windows with input_ids outside"),
     "a negative ID": (put("input_ids", 3, 0, -5), "row group 0: 1 windows with input_ids outside"),
-    "a start": (put("start", 79, 0, 7), "row group 3: row 19 has start 7, and 1264 by arithmetic"),
+    "a start": (put("start", 79, 0, 7), "row group 3: row 19 has start 7, but 1264 by arithmetic"),
     "a next ID": (put("next_id", 2, 0, 66), "row group 0: 1 windows with a next_id that is not the last"),
 }
 
@@ -202,12 +202,12 @@ def test_a_cache_that_lacks_files_stops_no_list(write, verify, tmp_path):
     assert (verify().faults, verify().compared_with_store) == ([], False)
 
 
-def test_a_padded_window_with_a_target_behind_its_end_is_found(write, verify, tmp_path):
+def test_a_padded_window_with_a_target_after_its_end_is_found(write, verify, tmp_path):
     folder = write(tail="pad", documents="separate", windows_per_group=200, windows_per_shard=200)
     lengths = pq.read_table(folder / read_manifest(folder).splits["train"].shards[0].path).column("length").to_pylist()
     row = next(index for index, length in enumerate(lengths) if length < 16)
     edit(folder, put("target_ids", row, 15, 65), groups=(len(lengths),))
-    assert any("behind the window's length that are not ignored" in fault.problem for fault in verify().faults)
+    assert any("after the window's length that are not -100" in fault.problem for fault in verify().faults)
 
 
 def test_row_groups_that_the_manifest_does_not_know_are_found(write, verify):
@@ -231,30 +231,45 @@ def test_of_1000_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, 
     folder = write(windows_per_group=40, windows_per_shard=120)
     files = [*sorted((folder / "data").iterdir()), folder / "manifest.json"]
     truth, manifest = batches(folder), read_manifest(folder)
-    places = [(file, place) for file in files for place in range(file.stat().st_size)]
+    offsets = [(file, offset) for file in files for offset in range(file.stat().st_size)]
     picked = random.Random(11)
     counts = dict.fromkeys(("reported", "without meaning", "refused by the loader", "no harm to the loader"), 0)
-    for file, place in picked.sample(places, 1000):
-        whole = file.read_bytes()
-        value = picked.choice([other for other in range(256) if other != whole[place]])
-        file.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+    for file, offset in picked.sample(offsets, 1000):
+        intact = file.read_bytes()
+        value = picked.choice([other for other in range(256) if other != intact[offset]])
+        file.write_bytes(intact[:offset] + bytes([value]) + intact[offset + 1 :])
         if verify().faults:
             counts["reported"] += 1
         else:
-            assert file.name == "manifest.json", f"{file.name}, byte {place}: {value} is not reported"
-            assert read_manifest(folder) == manifest, f"{file.name}, byte {place}: {value} is not reported"
+            assert file.name == "manifest.json", f"{file.name}, byte {offset}: {value} is not reported"
+            assert read_manifest(folder) == manifest, f"{file.name}, byte {offset}: {value} is not reported"
             counts["without meaning"] += 1
         try:
             found = batches(folder)
         except Exception:  # noqa: BLE001 - any refusal will do: what counts is that it is not silent
             counts["refused by the loader"] += 1
         else:
-            assert same(found, truth), f"{file.name}, byte {place}: {value} gives wrong IDs in silence"
+            assert same(found, truth), f"{file.name}, byte {offset}: {value} gives wrong IDs in silence"
             counts["no harm to the loader"] += 1
-        file.write_bytes(whole)
+        file.write_bytes(intact)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
     assert counts["reported"] > 900
     assert problems(verify()) == []
+
+
+def test_a_report_is_one_line_of_counts_and_a_table_in_a_notebook(write, verify):
+    folder = write(validation=0.3)
+    manifest = read_manifest(folder)
+    train = manifest.splits["train"]
+    assert f"train: {train.num_windows:,} windows of {train.num_tokens:,} tokens" in repr(manifest)
+    assert f"<td>{train.num_windows:,}</td>" in manifest._repr_html_()
+    next((folder / "data").iterdir()).unlink()
+    report = verify()
+    assert "problems=1," in repr(report)
+    assert "No such file" in report._repr_html_()
+    for shown in (repr(manifest), repr(report)):
+        assert len(shown) < 300
+        assert "\n" not in shown
 
 
 def test_verify_is_a_stage_with_an_exit_code_and_a_list(cli, tmp_path):

@@ -150,17 +150,19 @@ def test_the_notebooks_text_of_5145_tokens_has_its_windows(stride, windows):
     tail=st.sampled_from(["drop", "pad"]),
     documents=st.sampled_from(["join", "separate"]),
 )
-def test_what_is_left_over_is_what_no_window_holds(counts, max_length, stride, tail, documents):
+def test_unused_tokens_are_those_of_no_window(counts, max_length, stride, tail, documents):
     counts = np.array(counts, np.int64)
     firsts = np.cumsum(counts + 1) - counts - 1
     stream = int(counts.sum()) + len(counts) - 1
     segments = (firsts, counts) if documents == "separate" else (np.zeros(1, np.int64), np.array([stream]))
     windows = Windows(firsts=segments[0], sizes=segments[1], max_length=max_length, stride=stride, tail=tail)
     starts, lengths = windows.locate(np.arange(len(windows)))
-    held = {place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length + 1)}
+    used = {
+        position for start, length in zip(starts, lengths, strict=True) for position in range(start, start + length + 1)
+    }
     text = [set(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)]
     every = set().union(*text) if documents == "separate" else set(range(stream))
-    left_over = count_unused(windows, firsts, counts)
-    assert left_over["tokens"] == len(every - held)
+    unused = count_unused(windows, firsts, counts)
+    assert unused["tokens"] == len(every - used)
     if counts.all():  # no document is empty
-        assert left_over["documents"] == sum(not (one & held) for one in text)
+        assert unused["documents"] == sum(not (one & used) for one in text)

@@ -1,6 +1,6 @@
-"""The card: a data set's README.md, for people and for the Hugging Face `datasets` library.
+"""The data-set card: a data set's README.md, for people and for the Hugging Face `datasets` library.
 
-Its YAML head makes `datasets.load_dataset(folder)` give the splits. It is made from the manifest and the names of the
+Its YAML head tells `datasets.load_dataset(folder)` the splits. The card depends on the manifest and the names of the
 sources alone, so that it is the same on every machine.
 """
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pipeline.shards.manifest import Manifest
 
 CARD_NAME = "README.md"
-MARK = "<!-- written by stridemill for {} -->"  # a README.md without one is somebody else's
+MARK = "<!-- written by stridemill for {} -->"  # a README.md without it was written by somebody else
 SHOWN_SOURCES = 20
 
 
 def write_card(folder: Path, manifest: Manifest, sources: Sequence[str]) -> None:
-    """Write README.md, unless this data set's card is there already: somebody may have added to it."""
+    """Write README.md, unless it is this data set's card already: somebody may have added to it."""
     path = folder / CARD_NAME
     if is_card(path, manifest.fingerprint):
         return
@@ -30,35 +30,35 @@ def write_card(folder: Path, manifest: Manifest, sources: Sequence[str]) -> None
 
 
 def is_card(path: Path, fingerprint: str = "") -> bool:
-    """Whether a file is a card that was written here: of the data set with that fingerprint, or of any."""
+    """Tell whether a file is the card of the data set with that fingerprint, or of any data set if none is given."""
     mark = MARK.format(fingerprint) if fingerprint else MARK.split("{", maxsplit=1)[0]
     return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
 
 
 def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
-    """The card's text."""
+    """Return the card's text."""
     windows, tokenizer, corpus = manifest.windows, manifest.tokenizer, manifest.corpus
     max_length, stride = windows["max_length"], windows["stride"]
-    order = f"shuffled by seed {windows['seed']}" if windows["order"] == "shuffled" else "in the text's order"
+    order = f"shuffled by seed {windows['seed']}" if windows["order"] == "shuffled" else "in the order of the text"
     bad = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items()) or "none"
-    left_over = "; ".join(
-        f"{left['tokens']:,} tokens of {name}, {left['documents']:,} documents wholly"
-        for name, left in windows["left_over"].items()
-        if left["tokens"]
+    unused = "; ".join(
+        f"{found['tokens']:,} tokens of {name}, with {found['documents']:,} complete documents"
+        for name, found in windows["left_over"].items()
+        if found["tokens"]
     )
     # A bare | would end the table's cell, even inside backticks.
     special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
     facts = {
         "sources": _list_sources(sources),
         "documents": f"{corpus['documents']:,}, {corpus['characters']:,} characters, {corpus['bytes']:,} bytes",
-        "documents left out": bad,
+        "rejected documents": bad,
         "tokenizer": f"`{tokenizer['name']}`, {tokenizer['vocab_size']:,} IDs, hash `{tokenizer['hash']}`",
         "special tokens": special,
         "window": f"max_length {max_length}, stride {stride}",
         "tail, documents": f"`{windows['tail']}`, `{windows['documents']}`",
         "order": order,
-        "left over, in no window": left_over or "nothing",
-        "a token is an input": f"{max_length / stride:,.4g} times (max_length / stride), but for the ends",
+        "unused tokens, in no window": unused or "none",
+        "overlap factor": f"{max_length / stride:,.4g} (max_length / stride): how many windows contain a token",
         "fingerprint": f"`{manifest.fingerprint}`",
     }
     counts = [
@@ -67,7 +67,7 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         for name, split in manifest.splits.items()
     ]
     head = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in manifest.splits]
-    padded = "`length`, its real tokens; " if windows["tail"] == "pad" else ""
+    padded = "`length` is the number of its real tokens; " if windows["tail"] == "pad" else ""
     return f"""---
 configs:
 - config_name: default
@@ -77,8 +77,8 @@ configs:
 
 # Token windows of {max_length} with stride {stride}
 
-Each row is a window: `input_ids`, its tokens; `target_ids`, the same one token later (already shifted); `start`, its
-first token in the split's token stream; {padded}`next_id`, the last of `target_ids`.
+Each row is a window. `input_ids` are its tokens; `target_ids` are the same shifted by one position, so do not shift
+them again; `start` is its first token in the split's token stream; {padded}`next_id` is the last of `target_ids`.
 
 | split | documents | tokens | windows | shards | bytes |
 |---|---|---|---|---|---|
@@ -88,8 +88,8 @@ first token in the split's token stream; {padded}`next_id`, the last of `target_
 |---|---|
 {chr(10).join(f"| {name} | {value} |" for name, value in facts.items())}
 
-The licence of the text is that of its sources. `manifest.json` has every file's sha256;
-`python -m pipeline stages=[verify] shards.path=<this folder>` checks them.
+The licence of the text is that of its sources. `manifest.json` has the sha256 of every shard;
+`python -m pipeline 'stages=[verify]' shards.path=<this folder>` checks them.
 
 ## Load it
 
@@ -132,7 +132,7 @@ print(frame.select(polars.len(), polars.col("start").max()).collect())
 ```
 
 {MARK.format(manifest.fingerprint)}
-"""  # noqa: S608 - a text to read, with no part of a user's in its query
+"""  # noqa: S608 - a text to read; no query is run
 
 
 def _list_sources(sources: Sequence[str]) -> str:
@@ -142,6 +142,6 @@ def _list_sources(sources: Sequence[str]) -> str:
 
 
 def _one_cell(name: str) -> str:
-    r"""A file's name as it may stand in a table: line feeds and the like as \n, a bar with a stroke before it."""
+    r"""Return a file's name for a table cell: line feeds and the like as \n, and bars escaped."""
     visible = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
     return visible.replace("|", r"\|").replace("`", "'")

@@ -1,13 +1,13 @@
-"""The Parquet format of a shard, read and written in one place.
+"""The Parquet format of a shard: the only place that reads and writes it.
 
-A row is a window: `input_ids` and `target_ids`, `fixed_size_list<int32 not null>[max_length]`; `start`, its first
-token in the split's token stream; `next_id`, the target that lies beyond its inputs, so that a reader may decode
-`input_ids` alone and derive the targets by a shift; with a padded tail also `length`, its real tokens. Behind the
-real tokens `input_ids` holds the end-of-text ID and `target_ids` -100, the target that losses ignore.
+A row is a window: `input_ids` and `target_ids`, `fixed_size_list<int32 not null>[max_length]`; `start`, the window's
+first token in the split's token stream; `next_id`, the target of the last input, so that a reader can decode
+`input_ids` alone and derive the targets by a shift; with a padded tail also `length`, the number of real tokens. After
+the real tokens, `input_ids` has the end-of-text ID and `target_ids` -100, which losses ignore.
 
-Tokens are stored PLAIN under the codec: a dictionary, pyarrow's default, makes them larger and slower. A row group's
-column is one page, so that zstd finds each window in the one before; starts are stored as differences. Every page has a
-checksum, which `open_shard` verifies on each read.
+Tokens are stored PLAIN under the codec: a dictionary, pyarrow's default, makes them larger and slower. A column of a
+row group is one page, so that zstd finds each window in the one before; starts are stored as differences. Every page
+has a checksum, which `open_shard` verifies on each read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pipeline.windows import IGNORED
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGE_BYTES = 16 << 20  # holds a column of a row group; two pages would cost 6 % of size at stride 1
-ZSTD_LEVEL = 1  # level 3 saves under 2 % and takes half as long again
+PAGE_BYTES = 16 << 20  # fits a column of a row group; two pages would take 6 % more space at stride 1
+ZSTD_LEVEL = 1  # level 3 saves less than 2 % and takes 1.5 times as long
 
 
 def shard_schema(max_length: int, *, padded: bool) -> pa.Schema:
-    """The columns of a shard."""
+    """Return the columns of a shard."""
     ids = pa.list_(pa.field("element", pa.int32(), nullable=False), max_length)
     fields = [("input_ids", ids), ("target_ids", ids), ("start", pa.int64()), ("next_id", pa.int32())]
     if padded:
@@ -44,11 +44,11 @@ def group_table(
     padded: bool,
     scratch_2BT: np.ndarray | None = None,
 ) -> pa.Table:
-    """The rows of one row group: ids_BT1 int32 [B, L + 1], starts int64 [B], lengths int32 [B].
+    """Return the rows of one row group: ids_BT1 int32 [B, L + 1], starts int64 [B], lengths int32 [B].
 
-    Of disjoint windows that lie end to end in memory nothing is copied; of all others each column once, into
-    `scratch_2BT`, int32 [2, B or more, L], where it is given: the table is then valid until that is used again.
-    Memory that is not fresh takes the copy in a third of the time.
+    Disjoint windows that are contiguous in memory are not copied. For all others each column is copied once, into
+    `scratch_2BT`, int32 [2, B or more, L], if it is given: the table is then valid until that is used again. A copy
+    into reused memory takes a third of the time.
     """
     max_length = ids_BT1.shape[1] - 1
     short = np.flatnonzero(lengths < max_length)
@@ -58,7 +58,7 @@ def group_table(
             scratch_2BT = np.empty((2, len(starts), max_length), np.int32)
         rows = len(starts)
         if ids_BT1.strides[0] == ids_BT1.strides[1] and not len(short):
-            # Stride 1: a window's targets are the next window's inputs, so one copy serves both columns.
+            # Stride 1: a window's targets are the next window's inputs, so both columns share one copy.
             rows_BT = scratch_2BT.reshape(-1, max_length)
             rows_BT[:rows], rows_BT[rows] = inputs_BT, targets_BT[-1]
             inputs_BT, targets_BT = rows_BT[:rows], rows_BT[1 : rows + 1]
@@ -66,8 +66,8 @@ def group_table(
             scratch_2BT[0, :rows], scratch_2BT[1, :rows] = inputs_BT, targets_BT
             inputs_BT, targets_BT = scratch_2BT[:, :rows]
     if len(short):
-        behind_BT = np.arange(max_length) >= lengths[short, None]
-        targets_BT[short] = np.where(behind_BT, IGNORED, targets_BT[short])
+        after_BT = np.arange(max_length) >= lengths[short, None]
+        targets_BT[short] = np.where(after_BT, IGNORED, targets_BT[short])
     schema = shard_schema(max_length, padded=padded)
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),
@@ -79,14 +79,14 @@ def group_table(
 
 
 def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.ParquetWriter:
-    """A Parquet writer with this format's settings; each `write_table` with one group's rows makes one row group."""
+    """Open a Parquet writer with this format's settings. Each `write_table` makes one row group."""
     return pq.ParquetWriter(
         file,
         schema,
         compression=compression,
         compression_level=ZSTD_LEVEL if compression == "zstd" else None,
         use_dictionary=False,
-        column_encoding={"start": "DELTA_BINARY_PACKED"},  # 8 bytes to 0.05 in text order; PLAIN under zstd takes 1.1
+        column_encoding={"start": "DELTA_BINARY_PACKED"},  # 8 bytes become 0.05 in text order; 1.1 as PLAIN with zstd
         data_page_size=PAGE_BYTES,
         write_statistics=["start"],
         write_page_checksum=True,
@@ -94,17 +94,17 @@ def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.Parque
 
 
 def open_shard(path: Path, *, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """A shard open for reading, page checksums verified as pages are read. A footer read before is not read again."""
+    """Open a shard so that reading a page verifies its checksum. A footer that was read before is not read again."""
     return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
 
 
 def read_columns(
     file: pq.ParquetFile, group: int, *, with_ids: bool = True
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
-    """One row group, nothing copied: inputs_BT int32 [B, L], next_ids int32 [B], starts int64 [B], lengths int32 [B].
+    """Decode a row group: inputs_BT int32 [B, L], next_ids int32 [B], starts int64 [B], lengths int32 [B]; no copy.
 
-    Decoding takes one thread: readers that want more run several groups at once. `with_ids=False` leaves the inputs
-    undecoded.
+    Decoding uses one thread: readers that want more decode several row groups at once. `with_ids=False` does not decode
+    the inputs.
 
     Raises:
         OSError: a page's checksum does not match its bytes.

@@ -1,8 +1,7 @@
-"""The manifest: what a data set holds. Written last by the write stage, and all that the load stage knows of it.
+"""The manifest: what a data set contains. The write stage writes it last, and the load stage knows nothing else.
 
-A folder without `manifest.json` is not a data set. Reading one checks that its content has the sha256 that it carries,
-so that no changed digit goes unseen; that the paths it names lie inside its own folder; and that its counts agree with
-each other.
+A folder without `manifest.json` is not a data set. Reading a manifest checks that its content has the sha256 recorded
+in it, so that a changed digit is noticed; that its paths are inside its own folder; and that its counts agree.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+REPR_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,41 +48,63 @@ class SplitEntry:
     shards: list[ShardEntry]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Manifest:
     """A data set."""
 
     fingerprint: str
     tokenizer: dict[str, Any]  # name, hash, vocab_size, special_tokens
     corpus: dict[str, Any]  # documents, characters, bytes, special_text_found, audited, bad (by reason)
-    store: str  # the identity of the token store that the windows were cut from
-    # max_length, stride, tail, documents, order, seed (of a shuffle), end_of_text (between documents), pad_id (of
-    # tail=pad), left_over (tokens and documents in no window, by split)
+    store: str  # the ID of the token store that the windows were cut from
+    # max_length, stride, tail, documents, order, seed (of a shuffle), end_of_text (between documents), pad_id (with
+    # tail=pad), left_over (by split, the unused tokens, and the documents that consist of nothing else)
     windows: dict[str, Any]
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
     config: dict[str, Any]  # resolved
     format_version: int = field(default=FORMAT_VERSION)
 
+    def __repr__(self) -> str:
+        """Show the splits' counts in one line."""
+        splits = ", ".join(f"{name}: {_count_windows(split)}" for name, split in self.splits.items())
+        shape = f"max_length={self.windows['max_length']}, stride={self.windows['stride']}"
+        text = f"Manifest({splits}, {shape}, tokenizer={self.tokenizer['name']!r}, {self.fingerprint[:12]})"
+        return text if len(text) < REPR_CHARACTERS else f"{text[: REPR_CHARACTERS - 5]}...)"
+
+    def _repr_html_(self) -> str:
+        """Show the splits as a small table in a notebook."""
+        names = ("num_documents", "num_tokens", "num_windows", "max_length", "stride")
+        head = "".join(f"<th>{name}</th>" for name in ("split", *names, "shards"))
+        rows = (
+            "".join(f"<td>{cell:,}</td>" for cell in (*(getattr(split, name) for name in names), len(split.shards)))
+            for split in self.splits.values()
+        )
+        body = "".join(f"<tr><td>{escape(name)}</td>{row}</tr>" for name, row in zip(self.splits, rows, strict=True))
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _count_windows(split: SplitEntry) -> str:
+    return f"{split.num_windows:,} windows of {split.num_tokens:,} tokens"
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` under a temporary name and rename it: from then on the folder is a data set."""
+    """Write `manifest.json`, which makes the folder a data set."""
     fields = dataclasses.asdict(manifest)
     write_json(folder / MANIFEST_NAME, {**fields, "sha256": content_hash(fields)})
 
 
 def content_hash(fields: dict[str, Any]) -> str:
-    """The sha256 of a manifest's fields as JSON with sorted keys and no spaces, the hash itself left out."""
+    """Return the sha256 of a manifest's fields without the hash itself, as JSON with sorted keys and no spaces."""
     content = {key: value for key, value in fields.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a data set's folder.
+    """Read the manifest of a data set's folder.
 
     Raises:
-        ValueError: no manifest is there (the folder is no data set, or its writing did not finish), or it is malformed;
-            the message names the file and the field.
+        ValueError: there is no manifest (the folder is not a data set, or the write stage did not finish), or it is
+            malformed; the message names the file and the field.
 
     """
     path = Path(folder) / MANIFEST_NAME
@@ -90,7 +113,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     except FileNotFoundError:
         found = "holds no manifest.json" if Path(folder).is_dir() else "does not exist"
         raise ValueError(
-            f"{folder} {found}: it is not a data set, or its writing did not finish; run the write stage"
+            f"{folder} {found}: it is not a data set, or the write stage did not finish; run the write stage"
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: malformed: {error}") from error
@@ -115,7 +138,7 @@ def _check_version(version: object) -> None:
 
 def _check_hash(sha256: object, fields: dict[str, Any]) -> None:
     if sha256 != content_hash(fields):
-        raise ValueError("its content does not have the sha256 that it carries: it was changed after it was written")
+        raise ValueError("its content does not have the sha256 recorded in it: it was changed after it was written")
 
 
 def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
@@ -123,7 +146,7 @@ def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
     split = SplitEntry(shards=shards, **entry)
     for shard in shards:
         if not re.fullmatch(rf"data/{re.escape(name)}-\d{{5,}}-of-\d{{5,}}\.parquet", shard.path):
-            raise ValueError(f"splits.{name}.shards: {shard.path!r} is no shard's name")
+            raise ValueError(f"splits.{name}.shards: {shard.path!r} is not the name of a shard")
         if sum(shard.row_groups) != shard.num_windows or min(shard.row_groups, default=0) < 0:
             raise ValueError(
                 f"{shard.path}: row_groups {shard.row_groups} do not add up to num_windows {shard.num_windows}"

@@ -1,12 +1,12 @@
-"""The plan stage: what a write job will make and cost, from a sample, before any shard is written.
+"""The plan stage: estimate from a sample what a write job will produce and cost, before any shard is written.
 
-Algorithm: up to `SAMPLED_PARTITIONS` partitions, evenly spread, are tokenized, and a few row groups of their windows
-are encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
-chapter 6), and their margins from how the splits differ: half a 95 % interval by Student's t. What the sample tokenized
-stays in the cache, so the write stage does not do it again. Of a corpus of no more splits all is exact but the bytes,
-whose margin is 5 % at least.
+Algorithm: up to `SAMPLED_PARTITIONS` evenly spread partitions are tokenized, and a few row groups of their windows are
+encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
+chapter 6). Their margins follow from how much the partitions differ: half a 95 % interval by Student's t. The sample's
+tokens stay in the cache, so the write stage does not tokenize them again. If the sample is the complete corpus, all is
+exact but the bytes, whose margin is at least 5 %.
 
-Time and memory are measured on the sample, at this machine's present load; their margins are flat.
+Time and memory are measured on the sample under the machine's present load; their margins are fixed.
 """
 
 from __future__ import annotations
@@ -52,23 +52,28 @@ SAMPLED_PARTITIONS = 6
 SAMPLED_GROUPS = 4
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57)  # 97.5 % quantiles for 1 to 5 degrees of freedom
 TIME_MARGIN = 0.5  # equal work on a shared machine differs up to 1.8-fold from run to run
-BYTES_MARGIN = 0.05  # even where the sample is the whole: up to SAMPLED_GROUPS of its row groups are encoded
-MEMORY_MARGIN = 0.4  # what an engine caches grows with the text
-ROW_BYTES = 40  # a window's token while it is written: two columns of int32, and four times that in the Parquet writer
-FALLBACK_RATE = 1e7  # bytes of text a second and worker, where the whole sample was in the cache already
+BYTES_MARGIN = 0.05  # even if the sample is complete: at most SAMPLED_GROUPS of a split's row groups are encoded
+MEMORY_MARGIN = 0.4  # an engine's cache grows with the text
+ROW_BYTES = 40  # of a window token while it is written: two int32 columns, and four times that in the Parquet writer
+FALLBACK_RATE = 1e7  # bytes of text per second and worker, if the complete sample was in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A quantity and its margin, half of about a 95 % interval, in the same unit."""
+    """A quantity and its margin, about half a 95 % interval, in the same unit."""
 
     value: float
     margin: float
 
+    def __str__(self) -> str:
+        """Show both, to three digits below 100."""
+        shown = [f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in (self.value, self.margin)]
+        return " ± ".join(shown if self.margin else shown[:1])
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PlanReport:
-    """What the write stage is expected to make and to cost."""
+    """What the write stage is expected to produce and to cost."""
 
     path: Path
     input_bytes: int
@@ -77,9 +82,21 @@ class PlanReport:
     tokens: Estimate
     windows: Estimate
     shards: Estimate
-    bytes: Estimate  # on disk, the data set's
-    memory: Estimate  # bytes resident at most, the mapped token store included, which the system takes back if it must
+    bytes: Estimate  # of the data set, on disk
+    memory: Estimate  # peak resident bytes; they include the mapped token store, which the system can take back
     seconds: Estimate  # of the write stage that follows
+
+    def __repr__(self) -> str:
+        """Show the estimates in one line."""
+        names = ("documents", "tokens", "windows", "shards", "bytes", "seconds")
+        found = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"PlanReport({self.path.name!r:.99}: {found})"
+
+    def _repr_html_(self) -> str:
+        """Show the estimates as a table in a notebook."""
+        names = ("documents", "tokens", "windows", "shards", "bytes", "memory", "seconds")
+        rows = "".join(f"<tr><td>{name}</td><td>{getattr(self, name)}</td></tr>" for name in names)
+        return f"<table>{rows}</table>"
 
 
 def plan_shards(
@@ -93,12 +110,12 @@ def plan_shards(
     executor: ExecutorConfig | None = None,
     cache: CacheConfig | str | os.PathLike[str] = "outputs/cache",
 ) -> PlanReport:
-    """Estimate what `write_shards` with the same arguments would write and cost, from a sample of the corpus.
+    """Estimate from a sample of the corpus what `write_shards` would write and cost with the same arguments.
 
     Nothing is written but the tokens of the sample, into the cache.
 
     Raises:
-        ValueError: as `write_shards`, or the sample holds no document.
+        ValueError: as `write_shards`, or the sample has no document.
 
     """
     return plan_job(
@@ -121,13 +138,13 @@ def plan_job(job: Job) -> PlanReport:
     """Estimate a job's outcome.
 
     Raises:
-        ValueError: the sample holds no document, or a document is bad and `corpus.on_bad=raise`.
+        ValueError: the sample has no document, or a document is bad and `corpus.on_bad=raise`.
 
     """
     inputs, sections = job.partitions, job.sections
     cache, workers = sections.cache_folder, sections.executor.num_workers
-    places = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_PARTITIONS, len(inputs))).round().astype(int))
-    sample = [inputs[place] for place in places]
+    chosen = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_PARTITIONS, len(inputs))).round().astype(int))
+    sample = [inputs[index] for index in chosen]
     task = partial(
         tokenize_partition,
         cache=cache,
@@ -149,25 +166,25 @@ def plan_job(job: Job) -> PlanReport:
     if documents.value == 0:
         bad = count_bad(chunks)
         raise ValueError(
-            f"of the sample's {bad.total()} documents none is usable ({count_reasons(bad)}); "
-            "look at corpus.path and corpus.text_field"
+            f"none of the sample's {bad.total()} documents can be used ({count_reasons(bad)}); "
+            "check corpus.path and corpus.text_field"
             if bad
-            else "the sample holds no document; look at corpus.path"
+            else "the sample has no document; check corpus.path"
         )
     store = TokenStore(
         cache=cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=sections.split.validation
     )
-    is_whole = len(sample) == len(inputs)
-    parts = [_plan_split(job, store, name, is_whole=is_whole, extend=extend) for name in store.splits()]
+    is_complete = len(sample) == len(inputs)
+    parts = [_plan_split(job, store, name, is_complete=is_complete, extend=extend) for name in store.splits()]
     tokens, windows = _add([tokens for tokens, _ in parts]), _add([windows for _, windows in parts])
     shards = _add([_count_shards(job, windows_of_split) for _, windows_of_split in parts])
-    per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_whole=is_whole)
+    per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_complete=is_complete)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
-    chunks_by_split = zip(inputs, job.chunk_ids, strict=True)
-    left = sum(part.num_bytes for part, chunk in chunks_by_split if not _is_cached(cache, chunk))
+    chunks_by_partition = zip(inputs, job.chunk_ids, strict=True)
+    remaining = sum(part.num_bytes for part, chunk in chunks_by_partition if not _is_cached(cache, chunk))
     stored = windows.value * per_window.value + shards.value * per_shard
     busy = min(workers, max(1.0, shards.value))
-    seconds = job.seconds + left / rate + windows.value * seconds_per_window / busy
+    seconds = job.seconds + remaining / rate + windows.value * seconds_per_window / busy
     mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * job.encoder.dtype.itemsize
     groups = (workers - 1) * ROW_BYTES * job.layout.windows_per_group * job.sections.window.max_length
     memory = peak_memory() + mapped + groups
@@ -192,13 +209,13 @@ def plan_job(job: Job) -> PlanReport:
 
 
 def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: float, population: int) -> Estimate:
-    """The total of a quantity over all splits, from its values in some of them and the splits' sizes.
+    """Estimate the total of a quantity over all partitions from its values in some of them and their sizes.
 
     Args:
-        found: the quantity in each sampled split.
-        sizes: the size of each sampled split.
-        total: the size of all splits.
-        population: how many splits there are.
+        found: the quantity in each sampled partition.
+        sizes: the size of each sampled partition.
+        total: the size of all partitions.
+        population: how many partitions there are.
 
     """
     values, weights = np.asarray(found, float), np.asarray(sizes, float)
@@ -209,8 +226,8 @@ def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: flo
     if n == 1:
         return Estimate(value=value, margin=value)
     spread = math.sqrt(n / (n - 1) * float(np.square(values - ratio * weights).sum()))
-    left = 1 - n / population
-    return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(left))
+    unseen = 1 - n / population
+    return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(unseen))
 
 
 def _is_cached(cache: Path, chunk_id: str) -> bool:
@@ -220,25 +237,25 @@ def _is_cached(cache: Path, chunk_id: str) -> bool:
         return False
 
 
-def _plan_split(job: Job, store: TokenStore, name: str, *, is_whole: bool, extend: Any) -> tuple[Estimate, Estimate]:
-    """A split's tokens and windows."""
+def _plan_split(job: Job, store: TokenStore, name: str, *, is_complete: bool, extend: Any) -> tuple[Estimate, Estimate]:
+    """Estimate a split's tokens and windows."""
     stored = job.cut(store, name)
     stream, windows = stored.stream, stored.windows
-    if is_whole:
+    if is_complete:
         return Estimate(value=len(stream), margin=0.0), Estimate(value=len(windows), margin=0.0)
     tokens = extend([chunk.tokens[name] for chunk in store.chunks])
-    if job.sections.window.documents == "join":  # one segment: nearly a window for each stride
+    if job.sections.window.documents == "join":  # one segment: about one window per stride
         stride = job.sections.window.stride_tokens
         value = max(0.0, (tokens.value - job.sections.window.max_length) / stride)
         return tokens, Estimate(value=value, margin=tokens.margin / stride)
     per_token = len(windows) / max(1, len(stream))
     documents = extend([chunk.num_documents[name] for chunk in store.chunks])
-    margin = tokens.margin * per_token + documents.margin  # a document more or less has a tail more or less
+    margin = tokens.margin * per_token + documents.margin  # each document has a tail
     return tokens, Estimate(value=tokens.value * per_token, margin=margin)
 
 
 def _count_shards(job: Job, windows: Estimate) -> Estimate:
-    """The files of a split: their size depends on the number of windows too, so the margin is found by trial."""
+    """Estimate a split's shards. Their size depends on the number of windows too, so the margin is found by trial."""
 
     def count(num_windows: float) -> int:
         rounded = max(0, round(num_windows))
@@ -249,10 +266,10 @@ def _count_shards(job: Job, windows: Estimate) -> Estimate:
     return Estimate(value=value, margin=max(abs(value - other) for other in around))
 
 
-def _encode_sample(job: Job, store: TokenStore, *, is_whole: bool) -> tuple[Estimate, int, float]:
-    """Bytes on disk for a window with the margin of their mean, those of a file with no window, and seconds for one.
+def _encode_sample(job: Job, store: TokenStore, *, is_complete: bool) -> tuple[Estimate, int, float]:
+    """Return bytes on disk per window, the bytes of a shard without windows, and seconds per window.
 
-    A row group's part of the footer counts to its windows.
+    A row group's part of the footer counts towards its windows.
     """
     sizes: list[int] = []
     counts: list[int] = []
@@ -285,7 +302,7 @@ def _encode_sample(job: Job, store: TokenStore, *, is_whole: bool) -> tuple[Esti
     if not counts:
         return Estimate(value=0.0, margin=0.0), per_shard, 0.0
     rows = sum(counts)
-    total = estimate_total(sizes, sizes=counts, total=rows, population=groups if is_whole else sys.maxsize)
+    total = estimate_total(sizes, sizes=counts, total=rows, population=groups if is_complete else sys.maxsize)
     return Estimate(value=total.value / rows, margin=min(total.margin, total.value) / rows), per_shard, taken / rows
 
 
@@ -294,5 +311,5 @@ def _stored_bytes(group: pq.RowGroupMetaData) -> int:
 
 
 def _add(estimates: Sequence[Estimate]) -> Estimate:
-    """A sum of estimates from one sample: their errors go together, so the margins add up."""
+    """Add estimates from one sample: their errors are correlated, so the margins add up."""
     return Estimate(value=sum(one.value for one in estimates), margin=sum(one.margin for one in estimates))

@@ -1,12 +1,12 @@
-"""Verify a data set: everything that its manifest says, and everything that its shards promise, is checked.
+"""Verify a data set: check everything that its manifest and its shards promise, and list every problem.
 
 Algorithm: the manifest's own hash; each file's size and sha256; its columns and row groups; then, in every row group,
 page checksums, `target_ids` and `next_id` against `input_ids`, IDs against the vocabulary, `start` and `length` against
-the windows' arithmetic, and all rows against the token store, as long as that is still in the cache. The store's own
-checksums come first: rows are not held against a chunk that is damaged, which is a fault of its own. Cost: each shard
-is read twice, once for its hash and once decoded, and the store once more; each worker holds one row group at a time.
+the windows' arithmetic, and all rows against the token store, if that is still in the cache. The store's own checksums
+are checked first: rows are not compared with a damaged chunk, which is a problem of its own. Cost: each shard is read
+twice, for its hash and for its rows, and the store once; each worker keeps one row group in memory.
 
-No fault stops the list: whatever is wrong in one place, the others are looked at.
+A problem in one place does not hide the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,33 +42,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong."""
+    """One problem."""
 
-    file: str  # relative to the data set's folder; of the cache, the damaged chunk's folder
+    file: str  # relative to the data set's folder; of the cache, the path of what is damaged
     problem: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class VerifyReport:
-    """What was looked at, and what was found."""
+    """What was checked, and the problems that were found."""
 
     path: Path
     faults: list[Fault]
     shards: int
     windows: int
     bytes: int
-    compared_with_store: bool  # False: the token store is no longer in the cache, or damaged
+    compared_with_store: bool  # False: the token store is missing from the cache, or damaged
     seconds: float
+
+    def __repr__(self) -> str:
+        """Show the counts in one line; `faults` has the list."""
+        compared = "compared" if self.compared_with_store else "not compared"
+        return (
+            f"VerifyReport({self.path.name!r:.99}: problems={len(self.faults):,}, shards={self.shards:,}, "
+            f"windows={self.windows:,}, bytes={self.bytes:,}, {compared} with the token store)"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the problems as a table in a notebook."""
+        rows = "".join(f"<tr><td>{escape(one.file)}</td><td>{escape(one.problem)}</td></tr>" for one in self.faults)
+        return f"<p>{escape(repr(self))}</p><table>{rows}</table>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """What the rows of a split must be, as far as it is known."""
+    """What the rows of a split must be, as far as that is known."""
 
     entry: SplitEntry
     first_rows: list[int]  # of each shard
-    stored: StoredWindows | None  # None: a store is needed to know where documents start, and it is gone
-    has_stream: bool  # the token store is there to compare with
+    stored: StoredWindows | None  # None: only the missing token store knows where documents start
+    has_stream: bool  # the rows are compared with the token store
     padded: bool
     vocab_size: int
     pad_id: int
@@ -76,16 +90,16 @@ class _Rows:
 def verify_shards(
     path: str | os.PathLike[str], *, cache_path: str | os.PathLike[str] = "outputs/cache", workers: int = 1
 ) -> VerifyReport:
-    """Check a data set and list all its faults; the folder is only read.
+    """Check a data set and list all its problems. Nothing is written.
 
     Args:
         path: the data set's folder.
-        cache_path: where the token store is looked for that the windows were cut from. If it is there, all rows are
-            compared with it.
-        workers: shards that are checked at the same time.
+        cache_path: the cache with the token store that the windows were cut from. If it is there, all rows are compared
+            with it.
+        workers: how many shards are checked at once.
 
     Returns:
-        A report whose `faults` is empty if the data set is whole. Nothing is raised for a damaged data set.
+        A report whose `faults` is empty if the data set is complete and intact. A damaged data set raises nothing.
 
     """
     folder, started = Path(path), time.perf_counter()
@@ -127,7 +141,7 @@ def verify_shards(
 
 
 def _list_unreadable(folder: Path) -> list[Fault]:
-    """Without a manifest nothing says what the files should be; those that are no Parquet at all are still named."""
+    """Name the files that are not Parquet at all: without a manifest, nothing else can be said about them."""
     faults = []
     for file in sorted(folder.glob("data/*")):
         try:
@@ -138,21 +152,21 @@ def _list_unreadable(folder: Path) -> list[Fault]:
 
 
 def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
-    """The store that the windows were cut from, if all of it is there and whole, and what is wrong with it."""
+    """Return the problems of the token store that the windows were cut from, and the store if it has none."""
     path = cache / "stores" / f"{manifest.store}.json"
     try:
         store = open_store(path)
         damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
     except DamagedChunk as error:
         return [_blame(error)], None
-    except (OSError, ValueError):  # cleared in part or as a whole: a cache may be
+    except (OSError, ValueError):  # a cache may be cleared
         return [], None
     if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
         problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but {path} was made with {store.tokenizer['hash']}"
         return [Fault(file=MANIFEST_NAME, problem=problem)], None
     if damaged:
         return [_blame(error) for error in damaged], None
-    return [], dataclasses.replace(store, proves=False)  # it was read just now
+    return [], dataclasses.replace(store, proves=False)  # its files were just read
 
 
 def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
@@ -164,11 +178,11 @@ def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
 
 
 def _blame(error: DamagedChunk) -> Fault:
-    return Fault(file=str(error.folder), problem=f"{error.what}; the cache is damaged, and the shards need not be")
+    return Fault(file=str(error.folder), problem=f"{error.what}; the cache is damaged; the shards need not be")
 
 
 def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[Fault]]:
-    """What a split must hold by arithmetic, and what of its entry in the manifest is not so."""
+    """Return what a split must contain by arithmetic, and the problems of its entry in the manifest."""
     entry, cut = manifest.splits[name], manifest.windows
     stream = store.stream(name) if store else None
     problems, windows = [], None
@@ -183,7 +197,7 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         documents = store.documents(name) if store else None
         windows = cut_windows(section, num_tokens=entry.num_tokens, documents=documents)
         if len(windows) != entry.num_windows:
-            problems.append(f"{name} has {entry.num_windows} windows by the manifest, and {len(windows)} by arithmetic")
+            problems.append(f"{name} has {entry.num_windows} windows by the manifest, but {len(windows)} by arithmetic")
     if store and stream is not None:
         firsts, sizes = store.documents(name)
         found = {"num_tokens": len(stream), "num_documents": len(firsts)}
@@ -192,9 +206,9 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
             for key, count in found.items()
             if getattr(entry, key) != count
         ]
-        left_over = cut.get("left_over", {}).get(name)  # data sets of before it was counted have none
-        if windows and left_over and left_over != count_unused(windows, firsts, sizes):
-            problems.append(f"windows.left_over.{name} is {left_over}, and another by the token store")
+        unused = cut.get("left_over", {}).get(name)  # early data sets have no such count
+        if windows and unused and unused != (found_unused := count_unused(windows, firsts, sizes)):
+            problems.append(f"windows.left_over.{name} is {unused}, but {found_unused} by the token store")
     counts = [shard.num_windows for shard in entry.shards]
     stored = None
     if windows and not problems:
@@ -268,7 +282,7 @@ def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) ->
 
 
 def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -> Iterator[str]:
-    """What is wrong with one row group, whose first window has number `first` in its split as it is stored."""
+    """List what is wrong with a row group, whose first window has index `first` in the stored order of its split."""
     try:
         table = file.read_row_group(group)
     except Exception as error:  # noqa: BLE001 - as above
@@ -278,16 +292,16 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
     starts, next_ids = (table.column(name).to_numpy() for name in ("start", "next_id"))
     max_length = inputs_BT.shape[1]
     lengths = table.column("length").to_numpy() if rows.padded else np.full(len(starts), max_length, np.int32)
-    behind_BT = np.arange(max_length) >= lengths[:, None]
+    after_BT = np.arange(max_length) >= lengths[:, None]
     shifted_BT = np.concatenate([inputs_BT[:, 1:], next_ids[:, None]], axis=1)
-    # A short window's last target still stands among its inputs, one place behind its length.
+    # A short window's last target is still among its inputs, at the position after its real tokens.
     padding_BT = np.arange(max_length) > lengths[:, None]
     checks = {
         "input_ids outside the vocabulary": (inputs_BT < 0) | (inputs_BT >= rows.vocab_size),
-        "target_ids outside the vocabulary": ~behind_BT & ((targets_BT < 0) | (targets_BT >= rows.vocab_size)),
-        "target_ids that are not the input_ids a token later": ~behind_BT & (targets_BT != shifted_BT),
-        "target_ids behind the window's length that are not ignored": behind_BT & (targets_BT != IGNORED),
-        "input_ids behind the window's length that are not end-of-text": padding_BT & (inputs_BT != rows.pad_id),
+        "target_ids outside the vocabulary": ~after_BT & ((targets_BT < 0) | (targets_BT >= rows.vocab_size)),
+        "target_ids that are not the input_ids shifted by one": ~after_BT & (targets_BT != shifted_BT),
+        "target_ids after the window's length that are not -100": after_BT & (targets_BT != IGNORED),
+        "input_ids after the window's length that are not end-of-text": padding_BT & (inputs_BT != rows.pad_id),
         "a next_id that is not the last of target_ids": (next_ids != targets_BT[:, -1])[:, None],
     }
     for text, wrong in checks.items():
@@ -301,11 +315,11 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
     for text, found, right in zip(("start", "length"), (starts, lengths), expected, strict=True):
         if (found != right).any():
             row = int(np.flatnonzero(found != right)[0])
-            yield f"row {row} has {text} {found[row]}, and {right[row]} by arithmetic"
+            yield f"row {row} has {text} {found[row]}, but {right[row]} by arithmetic"
     if not rows.has_stream:
         return
     ids_BT1 = rows.stored.read(first, last)[0]
-    differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != np.where(behind_BT, IGNORED, ids_BT1[:, 1:]))
+    differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != np.where(after_BT, IGNORED, ids_BT1[:, 1:]))
     if differ_BT.any():
         at = np.flatnonzero(differ_BT.any(axis=1))
         yield f"{len(at)} windows differ from the token store, the first in row {at[0]}"

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from pipeline.windows import StoredWindows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WriteReport:
     """What the write stage did."""
 
@@ -69,6 +70,16 @@ class WriteReport:
     tokenize_seconds: float
     write_seconds: float
     peak_memory: int  # bytes resident at most in this process so far, mapped files included
+
+    def __repr__(self) -> str:
+        """Show what was done in one line."""
+        windows = ", ".join(f"{name}={split.num_windows:,}" for name, split in self.manifest.splits.items())
+        done = "up to date" if self.finished_before else f"{self.chunks_made} of {self.chunks} chunks tokenized"
+        return f"WriteReport({self.path.name!r:.99}: {windows} windows, {done}, {self.engine})"
+
+    def _repr_html_(self) -> str:
+        """Show the splits as a table in a notebook."""
+        return f"<p>{escape(repr(self))}</p>{self.manifest._repr_html_()}"
 
 
 def write_shards(

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 NPY_HEADER_BYTES = 128
 BLOCK_BYTES = 1 << 20
-SPLITS = ("train", "validation")
 DOCUMENT = np.dtype(
     [
-        ("split", "u1"),  # index into SPLITS
+        ("split", "u1"),  # index into settings.SPLITS
         ("source", "<i4"),  # index into the chunk's sources
         ("row", "<i8"),  # the document's row or line in its source, from 0; of a text file 0
         ("first", "<i8"),  # its first token in its split's part of the chunk

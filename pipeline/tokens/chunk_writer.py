@@ -23,10 +23,10 @@ from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.locks import hold, try_to_hold
 from pipeline.corpus.files import mark_as_cache
 from pipeline.corpus.quarantine import QUARANTINE_NAME, as_line
+from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import (
     DOCUMENT,
     NPY_HEADER_BYTES,
-    SPLITS,
     Chunk,
     DamagedChunk,
     check_chunk,

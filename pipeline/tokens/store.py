@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.atomic import write_json
-from pipeline.tokens.chunk import SPLITS, Chunk, check_file, find_chunk
+from pipeline.settings import SPLITS
+from pipeline.tokens.chunk import Chunk, check_file, find_chunk
 
 if TYPE_CHECKING:
     import os
