@@ -1,8 +1,8 @@
-"""A small GPT over the project's embedding: token IDs in, scores for the next token out.
+"""A small GPT on top of the project's embedding: from token IDs to scores of the next token.
 
 Blocks as in GPT-2 (Radford et al. 2019): layer norm before causal self-attention and before a 4-fold wider MLP, each
 added to its input. The output layer is the embedding's own table (weight tying: Press and Wolf 2017, arXiv 1608.05859).
-No dropout, so that a run is a function of its seed and its data alone.
+It has no dropout, so a run depends only on its seed and its data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STD = 0.02  # of initial weights, GPT-2's
 
 
 class GPT(nn.Module):
-    """int64 [B, T] in, float scores [B, T, V] out. `seed` decides all initial weights."""
+    """Map int64 [B, T] to float scores [B, T, V]. `seed` decides all initial weights."""
 
     def __init__(
         self, vocab_size: int, max_length: int, *, dim: int, layers: int, heads: int, positions: str, seed: int
@@ -40,7 +40,7 @@ class GPT(nn.Module):
                     nn.init.normal_(weight, std=STD / (2 * layers) ** 0.5 if deep else STD)
 
     def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Scores of every token of the vocabulary as the next one, at each place."""
+        """Return the score of every token of the vocabulary as the next one, at each position."""
         vectors_BTD = self.embedding(ids_BT)
         for block in self.blocks:
             vectors_BTD = block(vectors_BTD)
@@ -58,7 +58,7 @@ class Block(nn.Module):
         self.widen, self.shrink = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, vectors_BTD: torch.Tensor) -> torch.Tensor:
-        """The same shape, with what each place took from those before it."""
+        """Add to each position what it takes from itself and the positions before it."""
         B, T, D = vectors_BTD.shape
         parts = self.qkv(self.norm_attention(vectors_BTD)).view(B, T, 3, self.heads, D // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 def summed_loss(model: nn.Module, input_ids: torch.Tensor, target_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Cross-entropy in nats, summed over the targets that count, and how many they are."""
+    """Return the cross-entropy in nats, summed over the scored targets, and their number."""
     scores = model(input_ids).flatten(0, 1).float()
     loss = functional.cross_entropy(scores, target_ids.flatten(), ignore_index=IGNORED, reduction="sum")
     return loss, int((target_ids != IGNORED).sum())
@@ -79,8 +79,8 @@ def summed_loss(model: nn.Module, input_ids: torch.Tensor, target_ids: torch.Ten
 def unigram_loss(counts_V: torch.Tensor, targets: Sequence[torch.Tensor]) -> float:
     """Mean cross-entropy in nats of targets under the token frequencies `counts_V`, int64 [V], with no context.
 
-    Every count is raised by a constant, for tokens that were never seen: the one of four that suits the targets best,
-    so that a model which is compared with this one is not flattered.
+    A constant is added to every count, for tokens that were never seen. It is the best of four for these targets, so
+    that the baseline is not made too weak.
     """
     seen = torch.cat([batch[batch != IGNORED] for batch in targets])
     losses = []

@@ -1,10 +1,10 @@
-"""Do embeddings come to mean something? `python scripts/neighbors.py experiment=neighbors`, or `..._quick`.
+"""Do embeddings learn meaning? `python scripts/neighbors.py experiment=neighbors`, or `..._quick`.
 
-Trains a small GPT and looks at its token table: the nearest neighbours of some words by cosine before and after
-training, the mean cosine of related pairs against that of random pairs over the course of training, and the words in
-two dimensions. The pairs are fixed below, before any run. Only words that are one token and occur in the training text
-count. Each random pair stands for a related one: its two tokens occur about as often as that one's, since frequency
-alone moves embeddings together.
+It trains a small GPT and examines its token table: the nearest neighbours of some words by cosine, before and after
+training; the mean cosine of related and of random pairs over the course of training; and the words in two dimensions.
+The pairs are fixed below, before any run. Only words that are one token and occur in the training text count. Each
+random pair corresponds to a related one: its two tokens occur about as often, because frequency alone moves embeddings
+together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from train import main, open_evaluation, open_loader, settings_of
 from training import train
 
 from pipeline.base.atomic import write_text
+from pipeline.base.wording import counted
 from pipeline.cli.stages import run_write
 from pipeline.cli.svg import Series, chart, scatter
 from pipeline.tokenizer.load import load_tokenizer
@@ -50,7 +51,7 @@ NEIGHBOURS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """A line of `similarity.csv`: mean cosines after so many steps."""
+    """A line of `similarity.csv`: the mean cosines after a step."""
 
     step: int
     tokens: int
@@ -59,7 +60,7 @@ class Moment:
 
 
 def run(config: TrainConfig, output: Path) -> None:
-    """Train, take the cosines on the way, and print and draw what came of it."""
+    """Train, measure cosines on the way, and print and draw them."""
     run_write(config)
     loader = open_loader(config)
     tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, engine="auto", special_text="literal"))
@@ -67,7 +68,9 @@ def run(config: TrainConfig, output: Path) -> None:
     words = known_words(tokenizer, counts_V)
     related = related_pairs(words)
     if len(related) == 0:
-        raise ValueError("none of the words is one token of the training text; take tokenizer=gpt2 and English text")
+        raise ValueError(
+            "none of the words is a single token of the training text. Use tokenizer=gpt2 and English text"
+        )
     random = random_pairs(counts_V, related, seed=config.embedding.seed)
     moments: list[Moment] = []
     tables: list[torch.Tensor] = []
@@ -82,18 +85,17 @@ def run(config: TrainConfig, output: Path) -> None:
         moments.append(Moment(step=step, tokens=tokens, related=means[0], random=means[1]))
 
     _, metrics = train(loader, None, settings_of(config), validate_every=config.train.validate_every, observe=observe)
-    candidates = np.flatnonzero(counts_V.numpy() >= 5)  # the rest was moved as wrong answers more than as themselves
+    candidates = np.flatnonzero(counts_V.numpy() >= 5)  # rarer ones are trained mostly as wrong answers
     before, after = tables[0], tables[-1]
-    print(f"\nneighbours by cosine, among the {len(candidates):,} tokens that occur at least 5 times")
+    print(f"\nneighbours by cosine, among the {counted(len(candidates), 'token')} with at least 5 occurrences")
     for word in SHOWN:
         if word in words:
             for when, table_VD in (("before", before), ("after", after)):
                 found = nearest(table_VD, words[word][0], candidates)
                 listed = "  ".join(f"{tokenizer.decode([token])!r} {cosine:.2f}" for token, cosine in found)
                 print(f"  {word!r:<9} {when:<7} {listed}")
-    print(
-        f"\nmean cosine of {len(related)} related pairs and {len(random)} random ones, each as frequent as one of them"
-    )
+    pairs = f"{counted(len(related), 'related pair')} and {counted(len(random), 'random pair')} of the same frequency"
+    print(f"\nmean cosine of {pairs}")
     for moment in moments:
         print(f"  step {moment.step:<5} {moment.tokens:>9,} tokens   {moment.related:+.3f}   {moment.random:+.3f}")
     print(describe_groups(words, counts_V, before, after, metrics[-1]))
@@ -104,35 +106,40 @@ def run(config: TrainConfig, output: Path) -> None:
 def describe_groups(
     words: dict[str, tuple[int, int]], counts_V: torch.Tensor, before: torch.Tensor, after: torch.Tensor, last: Metric
 ) -> str:
-    """Each group's mean cosine beside that of random pairs, and beside that of tokens that the text does not have."""
+    """Return each group's mean cosine next to that of random pairs, and that of tokens which never occur."""
 
     def line(name: str, pairs: np.ndarray, control: np.ndarray | None, what: str) -> str:
         then, now = (f"{float(cosines(table_VD, pairs).mean()):+.3f}" for table_VD in (before, after))
         chance = "" if control is None else f"{float(cosines(after, control).mean()):+.3f}"
         return f"  {name:<12} {then}   {now}   {chance:<6}   {what}"
 
-    trained = f"{last.tokens:,} tokens, loss {last.train_loss:.3f} on the text that is trained on"
-    columns = "before, after, and after among random pairs of like frequency"
+    trained = f"{counted(last.tokens, 'token')}, training loss {last.train_loss:.3f}"
+    columns = "before, after, and after for random pairs of the same frequency"
     lines = [f"\nmean cosine within a group: {columns} ({trained})"]
     for group, name in enumerate(GROUPS):
         mine = {word: found for word, found in words.items() if found[1] == group}
         if len(mine) > 1:
             counts = [int(counts_V[token]) for token, _ in mine.values()]
             pairs = related_pairs(mine)
-            occur = f"{len(mine)} words, {min(counts):,} to {max(counts):,} times in the text"
+            occur = f"{counted(len(mine), 'word')}, each {min(counts):,} to {max(counts):,} times in the text"
             lines.append(line(name, pairs, random_pairs(counts_V, pairs, seed=group), occur))
     unseen = np.flatnonzero(counts_V.numpy() == 0)
     if len(unseen) > 1:
         drawn = np.random.default_rng(0).choice(unseen, (RANDOM_PAIRS, 2))
         apart = drawn[drawn[:, 0] != drawn[:, 1]]
         lines.append(
-            line("never seen", apart, None, f"pairs of the {len(unseen):,} tokens that the text does not have")
+            line(
+                "never seen",
+                apart,
+                None,
+                f"pairs of the {counted(len(unseen), 'token')} that the text does not contain",
+            )
         )
     return "\n".join(lines)
 
 
 def count_tokens(path: str, vocab_size: int) -> torch.Tensor:
-    """How often each token is a target of the training windows, int64 [V]."""
+    """Count how often each token is a target of the training windows, int64 [V]."""
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for batch in open_evaluation(path, split="train"):
         counts += torch.bincount(batch.target_ids[batch.target_ids >= 0], minlength=vocab_size)
@@ -140,7 +147,7 @@ def count_tokens(path: str, vocab_size: int) -> torch.Tensor:
 
 
 def known_words(tokenizer: Tokenizer, counts_V: torch.Tensor) -> dict[str, tuple[int, int]]:
-    """The words of `GROUPS` that are one token and occur: the word -> its token and its group's number."""
+    """Return the words of `GROUPS` that are one token and occur: word -> its token and its group's number."""
     found = {}
     for group, text in enumerate(GROUPS.values()):
         for word in text.split():
@@ -151,14 +158,14 @@ def known_words(tokenizer: Tokenizer, counts_V: torch.Tensor) -> dict[str, tuple
 
 
 def related_pairs(words: dict[str, tuple[int, int]]) -> np.ndarray:
-    """Every two words of one group: token IDs, int64 [pairs, 2]."""
+    """Return every two words of one group: token IDs, int64 [pairs, 2]."""
     listed = list(words.values())
     pairs = [(one[0], two[0]) for at, one in enumerate(listed) for two in listed[at + 1 :] if one[1] == two[1]]
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def random_pairs(counts_V: torch.Tensor, like: np.ndarray, *, seed: int) -> np.ndarray:
-    """Pairs of tokens, [pairs, 2], each as frequent as one of `like`: for either token, one of the 40 next in rank."""
+    """Draw pairs of tokens, [pairs, 2], each about as frequent as one of `like`: within 20 ranks of it."""
     rng = np.random.default_rng(seed)
     ranked = np.argsort(-counts_V.numpy(), kind="stable")
     rank = np.empty_like(ranked)
@@ -170,12 +177,12 @@ def random_pairs(counts_V: torch.Tensor, like: np.ndarray, *, seed: int) -> np.n
 
 
 def cosines(table_VD: torch.Tensor, pairs: np.ndarray) -> torch.Tensor:
-    """The cosine of each pair's vectors, float [pairs]."""
+    """Return the cosine of each pair's vectors, float [pairs]."""
     return torch.cosine_similarity(table_VD[pairs[:, 0]], table_VD[pairs[:, 1]])
 
 
 def nearest(table_VD: torch.Tensor, token: int, candidates: np.ndarray) -> list[tuple[int, float]]:
-    """The candidates whose vectors point most nearly where the token's does, itself left out."""
+    """Return the candidates with the largest cosine to the token, without the token itself."""
     others = candidates[candidates != token]
     found = torch.cosine_similarity(table_VD[others], table_VD[token][None])
     best = torch.argsort(found, descending=True)[:NEIGHBOURS]
@@ -183,7 +190,7 @@ def nearest(table_VD: torch.Tensor, token: int, candidates: np.ndarray) -> list[
 
 
 def flatten(table_VD: torch.Tensor, tokens: Sequence[int]) -> np.ndarray:
-    """The tokens' vectors, of length 1, along their two directions of largest variance (PCA by SVD), [tokens, 2]."""
+    """Project the tokens' unit vectors on their two directions of largest variance (PCA by SVD), [tokens, 2]."""
     vectors = torch.nn.functional.normalize(table_VD[list(tokens)], dim=1)
     centred = vectors - vectors.mean(0)
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
@@ -198,7 +205,7 @@ def write_files(
     before: torch.Tensor,
     after: torch.Tensor,
 ) -> None:
-    """The table and the pictures."""
+    """Write the table and the pictures."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["step", "tokens", "related", "random"])

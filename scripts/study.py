@@ -1,9 +1,10 @@
 """The stride study: `python scripts/study.py experiment=stride_study`, or `experiment=stride_study_quick`.
 
-Trains one and the same model at several strides, with several seeds, twice: at equal numbers of updates, and at equal
-passes over the text, where a smaller stride means more updates. Every model is scored on the same held-out windows,
-which do not overlap. Then the perplexity of the best one is taken with overlapping evaluation windows, where each token
-is scored once (`score=new`). Windows are cut from the token store as they are read, so no stride needs a data set.
+It trains the same model at several strides and with several seeds. It does so twice: with equal numbers of updates, and
+with equal passes over the text, where a smaller stride means more updates. Every model is scored on the same validation
+windows, which do not overlap. Then the best model's perplexity is measured with overlapping evaluation windows, which
+score each token once (`score=new`). Windows are cut from the token store as they are read, so no stride needs a data
+set.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from training import evaluate, train
 
 from pipeline import ShardLoader, StoreWindows, WindowConfig
 from pipeline.base.atomic import write_text
+from pipeline.base.wording import counted
 from pipeline.cli.stages import run_write
 from pipeline.cli.svg import Series, chart
 from pipeline.settings import ConfigError
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from training_config import TrainConfig
 
 BUDGETS = {
-    "updates": "equal updates: the same number of batches, so of tokens seen",
-    "passes": "equal passes: every window equally often, so a smaller stride has more updates and sees more tokens",
+    "updates": "equal updates: the same number of batches, and so of window tokens",
+    "passes": "equal passes: every window equally often, so a smaller stride has more updates and more window tokens",
 }
 
 
@@ -46,13 +48,13 @@ BUDGETS = {
 class Run:
     """One training run of the study: a line of `study.csv`."""
 
-    budget: str  # what was equal among strides: of BUDGETS
+    budget: str  # what was equal for all strides: a key of BUDGETS
     stride: int
     seed: int
     updates: int
-    tokens: int  # delivered
+    tokens: int  # window tokens
     passes: float  # how often each token of the text was seen, on average
-    validation_loss: float  # nats per token, held-out windows without overlap
+    validation_loss: float  # nats per token, validation windows without overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Evaluation:
 
 
 def run(config: TrainConfig, output: Path) -> None:
-    """Train at every stride, with every seed and budget; score; write tables and pictures; print what they show."""
+    """Train at every stride, with every seed and budget; score; write and print tables and pictures."""
     study, length = config.study, config.window.max_length
     bad = [stride for stride in (*study.strides, *study.evaluation_strides) if not 1 <= stride <= length]
     if not study.strides or bad:
@@ -81,8 +83,9 @@ def run(config: TrainConfig, output: Path) -> None:
                 found, trained = train_run(config, store, budget=budget, stride=stride, seed=seed)
                 runs.append(found)
                 write_text(output / "study.csv", to_csv(runs))
-                print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {found.updates:>6,} updates", end="")
-                print(f"   held out {found.validation_loss:.4f}", flush=True)
+                updates = counted(found.updates, "update").rjust(14)
+                print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {updates}", end="")
+                print(f"   validation loss {found.validation_loss:.4f}", flush=True)
                 if found == min(runs, key=lambda one: one.validation_loss):
                     best, model = found, trained
     evaluations = [
@@ -103,9 +106,11 @@ def run(config: TrainConfig, output: Path) -> None:
         write_text(output / "evaluation.svg", chart([series], title="Evaluation with overlap", x_ticks=ticks, **axes))
     sizes = {name: split.num_tokens for name, split in report.manifest.splits.items()}
     weights = sum(weight.numel() for weight in model.parameters())
-    print(f"\nstudy: windows of {length} tokens; held-out loss in nats per token, on windows that do not overlap")
-    print(f"  one text, {sizes['train']:,} tokens to train on and {sizes['validation']:,} held out; ", end="")
-    print(f"one model of {weights:,} weights; {len(study.seeds)} seeds")
+    print(f"\nstudy: windows of {counted(length, 'token')}; validation loss in nats per token, without overlap")
+    print(
+        f"  {counted(sizes['train'], 'training token')}, {counted(sizes['validation'], 'validation token')}; ", end=""
+    )
+    print(f"a model of {counted(weights, 'weight')}; {counted(len(study.seeds), 'seed')}")
     print(describe(runs))
     if evaluations:
         print(describe_evaluations(evaluations, best, length=length))
@@ -119,13 +124,13 @@ def windows_of(store: str, length: int, stride: int) -> StoreWindows:
 
 
 def train_run(config: TrainConfig, store: str, *, budget: str, stride: int, seed: int) -> tuple[Run, GPT]:
-    """One run: the seed decides the initial weights and the order of windows."""
+    """Train once; the seed decides the initial weights and the order of windows."""
     length = config.window.max_length
     assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
     loader = ShardLoader(windows_of(store, length, stride), batch_size=config.loader.batch_size, seed=seed, threads=1)
     steps = config.train.steps if budget == "updates" else config.study.passes * len(loader)
     model, _ = train(loader, None, settings_of(config, steps=steps, seed=seed), validate_every=steps, progress=False)
-    held_out = evaluate(model, open_evaluation(windows_of(store, length, length)))
+    validation_loss = evaluate(model, open_evaluation(windows_of(store, length, length)))
     tokens = steps * loader.batch_size * length
     once = len(loader.order) * stride  # the text, to within one window
     found = Run(
@@ -135,13 +140,13 @@ def train_run(config: TrainConfig, store: str, *, budget: str, stride: int, seed
         updates=steps,
         tokens=tokens,
         passes=tokens / once,
-        validation_loss=held_out,
+        validation_loss=validation_loss,
     )
     return found, model
 
 
 def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
-    """The model's loss on the held-out text with windows `stride` apart, each token counted once."""
+    """Measure the model's validation loss with windows `stride` apart; each token counts once."""
     loader = open_evaluation(windows_of(store, length, stride), score="new")
     targets = sum(int((batch.target_ids >= 0).sum()) for batch in loader)
     loss = evaluate(model, loader)
@@ -150,7 +155,7 @@ def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
 
 @torch.no_grad()
 def loss_by_position(model: GPT, loader: ShardLoader) -> torch.Tensor:
-    """Mean loss at each place of the loader's windows, float64 [T]: what more context is worth to the model."""
+    """Return the mean loss at each position of a window, float64 [T]: it shows the value of more context."""
     totals_T = torch.zeros(loader.reader.max_length, dtype=torch.float64)
     counts_T = torch.zeros_like(totals_T)
     for batch in loader:
@@ -172,18 +177,18 @@ def to_csv(rows: Sequence[Run] | Sequence[Evaluation]) -> str:
 
 
 def picture(runs: list[Run], budget: str) -> str:
-    """Held-out loss against stride: every seed's point, the mean as a line."""
+    """Draw validation loss by stride: a point for each seed, and a line through the means."""
     mine = [run for run in runs if run.budget == budget]
     strides = sorted({run.stride for run in mine})
     means = [(float(s), statistics.fmean(run.validation_loss for run in mine if run.stride == s)) for s in strides]
     points = [(float(run.stride), run.validation_loss) for run in mine]
-    axes: dict[str, Any] = {"x_label": "stride of the training windows", "y_label": "held-out loss, nats per token"}
-    series = Series(name="one seed each; line: mean", points=points, line=means)
+    axes: dict[str, Any] = {"x_label": "stride of the training windows", "y_label": "validation loss, nats per token"}
+    series = Series(name="points: seeds, line: mean", points=points, line=means)
     return chart([series], title=f"Equal {budget}", log="x", x_ticks=[x for x, _ in means], **axes)
 
 
 def describe(runs: list[Run]) -> str:
-    """The losses as tables, with the difference between the ends of each beside the spread of one stride's seeds."""
+    """Return the losses as tables; below each, the difference of its ends and the spread between seeds."""
     lines = []
     for budget, meaning in BUDGETS.items():
         lines.append(f"  {meaning}")
@@ -196,34 +201,33 @@ def describe(runs: list[Run]) -> str:
             means.append(statistics.fmean(losses))
             spreads.append(max(losses) - min(losses))
             lines.append(
-                f"    stride {stride:<4} {same[0].updates:>6,} updates   each token seen {same[0].passes:4.1f} times   "
-                f"mean {means[-1]:.4f}   seeds {min(losses):.4f} to {max(losses):.4f}"
+                f"    stride {stride:<4} {counted(same[0].updates, 'update'):>14}   each token seen "
+                f"{same[0].passes:4.1f}x   mean {means[-1]:.4f}   seeds {min(losses):.4f} to {max(losses):.4f}"
             )
         if len(strides) > 1:
-            ends = f"stride {strides[-1]} less stride {strides[0]}: {means[-1] - means[0]:+.4f}"
-            lines.append(f"    {ends}   widest spread of one stride's seeds: {max(spreads):.4f}")
+            ends = f"stride {strides[-1]} minus stride {strides[0]}: {means[-1] - means[0]:+.4f}"
+            lines.append(f"    {ends} (largest spread between seeds of one stride: {max(spreads):.4f})")
     return "\n".join(lines)
 
 
 def describe_evaluations(evaluations: list[Evaluation], best: Run, *, length: int) -> str:
     """The best model's perplexities."""
     model = f"equal {best.budget}, stride {best.stride}, seed {best.seed}"
-    lines = [f"evaluation with overlap: the best model ({model}), each held-out token scored once"]
-    lines += [
-        f"    stride {one.stride:<4} {one.targets:,} tokens   context of {length - one.stride} tokens or more   "
-        f"loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
-        for one in evaluations
-    ]
+    lines = [f"evaluation with overlap: the best model ({model}), each validation token scored once"]
+    for one in evaluations:
+        context = f"at least {counted(length - one.stride, 'token')} of context"
+        losses = f"loss {one.loss:.4f}   perplexity {one.perplexity:.3f}"
+        lines.append(f"    stride {one.stride:<4} {counted(one.targets, 'token')}   {context}   {losses}")
     return "\n".join(lines)
 
 
 def describe_loss_by_position(losses_T: torch.Tensor) -> str:
-    """The loss at a window's places, in ranges that double: 0, 1, 2 to 3, 4 to 7, ..."""
+    """Return the loss by position in the window, in ranges that double: 0, 1, 2-3, 4-7, ..."""
     edges = [0, *(2**power for power in range(len(losses_T).bit_length()) if 2**power < len(losses_T)), len(losses_T)]
-    lines = ["the same model's loss by place in the window, from 0; a place has as many tokens before it as its number"]
+    lines = ["the same model's loss by position in the window, from 0; position n has n tokens before it"]
     for first, stop in itertools.pairwise(edges):
-        places = f"{first}" if stop == first + 1 else f"{first} to {stop - 1}"
-        lines.append(f"    places {places:<9} loss {float(losses_T[first:stop].mean()):.4f}")
+        positions = f"{first}" if stop == first + 1 else f"{first}-{stop - 1}"
+        lines.append(f"    positions {positions:<9} loss {float(losses_T[first:stop].mean()):.4f}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Train a small GPT on shards: `python scripts/train.py`, or `torchrun --nproc-per-node 2 scripts/train.py`.
 
-Writes the data set that its config describes where it is not there yet, trains on it, and leaves `metrics.csv`,
-`loss.svg` and `checkpoint.pt` in its folder. `train.resume=<checkpoint.pt>` goes on where a run was stopped, exactly.
+It writes the data set of its config unless it is there already, trains on it, and leaves `metrics.csv`, `loss.svg` and
+`checkpoint.pt` in its folder. `train.resume=<checkpoint.pt>` resumes a stopped run exactly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write
 from training_config import TrainConfig
 
 from pipeline import ShardLoader, StoreWindows
+from pipeline.base.wording import counted
 from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
 from pipeline.cli.stages import run_write
 from pipeline.settings import ConfigError
@@ -33,7 +34,7 @@ SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
 
 
 def main(job: Callable[[TrainConfig, Path], None]) -> None:
-    """Compose and check the config of a training job, run it, and turn a refusal into one line and an exit code."""
+    """Compose and check the config of a training job, run it, and turn an error into one line and an exit code."""
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schema(TrainConfig)
@@ -60,12 +61,12 @@ def main(job: Callable[[TrainConfig, Path], None]) -> None:
         print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted; train.resume=<{CHECKPOINT}> goes on", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: interrupted. train.resume=<{CHECKPOINT}> resumes the run", file=sys.stderr)
         sys.exit(130)
 
 
 def settings_of(config: TrainConfig, **changed: int) -> Settings:
-    """The settings of a run that the config describes, some of them changed."""
+    """Return the settings of the run that the config describes, with some of them changed."""
     train_, embedding = config.train, config.embedding
     known = {
         "layers": config.model.layers,
@@ -83,7 +84,7 @@ def settings_of(config: TrainConfig, **changed: int) -> Settings:
 
 
 def open_loader(config: TrainConfig) -> ShardLoader:
-    """Shuffled batches of the train split."""
+    """Open the train split for training."""
     loader = config.loader
     assert isinstance(loader.batch_size, int), "the config allows a whole number alone"
     return ShardLoader(
@@ -109,7 +110,7 @@ def open_evaluation(
 
 
 def run(config: TrainConfig, output: Path) -> None:
-    """Write the data set, train, and say what came of it."""
+    """Write the data set, train, and print the losses."""
     has_gpu = torch.cuda.is_available()
     device = config.train.device if config.train.device != "auto" else "cuda" if has_gpu else "cpu"
     is_main = int(os.environ.get("RANK", "0")) == 0
@@ -146,11 +147,13 @@ def run(config: TrainConfig, output: Path) -> None:
         if is_main and metrics:
             write_metrics(folder, metrics, baseline)
             first, last = metrics[0], metrics[-1]
-            print(f"\ntrain\n  step {first.step:<6} loss {first.train_loss:.3f}   held out {first.validation_loss:.3f}")
-            speed = f"{last.tokens:,} tokens at {last.tokens_per_second:,.0f} tokens/s"
-            print(f"  step {last.step:<6} loss {last.train_loss:.3f}   held out {last.validation_loss:.3f}   {speed}")
+            print("\ntrain")
+            for one in (first, last) if len(metrics) > 1 else (last,):
+                losses = f"training loss {one.train_loss:.3f}   validation loss {one.validation_loss:.3f}"
+                print(f"  step {one.step:<6} {losses}")
+            print(f"  {counted(last.tokens, 'token')} at {last.tokens_per_second:,.0f} tokens/s")
             if baseline is not None:
-                print(f"  a unigram model, which knows how often each token occurs: held out {baseline:.3f}")
+                print(f"  unigram baseline (token frequencies only): validation loss {baseline:.3f}")
             print(f"  in {folder}: {METRICS}, {CURVE}, {CHECKPOINT}")
     finally:
         if distributed.is_initialized():

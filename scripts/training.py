@@ -1,9 +1,9 @@
 """Training on shards: the loop, its checkpoint, and its files.
 
-A run is a function of its settings, its seed and its data set. A checkpoint holds the model, the optimizer, the
-loader's state and the metrics so far, in one file that is written under a temporary name and renamed, and read back as
-plain tensors (`weights_only=True`): nothing in it is executed. The learning rate depends on the step alone. So a run
-that was stopped and resumed gives the same weights, bit for bit, as one that was not, on the same device.
+A run is a function of its settings, its seed and its data set. A checkpoint contains the model, the optimizer, the
+loader's state and the metrics so far. It is one file, written under a temporary name and renamed. It is read as plain
+tensors (`weights_only=True`), so nothing in it is executed. The learning rate depends only on the step. So on one
+device a run that was stopped and resumed gives the same weights, bit for bit, as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import distributed, nn
 from tqdm import tqdm
 
 from pipeline.base.atomic import replace_file, write_text
+from pipeline.base.wording import counted
 from pipeline.cli.svg import Series, chart
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ KEYS = {"model", "optimizer", "loader", "step", "tokens", "global_batch", "setti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What decides a run besides its data; a checkpoint goes on only under the same ones."""
+    """What decides a run besides its data. A checkpoint resumes only with the same settings."""
 
     layers: int = 2
     heads: int = 4
@@ -58,8 +59,8 @@ class Metric:
     """One line of `metrics.csv`. Losses are in nats per token."""
 
     step: int
-    tokens: int  # delivered so far, by all ranks
-    train_loss: float  # mean since the line before
+    tokens: int  # window tokens so far, of all ranks
+    train_loss: float  # mean since the previous line
     validation_loss: float
     learning_rate: float
     tokens_per_second: float
@@ -82,15 +83,15 @@ def train(
 ) -> tuple[GPT, list[Metric]]:
     """Train a GPT on the loader's batches, epoch after epoch, and return it with its metrics.
 
-    `observe` is called with each step's number and the model: before the first one, and when a metric is taken. In a
-    process group, each rank trains on its part of the batch, and rank 0 alone writes files.
+    `observe` is called with a step's number and the model: before the first step, and at each metric. In a process
+    group each rank trains on its part of the batch, and only rank 0 writes files.
 
     Raises:
-        ValueError: the loader has no batch, the checkpoint is of another run, or the loss is no longer finite.
+        ValueError: the loader has no batch, the checkpoint belongs to another run, or the loss is no longer finite.
 
     """
     if len(loader) == 0:
-        raise ValueError(f"the data set has {len(loader.order)} windows, fewer than one batch needs")
+        raise ValueError(f"the train split has {counted(len(loader.order), 'window')}, fewer than one batch needs")
     model = GPT(
         loader.reader.tokenizer["vocab_size"],
         loader.reader.max_length,
@@ -115,8 +116,8 @@ def train(
         tokens = state["tokens"]
         if is_main and state["global_batch"] != global_batch:
             print(
-                f"{resume}: its run had {state['global_batch']} windows a step, this one has {global_batch}: "
-                "no exact resume",
+                f"{resume}: its run had {counted(state['global_batch'], 'window')} per step, this one has "
+                f"{global_batch:,}, so the resumed run is not exact",
                 file=sys.stderr,
             )
     else:
@@ -147,18 +148,18 @@ def train(
         bar.update()
         if step % validate_every == 0 or step == settings.steps:
             mean, speed = total / count, count / (time.perf_counter() - started)
-            held_out = math.nan if validation is None else evaluate(model, validation, device=device)
+            validation_loss = math.nan if validation is None else evaluate(model, validation, device=device)
             metrics.append(
                 Metric(
                     step=step,
                     tokens=tokens,
                     train_loss=mean,
-                    validation_loss=held_out,
+                    validation_loss=validation_loss,
                     learning_rate=rate,
                     tokens_per_second=speed,
                 )
             )
-            bar.set_postfix_str(f"loss {mean:.3f}, held out {held_out:.3f}, {speed:,.0f} tok/s")
+            bar.set_postfix_str(f"loss {mean:.3f}, validation {validation_loss:.3f}, {speed:,.0f} tok/s")
             observe(step, model)
             total, count, started = 0.0, 0, time.perf_counter()
         if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
@@ -173,19 +174,19 @@ def train(
 def take_step(
     model: GPT, optimizer: torch.optim.Optimizer, loss: torch.Tensor, targets: int, *, step: int, settings: Settings
 ) -> tuple[float, int]:
-    """One step down the mean loss over all ranks' targets; returns the loss summed over them, and their number.
+    """Take one step down the mean loss over all ranks' targets; return the summed loss and the number of targets.
 
-    DistributedDataParallel takes the mean of the ranks' gradients; ours is that of the mean over all targets, however
-    unequally these lie on the ranks.
+    DistributedDataParallel averages the ranks' gradients. The scaling here makes that the gradient of the mean over all
+    targets, even if the ranks have different numbers of targets.
 
     Raises:
-        ValueError: the loss is not finite, on every rank alike.
+        ValueError: the loss is not finite; every rank raises it.
 
     """
     loss_sum, targets_sum = sum_over_ranks(loss.detach(), targets)
     if not math.isfinite(loss_sum):
         highest = settings.learning_rate
-        raise ValueError(f"the loss is not finite at step {step}; lower train.learning_rate={highest}")
+        raise ValueError(f"the loss is not finite at step {step}. Lower train.learning_rate, which is {highest}")
     world_size = distributed.get_world_size() if distributed.is_initialized() else 1
     torch.autograd.backward(loss * (world_size / targets_sum))
     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -195,13 +196,13 @@ def take_step(
 
 
 def endless(loader: ShardLoader) -> Iterator[Batch]:
-    """Batches from where the loader stands, epoch after epoch."""
+    """Yield batches from the loader's current position, epoch after epoch."""
     while True:
         yield from loader
 
 
 def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) that decays matrices, and no norm, bias or embedding."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) that decays matrices, but no norm, bias or embedding."""
     tables = {id(weight) for weight in model.embedding.parameters()}
     decayed = [weight for weight in model.parameters() if weight.dim() == 2 and id(weight) not in tables]
     chosen = {id(weight) for weight in decayed}
@@ -211,7 +212,7 @@ def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Up in a line for `warmup` steps, then along a cosine to a tenth: a function of the step alone."""
+    """Rise linearly for `warmup` steps, then fall along a cosine to a tenth; depends only on the step."""
     if step <= settings.warmup:
         return settings.learning_rate * step / max(1, settings.warmup)
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -220,7 +221,7 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: ShardLoader, *, device: str = "cpu") -> float:
-    """Mean loss over a split's targets in nats, all ranks together."""
+    """Return the mean loss in nats over a split's targets, those of all ranks."""
     loader.set_epoch(0)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in loader:
@@ -232,7 +233,7 @@ def evaluate(model: nn.Module, loader: ShardLoader, *, device: str = "cpu") -> f
 
 
 def sum_over_ranks(total: torch.Tensor, count: int) -> tuple[float, int]:
-    """A loss that is summed over `count` targets, and that count, each added up over all ranks."""
+    """Sum over all ranks a loss, summed over `count` targets, and the count."""
     pair = torch.tensor([float(total), float(count)], dtype=torch.float64)
     if distributed.is_initialized():
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -242,7 +243,7 @@ def sum_over_ranks(total: torch.Tensor, count: int) -> tuple[float, int]:
 
 
 def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:
-    """The held-out loss of a model that knows how often each token occurs, and nothing else."""
+    """Return the validation loss of a model that knows only how often each token occurs."""
     counts = torch.zeros(train_split.reader.tokenizer["vocab_size"], dtype=torch.int64)
     train_split.set_epoch(0)
     for batch in train_split:
@@ -254,30 +255,30 @@ def unigram(train_split: ShardLoader, validation: ShardLoader) -> float:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any], settings: Settings, metrics: list[Metric]) -> None:
-    """Write a checkpoint: the old one or the new one is there at any moment."""
+    """Replace the checkpoint; at any moment either the old or the new one is there."""
     rows = [dataclasses.asdict(metric) for metric in metrics]
     with replace_file(path) as file:
         torch.save({**state, "settings": dataclasses.asdict(settings), "metrics": rows}, file)
 
 
 def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, Any]:
-    """What `write_checkpoint` wrote.
+    """Read what `write_checkpoint` wrote.
 
     Raises:
-        ValueError: there is no such file, it is no whole checkpoint, or its run had other settings; the message names
-            the first that differs.
+        ValueError: there is no such file, it is no complete checkpoint, or its run had other settings; the message
+            names the first one that differs.
 
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; a run writes {CHECKPOINT} every train.checkpoint_every steps")
+        raise ValueError(f"{path}: no such checkpoint. A run writes {CHECKPOINT} every train.checkpoint_every steps")
     try:
         state: Any = torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # foreign bytes raise whatever torch's parsers happen to: IndexError, RuntimeError, ...
-        raise ValueError(f"{path}: damaged, or no checkpoint; resume from another one, or train anew") from error
+    except Exception as error:  # torch's parsers raise many types for other bytes: IndexError, RuntimeError, ...
+        raise ValueError(f"{path}: damaged, or no checkpoint. Resume from another one, or start a new run") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS:
-        raise ValueError(f"{path}: no checkpoint of this program; resume from another one, or train anew")
+        raise ValueError(f"{path}: not a checkpoint of this program. Resume from another one, or start a new run")
     checkpoint: dict[str, Any] = state
     for name, mine in dataclasses.asdict(settings).items():
         if state["settings"].get(name) != mine:
@@ -288,7 +289,7 @@ def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, An
 
 
 def write_metrics(folder: Path, metrics: list[Metric], baseline: float | None = None) -> None:
-    """Write `metrics.csv` and `loss.svg`, with the loss of a model without context as a line where it is given."""
+    """Write `metrics.csv` and `loss.svg`; a given baseline becomes a line in the picture."""
     table = io.StringIO()
     writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Metric)], lineterminator="\n")
     writer.writeheader()
@@ -298,10 +299,10 @@ def write_metrics(folder: Path, metrics: list[Metric], baseline: float | None = 
         return
     losses = {
         "train": [(float(metric.step), metric.train_loss) for metric in metrics],
-        "held out": [(float(m.step), m.validation_loss) for m in metrics if not math.isnan(m.validation_loss)],
+        "validation": [(float(m.step), m.validation_loss) for m in metrics if not math.isnan(m.validation_loss)],
     }
     series = [Series(name=name, points=points, line=points) for name, points in losses.items()]
     if baseline is not None:
         ends = (float(metrics[0].step), float(metrics[-1].step))
-        series.append(Series(name=f"unigram, held out: {baseline:.2f}", line=[(x, baseline) for x in ends]))
+        series.append(Series(name=f"unigram baseline: {baseline:.2f}", line=[(x, baseline) for x in ends]))
     write_text(folder / CURVE, chart(series, title="Loss", x_label="step", y_label="nats per token"))

@@ -81,6 +81,6 @@ class TrainConfig(Config):
         if self.embedding.dim % self.model.heads:
             raise ConfigError(f"model.heads: must divide embedding.dim={self.embedding.dim}; got {self.model.heads}")
         if self.split.validation == 0:
-            raise ConfigError("split.validation: training needs text held out; got 0")
+            raise ConfigError("split.validation: training needs a validation split; got 0")
         if self.loader.batch_size == "all":
             raise ConfigError("loader.batch_size: training needs a whole number; got 'all'")

@@ -166,8 +166,8 @@ def test_unused_text_is_counted_in_the_manifest_the_card_and_the_summary(tmp_pat
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 16 + 1, "documents": 3}}
     said = "27 tokens of train, with 3 complete documents"
     assert said in (report.path / "README.md").read_text()
-    assert "left over 27 tokens of train (33.33%)   in no window, 3 documents wholly" in describe_write(report)
+    assert "unused    27 of 81 train tokens (33.33 %) are in no window; 3 documents are lost" in describe_write(report)
     assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
     report = write_shards(tmp_path / "pad", **sections(cache_path=tmp_path / "cache", tail="pad", **given))
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 0, "documents": 0}}
-    assert "left over" not in describe_write(report)
+    assert "unused" not in describe_write(report)

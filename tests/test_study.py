@@ -72,11 +72,11 @@ def test_the_losses_of_a_windows_places_have_the_loss_as_their_mean(tmp_path):
     assert losses_T.mean().item() == pytest.approx(evaluate(model, loader), rel=1e-6)
     lines = study.describe_loss_by_position(torch.arange(12.0)).splitlines()[1:]
     assert [" ".join(line.split()) for line in lines] == [
-        "places 0 loss 0.0000",
-        "places 1 loss 1.0000",
-        "places 2 to 3 loss 2.5000",
-        "places 4 to 7 loss 5.5000",
-        "places 8 to 11 loss 9.5000",
+        "positions 0 loss 0.0000",
+        "positions 1 loss 1.0000",
+        "positions 2-3 loss 2.5000",
+        "positions 4-7 loss 5.5000",
+        "positions 8-11 loss 9.5000",
     ]
 
 
@@ -96,7 +96,7 @@ def test_differences_between_strides_stand_beside_the_spread_of_their_seeds():
         for seed in (0, 1)
     ]
     text = study.describe(runs)
-    assert text.count("stride 1 less stride 2: -1.0000   widest spread of one stride's seeds: 0.1000") == 2
+    assert text.count("stride 1 minus stride 2: -1.0000 (largest spread between seeds of one stride: 0.1000)") == 2
     assert text.count("mean 2.0500   seeds 2.0000 to 2.1000") == 2
 
 

@@ -1,7 +1,10 @@
 """What a run ends with can be read."""
 
+import pytest
+
+from pipeline.base.wording import counted, rate, seconds, size
 from pipeline.cli.epoch import LoadReport
-from pipeline.cli.summary import describe_window, rate, seconds, size
+from pipeline.cli.summary import describe_window
 from pipeline.tokenizer.load import load_tokenizer
 
 
@@ -39,7 +42,21 @@ def test_a_part_of_a_character_is_shown_as_its_bytes_and_an_ignored_target_as_su
     assert "-100 (ignored)" in text
 
 
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "batch", "0 batches"),
+        (1, "batch", "1 batch"),
+        (2, "chunk", "2 chunks"),
+        (1024, "document", "1,024 documents"),
+    ],
+)
+def test_a_count_agrees_with_its_noun(number, noun, text):
+    assert counted(number, noun) == text
+
+
 def test_figures_come_in_units_people_use():
+    assert size(999_700) == "1 MB", "three digits never become 1e+03"
     assert size(20_479) == "20.5 kB"
     assert size(3) == "3 B"
     assert rate(1286, 0.5, "windows") == "2.57 k windows/s"

@@ -31,7 +31,7 @@ def test_a_sweep_tokenizes_once_and_leaves_a_table_and_a_page(cli, tmp_path, bro
     done = cli("-m", *strides)
     assert done.returncode == 0, done.stderr
     assert "6 points: 5 done, 1 skipped" in done.stdout
-    assert "tokenized by 1 point (1 chunks of the token store made); 4 points found all tokens" in done.stdout
+    assert "tokenized: 1 point made 1 chunk of tokens; 4 points reused the cache" in done.stdout
     rows = table(tmp_path)
     assert [row["point"] for row in rows] == list("012345")
     assert [row["status"] for row in rows] == ["done", "done", "skipped", "done", "done", "done"]
@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_a_report_with_every_point(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "interrupted; what is finished is kept" in errors
+    assert "interrupted. Finished work is kept; run the same command again with hydra.sweep.dir=" in errors
     statuses = [row["status"] for row in table(tmp_path)]
     assert len(statuses) == 40
     assert statuses[0] == "done"
@@ -145,7 +145,7 @@ def test_a_folder_of_an_older_sweep_reports_the_points_of_its_plan_alone(tmp_pat
 
 
 def test_a_folder_without_points_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no record of a sweep's point"):
+    with pytest.raises(ValueError, match="contains no record of a sweep's point"):
         write_report(tmp_path)
 
 

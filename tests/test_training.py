@@ -103,7 +103,10 @@ def test_a_resume_with_another_batch_says_so_and_adds_to_the_tokens(shards, tmp_
     loader = ShardLoader(shards, batch_size=4)
     _, metrics = train(loader, None, TINY, resume=path, **every)
     assert [metric.tokens for metric in metrics] == [4 * 8 * 32, 4 * 8 * 32 + 4 * 4 * 32, 4 * 8 * 32 + 8 * 4 * 32]
-    assert capsys.readouterr().err == f"{path}: its run had 8 windows a step, this one has 4: no exact resume\n"
+    assert (
+        capsys.readouterr().err
+        == f"{path}: its run had 8 windows per step, this one has 4, so the resumed run is not exact\n"
+    )
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_with_its_name(shards, tmp_path):
@@ -117,13 +120,13 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_with_its_name(shards, tmp_pa
             train(loaders(shards)[0], None, settings, resume=path, progress=False)
     for foreign in ({"model": {}}, [1, 2], torch.zeros(2)):
         torch.save(foreign, path)
-        with pytest.raises(ValueError, match="no checkpoint of this program"):
+        with pytest.raises(ValueError, match="not a checkpoint of this program"):
             train(loaders(shards)[0], None, settings, resume=path, progress=False)
 
 
 def test_a_diverging_run_stops_with_its_step_and_the_remedy(shards):
     settings = dataclasses.replace(TINY, learning_rate=1e30, warmup=0)
-    with pytest.raises(ValueError, match=r"not finite at step \d+; lower train.learning_rate"):
+    with pytest.raises(ValueError, match=r"not finite at step \d+. Lower train.learning_rate"):
         train(loaders(shards)[0], None, settings, progress=False)
 
 
@@ -189,7 +192,7 @@ TINY_RUN = ["embedding.dim=16", "model.layers=1", "window.max_length=32", "train
 def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     done = command(tmp_path, *TINY_RUN, "train.validate_every=3", "train.checkpoint_every=3")
     assert done.returncode == 0, done.stderr
-    assert "a unigram model, which knows how often each token occurs: held out 3." in done.stdout
+    assert "unigram baseline (token frequencies only): validation loss 3." in done.stdout
     (checkpoint,) = tmp_path.rglob(CHECKPOINT)
     assert {path.name for path in checkpoint.parent.iterdir()} >= {"metrics.csv", "loss.svg"}
     wrong = command(tmp_path, *TINY_RUN, "embedding.dim=32", f"train.resume={checkpoint}")
@@ -205,7 +208,7 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
         ("model.heads=5", "model.heads: must divide embedding.dim=64; got 5"),
         ("train.device=tpu", "train.device: must be auto, cpu, cuda or cuda:<number>; got 'tpu'"),
         ("train.warmup=-1", "train.warmup: must be at least 0; got -1"),
-        ("split.validation=0", "split.validation: training needs text held out; got 0"),
+        ("split.validation=0", "split.validation: training needs a validation split; got 0"),
     ],
 )
 def test_a_wrong_training_config_is_refused_in_one_line(override, message):

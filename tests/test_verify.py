@@ -280,10 +280,10 @@ def test_verify_is_a_stage_with_an_exit_code_and_a_list(cli, tmp_path):
     shard.write_bytes(content)
     done = cli("stages=[verify,load]", "tokenizer=bytes")
     assert done.returncode == 1
-    assert f"fault     data/{shard.name}: has sha256" in done.stdout
+    assert f"problem   data/{shard.name}: has sha256" in done.stdout
     assert "CRC checksum verification failed" in done.stdout
     assert "load" not in done.stdout.split("remedy")[1].split("in  ")[1]
-    assert done.stderr.strip().endswith("has 2 faults, listed above")
+    assert done.stderr.strip().endswith(": 2 problems found, listed above")
 
 
 def test_the_remedy_for_a_damaged_manifest_leads_back_to_the_data_set(cli, tmp_path):
@@ -294,9 +294,9 @@ def test_the_remedy_for_a_damaged_manifest_leads_back_to_the_data_set(cli, tmp_p
     manifest = next(tmp_path.rglob("manifest.json"))
     fingerprint = read_manifest(manifest.parent).fingerprint
     manifest.write_text(manifest.read_text().replace('"stride": 256', '"stride": 255'))
-    assert "leave manifest.json and run the write stage again with shards.overwrite=true" in verify().stdout
+    assert "leave manifest.json where it is and run the write stage again with shards.overwrite=true" in verify().stdout
     assert cli("stages=[write]", "tokenizer=bytes", "shards.overwrite=true").returncode == 0
     assert verify().returncode == 0
     assert read_manifest(manifest.parent).fingerprint == fingerprint
     manifest.unlink()
-    assert "bring manifest.json back from a copy, or write the data set to another shards.path" in verify().stdout
+    assert "restore manifest.json from a copy, or write the data set to another shards.path" in verify().stdout

@@ -1,4 +1,4 @@
-"""The load stage: one epoch of embedded batches, timed, as a training job would draw them."""
+"""The load stage: one timed epoch of embedded batches, read as a training job would."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from pipeline.base.wording import counted
 from pipeline.embedding import TokenEmbedding, embed_batches
 from pipeline.loader.loader import ShardLoader
 from pipeline.shards.manifest import read_manifest
@@ -29,13 +30,13 @@ class LoadReport:
     batches: int
     windows: int
     tokens: int
-    seconds: float  # of the epoch; opening the data set and making the layer left out
+    seconds: float  # of the epoch, without opening the data set and making the layer
     load_seconds: float  # the part of it spent waiting for the loader; the rest is the embedding's
     first_batch_seconds: float  # from the start of the epoch to the first embedded batch
     shapes: dict[str, list[int]]  # of the first batch: input_ids, target_ids, embeddings
     weight: list[int]  # the token table, [V, D]
     shuffle: str
-    window_id: int  # the first batch's first window, for a look at it
+    window_id: int  # the first window of the first batch, shown in the summary
     input_ids: list[int]
     target_ids: list[int]
 
@@ -51,8 +52,8 @@ def load_batches(
     """Stream one epoch of a data set through an embedding layer. `batch_size="all"` takes the split in one batch.
 
     Raises:
-        ValueError: the folder is no data set, has no such split, is of another tokenizer, or holds fewer windows than
-            one batch needs.
+        ValueError: the folder is no data set, has no such split, was made with another tokenizer, or has fewer
+            windows than one batch.
 
     """
     manifest = read_manifest(path)
@@ -76,8 +77,8 @@ def load_batches(
     )
     if len(batches) == 0:
         raise ValueError(
-            f"{path}: its {split} split has {len(batches.order)} windows, fewer than loader.batch_size={batch_size}; "
-            "lower it, or set loader.drop_last=false"
+            f"{path}: the {split} split has {counted(len(batches.order), 'window')}, fewer than loader.batch_size="
+            f"{batch_size}. Lower it, or set loader.drop_last=false"
         )
     vocab_size = manifest.tokenizer["vocab_size"]
     max_length = manifest.splits[split].max_length
@@ -102,7 +103,7 @@ def load_batches(
             num_batches += 1
             windows += int((batch.window_ids >= 0).sum())
             bar.update(batch.input_ids.numel())
-    assert first is not None, "a loader with a length gives a batch"
+    assert first is not None, "a loader with a length has a batch"
     return LoadReport(
         batches=num_batches,
         windows=windows,

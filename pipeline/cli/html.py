@@ -1,4 +1,4 @@
-"""A sweep as one HTML page: its table and its pictures. Nothing is fetched: the page's own policy forbids it."""
+"""A sweep as one HTML page with a table and pictures. The page's content policy forbids it to fetch anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cli.points import Point, count_statuses, count_tokenizing
+from pipeline.cli.points import Point, count_statuses, describe_tokenizing
 from pipeline.cli.svg import Series, chart
 from pipeline.windows import count_windows
 
@@ -26,12 +26,12 @@ tr.skipped td, tr.not-started td { opacity: .65; }
 svg { max-width: 100%; height: auto; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-ICON = '<link rel="icon" href="data:,">'  # or a browser asks the page's server for one
+ICON = '<link rel="icon" href="data:,">'  # without it a browser asks the page's server for one
 EXPLANATION = (
     "<p>With <code>window.documents=join</code>, N tokens have <code>max(0, ceil((N - L) / S))</code> windows of "
-    "max_length L and stride S; the line in the first picture is that formula, for each split and added up. A "
-    "token lies in L/S windows, and naive storage, which keeps each window's inputs and targets as plain whole "
-    "numbers, grows with it. Shards hold both columns too, and compress what overlaps.</p>"
+    "max_length L and stride S. The line in the first picture is this formula, summed over the splits. L/S windows "
+    "contain a token. Naive storage keeps every window's inputs and targets as plain integers, so it grows with L/S. "
+    "Shards store both columns too, but compression removes most of the overlap.</p>"
 )
 COLUMNS = (
     ("point", "point", ","),
@@ -39,9 +39,9 @@ COLUMNS = (
     ("overrides", "overrides", ""),
     ("max_length", "max_length L", ","),
     ("stride", "stride S", ","),
-    ("overlap", "overlap L/S", ".4g"),
+    ("overlap", "overlap factor L/S", ".4g"),
     ("windows", "windows", ","),
-    ("delivered", "tokens delivered", ","),
+    ("delivered", "window tokens", ","),
     ("bytes", "bytes on disk", ","),
     ("bytes_per_token", "bytes per corpus token", ".3f"),
     ("naive_bytes_per_token", "naive bytes per corpus token", ".1f"),
@@ -52,7 +52,7 @@ COLUMNS = (
 
 
 def page(points: list[Point], *, name: str) -> str:
-    """The page of a sweep whose folder has this name."""
+    """Return the page of a sweep; `name` is its folder's."""
     measured = [point for point in points if point.windows and point.stride]
     ticks = sorted({float(point.stride) for point in measured if point.stride})
     axes = {"x_label": "stride (tokens)", "log": "xy", "x_ticks": ticks}
@@ -60,20 +60,20 @@ def page(points: list[Point], *, name: str) -> str:
     pictures = [
         chart(
             [window_series(key, group) for key, group in groups.items()],
-            title="Windows against stride: points measured, lines by the formula",
+            title="Windows by stride (points: measured, lines: formula)",
             y_label="windows",
             **axes,  # type: ignore[arg-type]
         ),
         chart(
             [one for colour, (key, group) in enumerate(groups.items()) for one in disk_series(key, group, colour)],
-            title="Bytes per corpus token against stride: points on disk, dashed naive storage",
+            title="Bytes per corpus token by stride (points: on disk, dashed: naive storage)",
             y_label="bytes per corpus token",
             **axes,  # type: ignore[arg-type]
         ),
     ]
     body = [
         f"<h1>Sweep {escape(name)}</h1>",
-        f"<p>{escape(count_statuses(points))}. {escape(count_tokenizing(points).capitalize())}.</p>",
+        f"<p>{escape(count_statuses(points))}. {escape(describe_tokenizing(points).capitalize())}.</p>",
         *(f"<figure>{picture}</figure>" for picture in (pictures if measured else [])),
         EXPLANATION,
         f'<div class="wide">{_table(points)}</div>',
@@ -86,7 +86,7 @@ def page(points: list[Point], *, name: str) -> str:
 
 
 def group_points(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """Points that differ in the stride alone, by what they share: one colour of a picture each."""
+    """Group the points that differ only in the stride: one colour of a picture each."""
     groups: dict[tuple[str, ...], list[Point]] = {}
     for point in sorted(points, key=lambda one: (one.max_length or 0, one.stride or 0)):
         ours = (f"window.max_length={point.max_length}", f"window.stride={point.stride}")
@@ -97,7 +97,7 @@ def group_points(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def window_series(name: str, points: Sequence[Point]) -> Series:
-    """Windows against stride: what was written, and the formula's curve where windows cross documents."""
+    """Return windows by stride: as written, and the formula's curve if windows cross documents."""
     first = points[0]
     line: list[tuple[float, float]] = []
     if first.documents == "join" and first.max_length and first.split_tokens:
@@ -110,7 +110,7 @@ def window_series(name: str, points: Sequence[Point]) -> Series:
 
 
 def disk_series(name: str, points: Sequence[Point], colour: int) -> list[Series]:
-    """Bytes per corpus token against stride: on disk, and what plain arrays would take."""
+    """Return bytes per corpus token by stride: on disk, and what plain arrays would take."""
     stored = [(float(p.stride or 1), p.bytes_per_token or 0.0) for p in points]
     naive = [(float(p.stride or 1), p.naive_bytes_per_token or 0.0) for p in points]
     return [

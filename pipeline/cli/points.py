@@ -1,8 +1,8 @@
 """The points of a sweep, read from the files that they leave.
 
-Each point keeps a record, `<sweep>/<point>/point.json`, from its start on, and leaves `summary.json` beside it when it
-has finished; `<sweep>/plan.json` says which points were asked for. So they are known whatever launcher ran them, and
-after a failure, Ctrl-C or a killed process too: a point without a record never started.
+Each point has a record, `<sweep>/<point>/point.json`, from its start on. A finished point has a `summary.json` next to
+it. `<sweep>/plan.json` lists the planned points. So the points are known whatever launcher ran them, even after a
+failure, Ctrl-C or a killed process: a point without a record never started.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pipeline.base.wording import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,34 +22,34 @@ STATUSES = ("done", "failed", "skipped", "interrupted", "unfinished", "not start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One line of a sweep's table. What a point did not come to is None."""
+    """One line of a sweep's table. What a point did not reach is None."""
 
     point: int | None
     overrides: str
-    status: str  # of STATUSES; `unfinished` has begun, and its process left no word of an end
+    status: str  # of STATUSES; an `unfinished` point started, and its process never recorded an end
     max_length: int | None = None
     stride: int | None = None
     tail: str | None = None
     documents: str | None = None
-    overlap: float | None = None  # L/S: the windows that a token lies in
+    overlap: float | None = None  # L/S: how many windows contain a token
     tokens: int | None = None  # of the corpus, in all splits
-    split_tokens: str | None = None  # the same by split
+    split_tokens: str | None = None  # the same, by split
     windows: int | None = None
-    delivered: int | None = None  # tokens of all windows
+    delivered: int | None = None  # window tokens: in all windows, each counted as often as it occurs
     bytes: int | None = None  # of all shards
     bytes_per_token: float | None = None  # of the corpus
     naive_bytes_per_token: float | None = None  # inputs and targets as plain arrays of whole numbers
     chunks: int | None = None
-    chunks_made: int | None = None  # tokenized by this point; the rest was found in the cache
+    chunks_made: int | None = None  # tokenized by this point; the others were found in the cache
     tokenize_seconds: float | None = None
     write_seconds: float | None = None
-    loader_tokens_per_second: float | None = None  # the embedding's time left out
+    loader_tokens_per_second: float | None = None  # without the embedding's time
     seconds: float | None = None  # the whole point
     error: str | None = None
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The points of a sweep, in the order of their numbers, those that never started among them."""
+    """Return the points of a sweep in the order of their numbers, including those that never started."""
     plan = folder / PLAN
     points: list[list[str]] | None = _read(plan)["points"] if plan.exists() else None
     planned = None if points is None else dict(enumerate(points))
@@ -61,26 +63,29 @@ def read_points(folder: Path) -> list[Point]:
             window = _planned_window(overrides)
             found[number] = _point({"point": number, "overrides": overrides, "status": "not started", "window": window})
     if not found:
-        raise ValueError(f"{folder} holds no record of a sweep's point; give the folder of a sweep as sweep.path")
+        raise ValueError(f"{folder}: contains no record of a sweep's point. Set sweep.path to the folder of a sweep")
     return [found[number] for number in sorted(found)]
 
 
 def count_statuses(points: list[Point]) -> str:
-    """'9 points: 7 done, 2 skipped'."""
+    """Return the points by status: '9 points: 7 done, 2 skipped'."""
     counts = {status: sum(point.status == status for point in points) for status in STATUSES}
-    return f"{len(points)} points: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    found = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"{counted(len(points), 'point')}: {found}"
 
 
-def count_tokenizing(points: list[Point]) -> str:
-    """How often text was tokenized, counted by the points themselves."""
+def describe_tokenizing(points: list[Point]) -> str:
+    """Return how many points tokenized text, and how many found all tokens in the cache."""
     written = [point for point in points if point.chunks is not None]
-    made = sum(point.chunks_made or 0 for point in written)
     makers = sum(bool(point.chunks_made) for point in written)
     found = len(written) - makers
-    return (
-        f"tokenized by {makers} {'point' if makers == 1 else 'points'} ({made} chunks of the token store made); "
-        f"{found} {'point' if found == 1 else 'points'} found all tokens in the cache"
-    )
+    if not written:
+        return "tokenized: no point wrote a data set"
+    if not makers:
+        return f"tokenized: {'all ' * (found > 1)}{counted(found, 'point')} reused the cache"
+    made = counted(sum(point.chunks_made or 0 for point in written), "chunk")
+    reused = f"; {counted(found, 'point')} reused the cache" if found else ""
+    return f"tokenized: {counted(makers, 'point')} made {made} of tokens{reused}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _planned_window(overrides: list[str]) -> dict[str, int]:
-    """The max_length and stride of a point that left no record, where its overrides tell."""
+    """Return the max_length and stride of a point without a record, as far as its overrides name them."""
     given = dict(override.partition("=")[::2] for override in overrides)
     names = {key: given.get(f"window.{key}", "") for key in ("max_length", "stride")}
     return {key: int(value) for key, value in names.items() if value.isdecimal() and int(value) > 0}

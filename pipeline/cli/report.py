@@ -1,7 +1,7 @@
-"""The report of a sweep, made from the files that its points leave: `sweep.csv`, `sweep.html` and a table.
+"""The report of a sweep: `sweep.csv`, `sweep.html` and a table.
 
-It needs nothing else (`pipeline.cli.points`), so it comes out the same whatever launcher ran the points, and can be
-made again at any time.
+It needs only the files that the points leave (`cli/points.py`). So it is the same whatever launcher ran the points, and
+can be made again at any time.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.atomic import write_text
+from pipeline.base.wording import rate, size
 from pipeline.cli.html import page
-from pipeline.cli.points import Point, count_statuses, count_tokenizing, read_points
-from pipeline.cli.summary import rate, size
+from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_points
 
 TABLE, PAGE = "sweep.csv", "sweep.html"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A sweep: its points in their order."""
+    """A sweep and its points, in order."""
 
     folder: Path
     points: list[Point]
 
 
 def write_report(folder: str | os.PathLike[str]) -> Report:
-    """Write `sweep.csv` and `sweep.html` into a sweep's folder and return what they say.
+    """Write `sweep.csv` and `sweep.html` into a sweep's folder.
 
     Raises:
-        ValueError: the folder holds no record of any point.
+        ValueError: the folder contains no record of any point.
 
     """
     folder = Path(folder)
@@ -49,8 +49,8 @@ def write_report(folder: str | os.PathLike[str]) -> Report:
 
 
 def describe_sweep(report: Report) -> str:
-    """The sweep as a table for a terminal, one line for each point, and what it came to."""
-    head = ["point", "L", "S", "L/S", "windows", "delivered", "on disk", "B/token", "write", "load", "status", ""]
+    """Return the sweep as a table for a terminal, one line for each point, and totals below it."""
+    head = ["point", "L", "S", "L/S", "windows", "window tokens", "on disk", "B/token", "write", "load", "status", ""]
     rows = [head, *(_cells(point) for point in report.points)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
     lines = ["sweep"]
@@ -60,7 +60,7 @@ def describe_sweep(report: Report) -> str:
     lines += [
         "",
         f"  {count_statuses(report.points)}",
-        f"  {count_tokenizing(report.points)}",
+        f"  {describe_tokenizing(report.points)}",
         f"  in {report.folder}: {TABLE}, {PAGE}",
     ]
     return "\n".join(lines)
@@ -89,7 +89,7 @@ def _cells(point: Point) -> list[str]:
 
 
 def jsonable(value: Any) -> Any:
-    """Dicts, lists and plain values as JSON takes them; a path becomes its text."""
+    """Turn nested values into what JSON takes: tuples become lists, paths text."""
     if isinstance(value, dict):
         return {key: jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,8 @@
 """The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
 
-Composes the config, checks it, runs its stages in order and prints a summary. A refusal is one line on stderr: exit
-code 2 for a config, 1 for data and for a sweep with failing points. HYDRA_FULL_ERROR=1 shows the traceback instead.
+It composes the config, checks it, runs its stages in order and prints a summary. An error is one line on stderr. Exit
+code 2 means a rejected config; 1 means bad data, or a sweep with failed points. HYDRA_FULL_ERROR=1 shows the traceback
+instead.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from pipeline.base.atomic import write_json
+from pipeline.base.wording import counted
 from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
 from pipeline.cli.report import Report, jsonable
 from pipeline.cli.sweep import finish_sweep, reported_sweep, run_point
@@ -57,24 +59,24 @@ def main() -> None:
             hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
         if failures:
             raise failures[0]
-    except BrokenPipeError:  # whoever read the summary has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of the summary has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError) as error:  # numpy says which array the memory was not enough for
+    except (ValueError, OSError, MemoryError) as error:  # numpy names the array that was too large
         if wants_traceback:
             raise
         print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
-        goes_on = f"with hydra.sweep.dir={sweep_folders[0]} added " if sweep_folders else ""
+        added = f" with hydra.sweep.dir={sweep_folders[0]} added" if sweep_folders else ""
         print(
-            f"stridemill: interrupted; what is finished is kept, and the same command {goes_on}goes on from there",
+            f"stridemill: interrupted. Finished work is kept; run the same command again{added} to resume",
             file=sys.stderr,
         )
         sys.exit(130)
 
 
 def run(composed: DictConfig) -> None:
-    """One run, or one point of a sweep: its stages in order, then a summary on stdout and in `summary.json`."""
+    """Run the stages of one run, or of one point of a sweep, in order; then write `summary.json`."""
     config = read_config(composed)
     output = Path(HydraConfig.get().runtime.output_dir)
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
@@ -92,7 +94,7 @@ def run(composed: DictConfig) -> None:
         jsonable({"point": point, **{stage: dataclasses.asdict(report) for stage, report in reports.items()}}),
     )
     if faults:
-        raise ValueError(f"{config.shards.path} has {faults} fault{'s' * (faults > 1)}, listed above")
+        raise ValueError(f"{config.shards_path}: {counted(faults, 'problem')} found, listed above")
 
 
 def write_sections(config: Config) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def write_sections(config: Config) -> dict[str, Any]:
 
 
 def run_plan(config: Config, _: dict[str, Any]) -> PlanReport:
-    """Estimate what the write stage will make and cost."""
+    """Estimate what the write stage will produce and cost."""
     from pipeline.cli.summary import describe_plan
     from pipeline.shards.plan import plan_shards
 
@@ -152,8 +154,8 @@ def run_load(config: Config, _: dict[str, Any]) -> LoadReport:
 
 
 def run_report(config: Config, _: dict[str, Any]) -> Report:
-    """The report stage: a sweep's table and pictures, made again from what its points left."""
-    assert config.sweep.path, "the config asks for it"
+    """Make a sweep's table and pictures again, from the files that its points left."""
+    assert config.sweep.path, "Config demands it"
     return finish_sweep(Path(config.sweep.path))
 
 

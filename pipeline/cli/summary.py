@@ -1,15 +1,18 @@
-"""What a run ends with: the counts and rates of each stage, the first batch's shapes, and one window to read."""
+"""What the stages print: counts, sizes and rates, the first batch's shapes, and one window to read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.base.wording import counted, percent, rate, seconds, size
+from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pipeline.cli.epoch import LoadReport
+    from pipeline.shards.manifest import SplitEntry
     from pipeline.shards.plan import Estimate, PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
@@ -19,91 +22,84 @@ SHOWN_TOKENS = 8
 
 
 def describe_write(report: WriteReport) -> str:
-    """The write stage in a few lines."""
+    """Return the write stage's counts, sizes and rates."""
     manifest = report.manifest
     corpus, tokenizer = manifest.corpus, manifest.tokenizer
     tokens = sum(split.num_tokens for split in manifest.splits.values())
-    lines = []
-    if report.finished_before:
-        lines.append(f"finished before: {report.path} holds this very data set, so nothing was written")
-    lines += [
-        _line(
-            "corpus",
-            f"{corpus['documents']:,} documents",
-            f"{corpus['characters']:,} characters",
-            size(corpus["bytes"]),
-        ),
-        _line(
-            "tokens",
-            f"{tokens:,} tokens",
-            f"{tokenizer['name']} by {report.engine}",
-            f"{corpus['bytes'] / max(1, tokens):.2f} bytes of text per token",
-        ),
+    characters = counted(corpus["characters"], "character")
+    per_token = f"{corpus['bytes'] / max(1, tokens):.2f} bytes of text per token"
+    lines = [
+        _line("corpus", counted(corpus["documents"], "document"), characters, size(corpus["bytes"])),
+        _line("tokens", counted(tokens, "token"), f"{tokenizer['name']} by {report.engine}", per_token),
     ]
     if corpus["bad"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
-        lines.append(
-            _line(
-                "left out",
-                f"{sum(corpus['bad'].values()):,} bad documents",
-                reasons,
-                f"see {report.path / 'quarantine.jsonl'}",
-            )
-        )
+        rejected = counted(sum(corpus["bad"].values()), "document")
+        lines.append(_line("rejected", rejected, reasons, f"listed in {report.path / QUARANTINE_NAME}"))
     if corpus["special_text_found"]:
-        found = corpus["special_text_found"]
-        lines.append(_line("special", f"{found:,} names", "special tokens' names found inside the text"))
+        lines.append(_line("special", f"{counted(corpus['special_text_found'], 'name')} of special tokens in the text"))
     if corpus["audited"]:
-        lines.append(_line("audit", f"{corpus['audited']:,} documents", "encoded by tiktoken as well: the same IDs"))
+        lines.append(_line("checked", f"{counted(corpus['audited'], 'document')} re-encoded with tiktoken: same IDs"))
     for name, split in manifest.splits.items():
         stored = sum(shard.bytes for shard in split.shards)
-        left = manifest.windows.get("left_over", {}).get(name, {"tokens": 0, "documents": 0})
         lines.append(
             _line(
                 name,
-                f"{split.num_windows:,} windows",
-                f"max_length {split.max_length}, stride {split.stride}",
-                f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}, {size(stored)}",
+                counted(split.num_windows, "window"),
+                f"max_length {split.max_length:,}, stride {split.stride:,}",
+                f"{counted(len(split.shards), 'shard')}, {size(stored)}",
                 f"{stored / max(1, split.num_tokens):.2f} bytes on disk per token",
             )
         )
-        if left["tokens"]:
-            share = left["tokens"] / max(1, split.num_tokens)
-            lines.append(
-                _line(
-                    "left over",
-                    f"{left['tokens']:,} tokens of {name} ({share:.2%})",
-                    f"in no window, {left['documents']:,} documents wholly",
-                )
-            )
-    lines.append(_line("start", seconds(report.start_seconds), "vocabulary loaded, input found and hashed"))
-    if not report.finished_before:
-        made = f"{report.chunks_made} of {report.chunks} chunks new" if report.chunks_made else "all found in the cache"
-        if report.chunks_mended:
-            made += f", {report.chunks_mended} of them damaged in the cache and made again: look at that disk"
-        text = rate(corpus["bytes"], report.tokenize_seconds, "B")
-        lines.append(_line("tokenize", seconds(report.tokenize_seconds), text if report.chunks_made else "", made))
+        unused = manifest.windows.get("left_over", {}).get(name, {"tokens": 0, "documents": 0})
+        if unused["tokens"]:
+            lines.append(_line("unused", describe_unused(name, split, unused)))
+    lines.append(_line("start", seconds(report.start_seconds), "to load the vocabulary and to find and hash the input"))
+    if report.finished_before:
+        lines.insert(0, f"up to date: {report.path} already holds this data set; nothing to write")
+    else:
         windows = sum(split.num_windows for split in manifest.splits.values())
-        delivered = sum(split.num_windows * split.max_length for split in manifest.splits.values())
-        lines.append(
+        window_tokens = sum(split.num_windows * split.max_length for split in manifest.splits.values())
+        lines += [
+            _line("tokenize", seconds(report.tokenize_seconds), *describe_chunks(report)),
             _line(
                 "write",
                 seconds(report.write_seconds),
                 rate(windows, report.write_seconds, "windows"),
-                rate(delivered, report.write_seconds, "tokens"),
-            )
-        )
+                rate(window_tokens, report.write_seconds, "tokens"),
+            ),
+        ]
     return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
 
 
+def describe_unused(name: str, split: SplitEntry, unused: dict[str, int]) -> str:
+    """Return how many tokens of a split no window contains."""
+    tokens, documents = unused["tokens"], unused["documents"]
+    share = f"{tokens:,} of {split.num_tokens:,} {name} tokens ({percent(tokens, split.num_tokens)})"
+    lost = f"{counted(documents, 'document')} {'is' if documents == 1 else 'are'}" if documents else "no document is"
+    return f"{share} {'is' if tokens == 1 else 'are'} in no window; {lost} lost"
+
+
+def describe_chunks(report: WriteReport) -> list[str]:
+    """Return the rate of what this run tokenized, and how many chunks it made and found."""
+    if not report.chunks_made:
+        return [f"{counted(report.chunks, 'chunk')} found in the cache"]
+    made = f"{counted(report.chunks_made, 'chunk')} of {report.chunks:,} made, the others found in the cache"
+    if report.chunks_made == report.chunks:
+        made = f"{counted(report.chunks, 'chunk')} made"
+    if report.chunks_mended:
+        made += f"; {report.chunks_mended:,} had been damaged in the cache: check that disk"
+    return [rate(report.bytes_tokenized, report.tokenize_seconds, "B"), made]
+
+
 def describe_plan(report: PlanReport) -> str:
-    """What a write stage will make and cost, each with its margin."""
-    share = report.sampled_bytes / max(1, report.input_bytes)
+    """Return what the write stage will produce and cost, with margins."""
+    share = f"{report.sampled_bytes / max(1, report.input_bytes):.0%}".replace("%", " %")
     lines = [
-        _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share:.0%} of the input"),
+        _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share} of the input"),
         *(_line(name, _margin(getattr(report, name), show)) for name, show in PLANNED.items()),
     ]
-    return "\n".join(["plan", *lines, f"  {'for':<10}{report.path}"])
+    return "\n".join(["plan of the write stage", *lines, f"  {'for':<10}{report.path}"])
 
 
 def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -111,46 +107,46 @@ def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:
 
 
 def describe_verify(report: VerifyReport) -> str:
-    """What was verified, and every fault with its file."""
-    store = "not the token store, which is gone or damaged"
+    """Return what was verified, and every problem with its file."""
+    store = "without the token store, which is missing or damaged"
     if report.compared_with_store:
-        store = "every window compared with the token store"
+        store = "every window with the token store"
     lines = [
         _line(
             "checked",
-            f"{report.shards:,} shards",
-            f"{report.windows:,} windows",
+            counted(report.shards, "shard"),
+            counted(report.windows, "window"),
             size(report.bytes),
             seconds(report.seconds),
             rate(report.bytes, report.seconds, "B"),
         ),
-        _line("against", "manifest, sha256, page checksums, schema, vocabulary", store),
-        *(f"  fault     {fault.file}: {fault.problem}" for fault in report.faults),
+        _line("compared", f"manifest, sha256, page checksums, schema, vocabulary; {store}"),
+        *(_line("problem", f"{fault.file}: {fault.problem}") for fault in report.faults),
+        *(_line("remedy", remedy) for remedy in _remedies(report)),
     ]
-    if report.faults:
-        shards = any(fault.file != MANIFEST_NAME for fault in report.faults)
-        manifest = any(fault.file == MANIFEST_NAME for fault in report.faults)
-        if shards:
-            lines.append(
-                "  remedy    remove the shards that are named and run the write stage again: it writes what is gone"
-            )
-        if manifest and (report.path / MANIFEST_NAME).is_file():
-            lines.append(
-                "  remedy    leave manifest.json and run the write stage again with shards.overwrite=true: it writes "
-                "the data set anew"
-            )
-        elif manifest:
-            lines.append(
-                "  remedy    bring manifest.json back from a copy, or write the data set to another shards.path: "
-                "without it these files are nobody's"
-            )
-    else:
-        lines.append("  whole     no fault found")
+    if not report.faults:
+        lines.append(_line("result", "no problem found"))
     return "\n".join(["verify", *lines, f"  {'in':<10}{report.path}"])
 
 
+def _remedies(report: VerifyReport) -> Iterable[str]:
+    if any(fault.file != MANIFEST_NAME for fault in report.faults):
+        yield "delete the files named above and run the write stage again: it writes what is missing"
+    if any(fault.file == MANIFEST_NAME for fault in report.faults):
+        if (report.path / MANIFEST_NAME).is_file():
+            yield (
+                "leave manifest.json where it is and run the write stage again with shards.overwrite=true: it writes "
+                "the data set again"
+            )
+        else:
+            yield (
+                "restore manifest.json from a copy, or write the data set to another shards.path: without it "
+                "stridemill cannot tell which data set these files belong to"
+            )
+
+
 def describe_load(report: LoadReport) -> str:
-    """The load stage in a few lines: rates, and the shapes of the first batch."""
+    """Return the load stage's rates, and the shapes of the first batch."""
     shapes = {**report.shapes, "weight": report.weight}
     letters = {"input_ids": "[B, T]", "target_ids": "[B, T]", "embeddings": "[B, T, D]", "weight": "[V, D]"}
     return "\n".join(
@@ -158,12 +154,12 @@ def describe_load(report: LoadReport) -> str:
             "load",
             _line(
                 "batches",
-                f"{report.batches:,} batches",
-                f"{report.windows:,} windows, order {report.shuffle}",
+                counted(report.batches, "batch"),
+                f"{counted(report.windows, 'window')}, order {report.shuffle}",
                 seconds(report.seconds),
                 rate(report.tokens, report.seconds, "tokens"),
                 f"loading alone {rate(report.tokens, report.load_seconds, 'tokens')}",
-                f"the first after {seconds(report.first_batch_seconds)}",
+                f"first batch after {seconds(report.first_batch_seconds)}",
             ),
             *(f"  {name:<12}{shape!s:<18}{letters[name]}" for name, shape in shapes.items()),
         ]
@@ -171,12 +167,12 @@ def describe_load(report: LoadReport) -> str:
 
 
 def describe_window(report: LoadReport, tokenizer: Tokenizer) -> str:
-    """The first window of the first batch: its inputs and its targets side by side, then as text."""
+    """Return the first window of the first batch: its inputs next to its targets, then both as text."""
     rows = [f"window {report.window_id}: each input predicts the token that follows it"]
-    rows.append(f"  {'place':<8}{'input':<26}target")
+    rows.append(f"  {'position':<10}{'input':<26}target")
     pairs = list(zip(report.input_ids, report.target_ids, strict=True))
-    for place, (given, wanted) in enumerate(pairs[:SHOWN_TOKENS]):
-        rows.append(f"  {place:<8}{_token(given, tokenizer):<26}{_token(wanted, tokenizer):<26}".rstrip())
+    for position, (given, wanted) in enumerate(pairs[:SHOWN_TOKENS]):
+        rows.append(f"  {position:<10}{_token(given, tokenizer):<26}{_token(wanted, tokenizer):<26}".rstrip())
     if len(pairs) > SHOWN_TOKENS:
         rows.append(f"  ... and {len(pairs) - SHOWN_TOKENS:,} more")
     targets = [token for token in report.target_ids if token >= 0]
@@ -185,32 +181,8 @@ def describe_window(report: LoadReport, tokenizer: Tokenizer) -> str:
     return "\n".join(rows)
 
 
-def size(count: float) -> str:
-    """Bytes in units people use: powers of ten."""
-    return f"{_scaled(count)}B"
-
-
-def rate(count: float, duration: float, unit: str) -> str:
-    """So many a second: '45 MB/s', '36 M tokens/s'."""
-    number = _scaled(count / max(duration, 1e-9))
-    return f"{number}B/s" if unit == "B" else f"{number.rstrip()} {unit}/s"
-
-
-def seconds(duration: float) -> str:
-    """A duration, to three digits."""
-    return f"{duration:.3g} s" if duration < 100 else f"{duration:,.0f} s"
-
-
 def _count(value: float) -> str:
     return f"{round(value):,}"
-
-
-def _scaled(value: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} T"
 
 
 PLANNED: dict[str, Callable[[float], str]] = {

@@ -1,9 +1,8 @@
 """What a sweep adds to single runs: a plan at its start, a record of each point, a report at its end.
 
-A point writes its record when it begins and again when it ends, however it ends, so the report (`cli/report.py`) is
-made from files alone. Hydra 1.3.8 calls `on_multirun_end` only when no job failed, and its callbacks keep no memory
-across a parallel launcher's processes; therefore the process that started the sweep makes the report after Hydra has
-returned or raised.
+A point writes its record when it starts and again when it ends, for whatever reason, so the report (`cli/report.py`)
+needs only files. Hydra 1.3.8 calls `on_multirun_end` only if no job failed, and a parallel launcher's processes do not
+share a callback's memory. So the process that started the sweep makes the report, after Hydra has returned or raised.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.base.atomic import write_json
+from pipeline.base.wording import counted
 from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK
 from pipeline.cli.report import TABLE, describe_sweep, write_report
 from pipeline.settings import ConflictError
@@ -36,7 +36,7 @@ folders: list[Path] = []  # of the sweeps that this process started
 
 
 class KeepPlan(Callback):
-    """Hydra's callback at the start of a sweep: keeps its folder, and the points that it is to run."""
+    """Hydra's callback at the start of a sweep: records its folder and its points."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Write `plan.json` into the sweep's folder."""
@@ -47,7 +47,7 @@ class KeepPlan(Callback):
 
 
 def plan_points(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of every point, or None where a sweeper picks its points as it goes."""
+    """Return the overrides of every point, or None if the sweeper chooses its points while it runs."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -61,18 +61,18 @@ def plan_points(config: DictConfig) -> list[list[str]] | None:
 
 
 def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
-    """One point: `run` with its output in the point's `output.txt`, and a record of how it ended.
+    """Run one point, with its output in the point's `output.txt`, and record how it ended.
 
     Raises:
-        Exception: whatever `run` raised, unless the config says that this point is to be skipped.
+        Exception: what `run` raised, unless the config says to skip this point.
 
     """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     window = {key: _window_value(composed, key) for key in ("max_length", "stride", "tail", "documents")}
     record: dict[str, Any] = {"point": job.job.num, "overrides": list(job.overrides.task), "window": window}
-    for left in (SUMMARY, TRACEBACK):  # of an earlier run in the same folder
-        (folder / left).unlink(missing_ok=True)
+    for name in (SUMMARY, TRACEBACK):  # of an earlier run in the same folder
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / RECORD, {**record, "status": "running"})
     started = time.perf_counter()
     try:
@@ -98,10 +98,10 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
 
 @contextlib.contextmanager
 def reported_sweep() -> Iterator[None]:
-    """Make the report of a sweep that runs inside, however it ends.
+    """Make the report of the sweep that runs inside the block, whether it finishes or fails.
 
     Raises:
-        ValueError: points of the sweep did not finish; the message has their number, and the first one's error.
+        ValueError: points of the sweep did not finish; the message has their number and the first one's error.
 
     """
     failure: Exception | None = None
@@ -131,13 +131,13 @@ def finish_sweep(folder: Path) -> Report:
 
 
 def describe_failure(bad: list[Point], folder: Path) -> str:
-    """What a sweep says at its end of the points that did not finish, in one line."""
+    """Name in one line the points that did not finish: their number, and the first one's error."""
     first = bad[0]
-    counted = f"{len(bad)} points" if len(bad) > 1 else "1 point"
     hint = "; sweep.bad_points=skip leaves such points out" if _only_conflicts(bad) else ""
     return (
-        f"{counted} of the sweep did not finish; the first is point {first.point} ({first.overrides}): "
-        f"{first.error or first.status}{hint}. The others are whole; all stand in {folder / TABLE}"
+        f"{counted(len(bad), 'point')} of the sweep did not finish; the first is point {first.point} "
+        f"({first.overrides}): {first.error or first.status}{hint}. The other points finished. All are listed in "
+        f"{folder / TABLE}"
     )
 
 
@@ -146,6 +146,6 @@ def _only_conflicts(points: list[Point]) -> bool:
 
 
 def _window_value(composed: DictConfig, key: str) -> Any:
-    with contextlib.suppress(OmegaConfBaseException):  # a record must not fail where the config does
+    with contextlib.suppress(OmegaConfBaseException):  # a broken config must not break the record
         return OmegaConf.select(composed, f"window.{key}")
     return None

@@ -65,6 +65,7 @@ class WriteReport:
     chunks: int
     chunks_made: int  # the rest was found in the cache
     chunks_mended: int  # of these: were there, but not with the bytes that were written
+    bytes_tokenized: int  # of text, in the chunks that this run made
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
@@ -155,6 +156,7 @@ def write_shards(
                 finished_before=True,
                 chunks_made=0,
                 chunks_mended=0,
+                bytes_tokenized=0,
                 tokenize_seconds=0.0,
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
@@ -188,6 +190,7 @@ def write_shards(
         finished_before=False,
         chunks_made=origins["made"] + origins["mended"],
         chunks_mended=origins["mended"],
+        bytes_tokenized=origins["bytes"],
         tokenize_seconds=tokenized - ready,
         write_seconds=time.perf_counter() - tokenized,
         peak_memory=peak_memory(),

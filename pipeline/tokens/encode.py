@@ -60,7 +60,7 @@ def tokenize(
     workers: int,
     advance: Callable[[int], object],
 ) -> tuple[TokenStore, Counter[str]]:
-    """The token store of a corpus, and how many of its chunks were `made`, `found`, and `mended`.
+    """The token store of a corpus, and how many chunks were `made`, `found`, and `mended`, and `bytes` of text encoded.
 
     A chunk that is found damaged is mended: made again from its text.
 
@@ -81,6 +81,7 @@ def tokenize(
     for partition, (chunk, origin) in zip(partitions, run_and_flush(task, partitions, workers=workers), strict=True):
         chunks.append(chunk)
         origins[origin] += 1
+        origins["bytes"] += 0 if origin == "found" else chunk.bytes
         advance(partition.num_bytes)
         num_bad += count_bad([chunk]).total()
         some_good = some_good or any(chunk.num_documents.values())
