@@ -1,15 +1,19 @@
 # make run   the main job on the embedded corpus, in a virtual environment of its own
 # make test  the linter, the type checker and all tests, in the same environment
+# make fast  the same without the slow tests: under a minute
 PYTHON ?= python3
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test fast lint clean
 run: $(VENV)/.run
 	$(VENV)/bin/python -m pipeline
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+fast: lint
+	$(VENV)/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

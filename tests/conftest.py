@@ -1,19 +1,27 @@
-"""What tests share: the command line as a user calls it, small corpora, and the teaching text where it is at hand."""
+"""Fixtures: the command line as a user calls it, small corpora and data sets, a browser, the teaching text."""
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support import run_python, sections
 
-ROOT = Path(__file__).resolve().parents[1]
+from pipeline import write_shards
 
 # The machines that run these tests are shared: an example's duration says nothing.
 settings.register_profile("stridemill", deadline=None, derandomize=True)
 settings.load_profile("stridemill")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items):
+    """Mark as slow whatever starts the command line or a browser: a process takes a second to import and compose."""
+    for item in items:
+        if {"cli", "browse"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -21,14 +29,7 @@ def cli(tmp_path):
     """Run `python -m pipeline` in an empty folder."""
 
     def run(*arguments, cwd=tmp_path, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return run_python("-m", "pipeline", *arguments, cwd=cwd, **environment)
 
     return run
 
@@ -51,6 +52,30 @@ def books(tmp_path):
     (folder / "b.md").write_text("A dog — naïve, brave — ran after it. " * 30, encoding="utf-8")
     (folder / "more" / "c.txt").write_text("Then both slept until the evening came. " * 20, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_text(tmp_path_factory):
+    """Write one text as a data set in a folder of its own, and return the data set's path."""
+
+    def write(text, **options):
+        folder = tmp_path_factory.mktemp("text")
+        (folder / "text.txt").write_text(text)
+        corpus = {"corpus": "text", "corpus_path": str(folder / "text.txt"), "cache_path": folder / "cache"}
+        return write_shards(folder / "shards", **sections(**corpus, **options)).path
+
+    return write
+
+
+@pytest.fixture
+def write_books(tmp_path, books):
+    """Write `books` as a data set, by default into `shards` and with the tokens in `cache`; the write's report."""
+
+    def write(name="shards", **options):
+        corpus = {"corpus": "text", "corpus_path": str(books), "cache_path": tmp_path / "cache"}
+        return write_shards(tmp_path / name, **sections(**{**corpus, "tokenizer": "bytes", **options}))
+
+    return write
 
 
 @pytest.fixture

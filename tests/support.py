@@ -1,4 +1,9 @@
-"""What tests use to be short."""
+"""What tests share: the config's sections by short names, and programs run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from pipeline import (
     CorpusConfig,
@@ -9,6 +14,8 @@ from pipeline import (
     TokenizerConfig,
     WindowConfig,
 )
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Short names of the sections' fields that a test sets: option -> (section, field).
 OPTIONS = {
@@ -50,3 +57,20 @@ def sections(**options):
         section, field = OPTIONS[option]
         values.setdefault(section, {})[field] = value
     return given | {section: SECTIONS[section](**fields) for section, fields in values.items()}
+
+
+def environment(**more):
+    """The environment of a program that imports this checkout from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def run_python(*arguments, cwd=ROOT, timeout=300, **more):
+    """Run Python with these arguments (a program of the repository, `-m` or `-c`) and return what it did."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

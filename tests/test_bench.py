@@ -2,19 +2,13 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from bench_rounds import by_turns, print_ratio
+from support import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
-
-from bench_rounds import by_turns, print_ratio  # noqa: E402 - after the path to it
-
+pytestmark = pytest.mark.slow
 needs_gigatoken = pytest.mark.skipif(
     importlib.util.find_spec("gigatoken") is None, reason="the extra `fast` is not installed"
 )
@@ -28,14 +22,7 @@ def bench(tmp_path):
     file.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
 
     def run(name, *arguments):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "bench.py"), name, *arguments, "--file", str(file)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = run_python(ROOT / "scripts/bench.py", name, *arguments, "--file", file, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -70,7 +57,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians
 
 
 def test_an_unknown_benchmark_is_refused():
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/bench.py"), "sing"], capture_output=True, text=True)
+    done = run_python(ROOT / "scripts/bench.py", "sing")
     assert done.returncode
     assert "tokenize|write|load" in done.stderr
 

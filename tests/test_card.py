@@ -1,9 +1,6 @@
 """The card and the open format: its snippets run as printed, and other tools read the same windows and IDs."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -11,40 +8,24 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from support import sections
+from support import run_python, sections
 
 from pipeline import verify_shards, write_shards
 from pipeline.cli.summary import describe_write
 from pipeline.tokens.store import open_store
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
-def report(tmp_path, books):
+def report(write_books, books):
     for number in range(12):
         (books / f"{number}.txt").write_text(f"Number {number} goes by. " * 9)
-    return write_shards(
-        tmp_path / "shards",
-        **sections(
-            cache_path=tmp_path / "cache",
-            corpus="text",
-            corpus_path=str(books),
-            max_length=16,
-            stride=4,
-            validation=0.3,
-            windows_per_group=20,
-            windows_per_shard=60,
-        ),
-    )
+    sizes = {"max_length": 16, "stride": 4, "windows_per_group": 20, "windows_per_shard": 60}
+    return write_books(tokenizer="gpt2", validation=0.3, **sizes)
 
 
 def run_apart(code, folder):
     """Run code in the data set's folder, with no network and no cache of the user's."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hf")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = run_python("-c", code, cwd=folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder.parent / "hf"))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,6 +44,7 @@ def slow_sums(report):
     return sums
 
 
+@pytest.mark.slow
 def test_the_cards_snippets_run_as_they_are_printed(report):
     card = (report.path / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

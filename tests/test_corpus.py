@@ -198,6 +198,7 @@ def test_each_document_is_known_by_its_source_and_line(tmp_path, tiny):
     assert [(text, row) for text, name, row in found if name == "more.jsonl"] == [("one", 1), ("two", 3)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     parts=st.lists(

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from support import sections
 
-from pipeline import ShardLoader, TokenEmbedding, embed_batches, write_shards
+from pipeline import ShardLoader, TokenEmbedding, embed_batches
 from pipeline.loader.batch import DeviceBlock
 from pipeline.loader.row_group import RowBatch, SampleIds
 
@@ -18,22 +17,9 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("device")
-    (folder / "text.txt").write_text("".join(f"{number} naïve " for number in range(500)))
-    report = write_shards(
-        folder / "shards",
-        **sections(
-            corpus="text",
-            corpus_path=str(folder / "text.txt"),
-            cache_path=folder / "cache",
-            max_length=12,
-            stride=5,
-            tail="pad",
-            windows_per_group=16,
-        ),
-    )
-    return report.path
+def shards(write_text):
+    text = "".join(f"{number} naïve " for number in range(500))
+    return write_text(text, max_length=12, stride=5, tail="pad", windows_per_group=16)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,6 +1,5 @@
 """The examples as a user runs them: stopped by kill -9, started again on another number of processes."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,36 +7,23 @@ import textwrap
 import time
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-from support import sections
+from support import ROOT, environment
 from torch import nn
 
-from pipeline import ShardLoader, TokenEmbedding, read_manifest, write_shards
+from pipeline import ShardLoader, TokenEmbedding, read_manifest
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+pytestmark = pytest.mark.slow
+ENVIRONMENT = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
 STEPS, BATCH = 30, 32  # an epoch has 12 batches
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examples")
-    (folder / "text.txt").write_text("".join(f"{number} bottles of beer. " for number in range(300)))
-    report = write_shards(
-        folder / "shards",
-        **sections(
-            corpus="text",
-            corpus_path=str(folder / "text.txt"),
-            cache_path=folder / "cache",
-            tokenizer="bytes",
-            max_length=16,
-            windows_per_group=16,
-        ),
-    )
-    return report.path
+def shards(write_text):
+    text = "".join(f"{number} bottles of beer. " for number in range(300))
+    return write_text(text, tokenizer="bytes", max_length=16, windows_per_group=16)
 
 
 def needs(package):

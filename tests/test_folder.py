@@ -4,16 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import sections
+from support import run_python, sections
 
 from pipeline import read_manifest, write_shards
 from pipeline.shards.folder import lock_folder, prepare_folder
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -39,17 +36,6 @@ def options(tmp_path, corpus):
 
 def contents(folder):
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 # A process of its own: it is single-threaded when it forks. Each child writes and is killed at a random moment.
@@ -98,14 +84,13 @@ print(f"{killed} kills, {halfway} of them while shards were written")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_after_25_kills_at_random_moments_the_bytes_are_those_of_an_undisturbed_run(tmp_path, options, workers):
     whole = write_shards(tmp_path / "whole", **sections(**options))
     killed = tmp_path / "killed"
     arguments = [str(killed), "25", repr({**options, "cache_path": str(options["cache_path"]), "workers": workers})]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = run_python("-c", KILLER, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
     assert int(done.stdout.split()[2]) > 5, "most kills should hit the writing"
@@ -260,9 +245,7 @@ def write_apart(folder, options, before=""):
     """Write in a process of its own, which `before` has restricted; what it printed."""
     code = WRITE.format(before=before)
     arguments = [str(folder), repr({**options, "cache_path": str(options["cache_path"])})]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = run_python("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,13 +1,11 @@
 """The walls of the house: a room imports its own modules and rooms below it, never one above."""
 
 import ast
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from support import ROOT, run_python
 
-PIPELINE = Path(__file__).resolve().parents[1] / "pipeline"
+PIPELINE = ROOT / "pipeline"
 
 # From the ground up. A room may import every room before it, except those that WALLS forbids.
 ROOMS = (
@@ -122,9 +120,7 @@ def test_a_library_is_imported_in_its_rooms_alone(library):
 )
 def test_an_import_brings_no_more_than_it_needs(statement, absent):
     code = f"import sys; {statement}; print(*(set(sys.modules) & {absent!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PIPELINE.parent, capture_output=True, text=True, timeout=120
-    )
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

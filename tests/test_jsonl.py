@@ -89,6 +89,7 @@ blocks = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=600)
 @given(block=blocks)
 @example(block=b'{"text": "a"}{"text": "b"}\n{"text":\n"c"}\n')

@@ -18,17 +18,10 @@ from pipeline.loader.batch import number_documents
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(write_text):
     """A data set of 97 windows in 4 shards of 3 row groups."""
-    folder = tmp_path_factory.mktemp("loader")
     text = " ".join(f"{number} and" for number in range(600))
-    (folder / "text.txt").write_text(text)
-    options = {"windows_per_group": 10, "windows_per_shard": 30, "max_length": 16, "stride": 12}
-    report = write_shards(
-        folder / "shards",
-        **sections(corpus="text", corpus_path=str(folder / "text.txt"), cache_path=folder / "cache", **options),
-    )
-    return report.path
+    return write_text(text, windows_per_group=10, windows_per_shard=30, max_length=16, stride=12)
 
 
 def stored(folder):

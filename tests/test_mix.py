@@ -120,6 +120,7 @@ def test_each_row_of_draws_keeps_the_proportions_at_every_length(weights, shuffl
         assert mix.draws(at).tolist() == expected.tolist(), "the closed sum is the count"
 
 
+@pytest.mark.slow
 @given(data=st.data(), shuffle=st.sampled_from(["none", "full", "lanes"]), seed=st.integers(0, 3))
 @settings(max_examples=40)
 def test_any_position_is_entered_as_by_walking_there(data, shuffle, seed):
@@ -134,6 +135,7 @@ def test_any_position_is_entered_as_by_walking_there(data, shuffle, seed):
     assert fresh.windows(places).tolist() == whole[places].tolist()
 
 
+@pytest.mark.slow
 @given(data=st.data(), shuffle=st.sampled_from(["none", "full", "lanes"]), seed=st.integers(0, 3))
 @settings(max_examples=60)
 def test_stretches_hold_every_row_when_it_is_needed(data, shuffle, seed):
@@ -207,6 +209,7 @@ def test_batches_hold_the_tokens_of_the_windows_that_they_name(sources):
                 assert batch.target_ids[at].equal(rows[source][window].target_ids[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
 def test_a_mix_stopped_at_every_step_goes_on_elsewhere_with_the_same_samples(sources, shuffle):
     paths, _ = sources

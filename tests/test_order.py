@@ -357,6 +357,7 @@ def test_one_permutation_of_many_is_spread_evenly_and_its_neighbours_are_strange
 # --- The shuffle as a reader sees it -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "lanes"])
 def test_over_many_epochs_every_window_is_as_likely_at_a_position(shuffle):
     order, trials = Order(groups=[5] * 8, shuffle=shuffle, seed=21, lanes=4), 4000

@@ -1,23 +1,19 @@
 """What `scripts/prove.py` says of a data set was tried, is true, and fits the exit code."""
 
-import os
 import re
-import subprocess
 import sys
 from functools import partial
 from itertools import combinations, product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import prove
 import pyarrow.parquet as pq
 import pytest
-from support import sections
+from support import ROOT, run_python
 
-from pipeline import ShardLoader, write_shards
+from pipeline import ShardLoader
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARD = "data/train-00000-of-00001.parquet"
 
 
@@ -30,15 +26,8 @@ class Said(NamedTuple):
 
 
 @pytest.fixture
-def shards(books, tmp_path):
-    def write(**options):
-        given = {"tokenizer": "bytes", "max_length": 24, "stride": 16, "validation": 0.0, **options}
-        cache = tmp_path / "cache"
-        return write_shards(
-            tmp_path / "shards", **sections(corpus="text", corpus_path=str(books), cache_path=cache, **given)
-        ).path
-
-    return write
+def shards(write_books):
+    return lambda **options: write_books(**{"max_length": 24, "stride": 16, **options}).path
 
 
 @pytest.fixture
@@ -92,6 +81,7 @@ def test_a_data_set_stored_shuffled_is_mixed_when_it_is_read_in_stored_order(sha
     assert mixed == pytest.approx(by_chance, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_length", "windows", "stops"), [(900, 3, [0, 1, 2]), (71, 42, [0, 10, 20, 30, 41])])
 def test_every_shape_is_compared_behind_every_place_to_the_epochs_end(shards, run, max_length, windows, stops):
     said = run(shards(max_length=max_length, stride=max_length))
@@ -210,11 +200,10 @@ def test_a_damaged_shard_is_named_in_one_line_for_each_order(shards, run, damage
         assert line.startswith(f"{shuffle}: the data set cannot be read: {path / SHARD}: row group 0 ")
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_line_and_a_code(shards):
     path = shards()
     (path / SHARD).unlink()
-    command = [sys.executable, "-W", "error", str(ROOT / "scripts/prove.py"), str(path), "--shuffle", "lanes"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_python("-W", "error", ROOT / "scripts/prove.py", path, "--shuffle", "lanes")
     assert (done.returncode, done.stderr) == (1, "prove.py: not proven: lanes\n")
     assert done.stdout.count("\n") == 1

@@ -8,33 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import sections
 
-from pipeline import ShardLoader, write_shards
+from pipeline import ShardLoader
 from pipeline.loader.batch import DeviceBlock
 
 WINDOWS_PER_GROUP = 10
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(write_text):
     """A data set of 138 windows in row groups of 10."""
-    folder = tmp_path_factory.mktemp("resume")
-    (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 + 1])
-    report = write_shards(
-        folder / "shards",
-        **sections(
-            corpus="text",
-            corpus_path=str(folder / "text.txt"),
-            cache_path=folder / "cache",
-            tokenizer="bytes",
-            max_length=12,
-            stride=12,
-            windows_per_group=WINDOWS_PER_GROUP,
-            windows_per_shard=3 * WINDOWS_PER_GROUP,
-        ),
-    )
-    return report.path
+    text = "".join(f"{number:04} " for number in range(400))[: 12 * 138 + 1]
+    sizes = {"windows_per_group": WINDOWS_PER_GROUP, "windows_per_shard": 3 * WINDOWS_PER_GROUP}
+    return write_text(text, tokenizer="bytes", max_length=12, **sizes)
 
 
 def windows_of(batches):

@@ -40,6 +40,7 @@ def test_by_eye():
         assert choose_pitch(**{**given, **other}) == 5, "what is not one text is held window by window"
 
 
+@pytest.mark.slow
 @given(
     max_length=st.integers(1, 24),
     stride=st.integers(1, 40),

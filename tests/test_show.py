@@ -3,43 +3,28 @@
 import argparse
 import base64
 import dataclasses
-import os
-import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
-from support import sections
+from support import ROOT, run_python
 
-from pipeline import ShardLoader, WindowDataset, write_shards
+from pipeline import ShardLoader, WindowDataset
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokens.store import open_store
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
 
-import show  # noqa: E402
+import show
 
-from pipeline.loader.readers import open_split  # noqa: E402
-from pipeline.tokenizer.load import load_tokenizer  # noqa: E402
+from pipeline.loader.readers import open_split
+from pipeline.tokenizer.load import load_tokenizer
 
 
 @pytest.fixture
-def shards(books, tmp_path):
-    def write(**options):
-        write_shards(
-            tmp_path / "shards",
-            **sections(
-                corpus="text",
-                corpus_path=str(books),
-                cache_path=tmp_path / "outputs/cache",
-                **{"tokenizer": "bytes", "max_length": 24, "stride": 16, **options},
-            ),
-        )
-        return tmp_path / "shards"
-
-    return write
+def shards(write_books, tmp_path):
+    cache = tmp_path / "outputs/cache"
+    return lambda **options: write_books(cache_path=cache, **{"max_length": 24, "stride": 16, **options}).path
 
 
 def opened(path):
@@ -94,14 +79,7 @@ def test_a_windows_documents_are_named_with_their_places(shards, books):
 
 
 def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/show.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python(ROOT / "scripts/show.py", *arguments, cwd=cwd)
 
 
 def test_the_command_shows_a_window_and_a_page(shards, tmp_path, browse):
@@ -118,6 +96,7 @@ def test_the_command_shows_a_window_and_a_page(shards, tmp_path, browse):
     assert dom.count('class="pair') == 2 * 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,10 +137,10 @@ def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself()
     assert pieces == ["\\xe6", "\\xbc", "\\xa2", "\\n"]
 
 
+@pytest.mark.slow
 def test_a_look_does_not_wait_for_torch(tmp_path):
     code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, str(ROOT / "scripts")]
-    assert subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    assert run_python("-c", code, ROOT / "scripts", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """order=shuffled: every window once, in an order that the seed picks, each row as it would be in the text's order."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import sections
 
-from pipeline import write_shards
 from pipeline.base.permutation import make_key, permute
 from pipeline.corpus import partitions
 from pipeline.tokens.store import TokenStream
@@ -15,15 +15,9 @@ from pipeline.windows import Windows, gather_windows, read_windows
 
 
 @pytest.fixture
-def write(tmp_path, books, monkeypatch):
+def write(write_books, monkeypatch):
     monkeypatch.setattr(partitions, "SMALL_BYTES", 1)  # a chunk for each file: windows lie across their borders
-
-    def run(name, **options):
-        given = {"corpus": "text", "corpus_path": str(books), "tokenizer": "bytes", "max_length": 16, "stride": 3}
-        layout = {"windows_per_group": 10, "windows_per_shard": 50}
-        return write_shards(tmp_path / name, **sections(cache_path=tmp_path / "cache", **given, **layout, **options))
-
-    return run
+    return partial(write_books, max_length=16, stride=3, windows_per_group=10, windows_per_shard=50)
 
 
 def rows_of(folder):

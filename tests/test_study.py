@@ -1,38 +1,26 @@
 """The stride study and the neighbours of words in their quick forms: tables, pictures, and their arithmetic."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import neighbors
 import numpy as np
 import pytest
+import study
 import torch
+from gpt import GPT
+from support import ROOT, run_python, sections
+from training import evaluate
+from training_config import Study, Train
 
-ROOT = Path(__file__).resolve().parents[1]
+from pipeline import ShardLoader, write_shards
+from pipeline.cli.compose import ConfigError
 
-import neighbors  # noqa: E402
-import study  # noqa: E402
-from gpt import GPT  # noqa: E402
-from support import sections  # noqa: E402
-from training import evaluate  # noqa: E402
-from training_config import Study, Train  # noqa: E402
-
-from pipeline import ShardLoader, write_shards  # noqa: E402
-from pipeline.cli.compose import ConfigError  # noqa: E402
+pytestmark = pytest.mark.slow
 
 
 def run(script, *arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    return run_python(ROOT / "scripts" / script, *arguments, cwd=cwd, timeout=500, OMP_NUM_THREADS="1")
 
 
 def rows(folder, name):

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support import environment
 
 from pipeline.cli.report import write_report
 from pipeline.cli.svg import Series, chart, ticks
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def table(folder):
@@ -75,12 +73,13 @@ def test_points_that_make_sense_are_not_refused_for_the_value_that_a_sweep_repla
     assert [row["status"] for row in table(tmp_path)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_report_with_every_point(tmp_path):
     points = ["-m", "loader.seed=range(40)", "window.stride=64", "tokenizer=bytes", "stages=[write,load]"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *points],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

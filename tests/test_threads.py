@@ -12,36 +12,20 @@ import time
 import tracemalloc
 import weakref
 from itertools import chain
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support import sections
+from support import ROOT, run_python, sections
 
 from pipeline import ShardLoader, write_shards
 from pipeline.loader.row_group_cache import RowGroupCache, slot_bytes
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(write_text):
     """A data set of 400 windows in 10 shards of 4 row groups."""
-    folder = tmp_path_factory.mktemp("threads")
-    (folder / "text.txt").write_text("".join(f"{number:07} " for number in range(801)))
-    report = write_shards(
-        folder / "shards",
-        **sections(
-            corpus="text",
-            corpus_path=str(folder / "text.txt"),
-            cache_path=folder / "cache",
-            tokenizer="bytes",
-            max_length=16,
-            windows_per_group=10,
-            windows_per_shard=40,
-        ),
-    )
-    return report.path
+    text = "".join(f"{number:07} " for number in range(801))
+    return write_text(text, tokenizer="bytes", max_length=16, windows_per_group=10, windows_per_shard=40)
 
 
 def loading_threads():
@@ -181,6 +165,7 @@ def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, m
     assert epochs[0] == [window for batch in streamed for window in batch.window_ids.tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
 def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
     monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
@@ -233,6 +218,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "code"),
     [
@@ -244,17 +230,12 @@ SCRIPT = """
     ],
 )
 def test_a_program_that_stops_in_the_middle_of_an_epoch_ends_at_once(shards, ending, code):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT).format(ending=ending), str(shards)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_python("-c", textwrap.dedent(SCRIPT).format(ending=ending), shards, timeout=60)
     assert done.returncode == code, done.stderr
     assert "stop" in done.stderr if code == 1 else done.stderr == ""
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_program(shards):
     body = "print('ready', flush=True)\nfor epoch in range(10**9):\n    for batch in loader: pass"
     script = textwrap.dedent(SCRIPT).format(ending=body)
@@ -339,6 +320,7 @@ def test_fewer_windows_than_a_batch_are_an_error_and_no_empty_epoch(shards):
         next(iter(ShardLoader(shards, batch_size=300, rank=0, world_size=2)))
 
 
+@pytest.mark.slow
 def test_a_daemon_thread_that_iterates_ends_with_the_program_in_silence(shards):
     script = """
         import sys, threading, time
@@ -351,7 +333,5 @@ def test_a_daemon_thread_that_iterates_ends_with_the_program_in_silence(shards):
         time.sleep(0.3)
     """
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script), str(shards)], capture_output=True, text=True, timeout=60
-        )
+        done = run_python("-c", textwrap.dedent(script), shards, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")

@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ import regex
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import run_python
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext import openai_public
 
@@ -142,6 +142,7 @@ def test_control_gives_the_ids_of_encode_with_all_special_tokens_allowed(engine,
     assert as_lists(*loaded.encode_batch(documents)) == expected
 
 
+@pytest.mark.slow
 @needs_gigatoken
 @pytest.mark.parametrize("pattern", PATTERNS)
 @settings(max_examples=300, deadline=None)
@@ -191,6 +192,7 @@ def test_bytes_give_the_text_back(documents):
         assert int((ids == 256).sum()) == (found if special_text == "control" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES_HERE)
 def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engine, monkeypatch):
     monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", 0.0)  # a fresh encoder for every batch
@@ -534,8 +536,7 @@ def test_half_a_character_is_shown_and_never_an_error():
 def test_importing_the_module_loads_no_tokenizer_library():
     heavy = ["tiktoken", "gigatoken", "tokenizers", "awkward", "torch", "regex", "huggingface_hub"]
     code = f"import sys, pipeline.tokenizer.load; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert run_python("-c", code).stdout.strip() == "[]"
 
 
 # ---- Hugging Face

@@ -74,6 +74,7 @@ def in_a_child(task):
         os._exit(0)
 
 
+@pytest.mark.slow
 def test_twenty_kills_and_a_finishing_run_leave_what_an_undisturbed_run_leaves(corpus, tmp_path):
     begun = time.perf_counter()
     run(corpus, tmp_path / "calm", validation=0.2)
@@ -240,6 +241,7 @@ def test_the_header_of_ids_is_numpys(dtype, count, tmp_path):
         assert np.lib.format.read_array_header_1_0(file) == ((count,), False, np.dtype(dtype))
 
 
+@pytest.mark.slow
 def test_the_cross_check_is_part_of_every_run_and_the_same_for_any_number_of_workers(corpus, tmp_path):
     encoder = load_tokenizer("gpt2")
     if not encoder.audited:

@@ -4,24 +4,18 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from gpt import GPT, unigram_loss
+from support import ROOT, run_python, sections
+from training import CHECKPOINT, Settings, learning_rate, train, unigram
 
-ROOT = Path(__file__).resolve().parents[1]
+from pipeline import ShardLoader, write_shards
 
-from gpt import GPT, unigram_loss  # noqa: E402
-from support import sections  # noqa: E402
-from training import CHECKPOINT, Settings, learning_rate, train, unigram  # noqa: E402
-
-from pipeline import ShardLoader, write_shards  # noqa: E402
-
+pytestmark = pytest.mark.slow
 TINY = Settings(layers=1, heads=2, dim=16, steps=12, warmup=2, learning_rate=1e-2)
 
 
@@ -176,14 +170,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_to_a_tenth():
 
 
 def command(tmp_path, *arguments, launcher=()):
-    return subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "scripts" / "train.py"), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_python(*launcher, ROOT / "scripts/train.py", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
 
 
 TINY_RUN = ["embedding.dim=16", "model.layers=1", "window.max_length=32", "train.steps=6", "train.warmup=2"]

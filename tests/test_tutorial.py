@@ -17,17 +17,16 @@ import io
 import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from support import ROOT, run_python
 
 from pipeline.cli.compose import check_command_line, register_schema
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 COMMANDS, SESSIONS = 16, 17  # what must be found in it, so that nothing is passed over
 
@@ -155,14 +154,7 @@ def run(command, folder):
     """A command's exit code, output and errors; a full-size run at its smaller size."""
     words = shlex.split(SMALLER.get(command, command))
     assert words[0] == "python", f"{command}: a command of the tutorial begins with python"
-    done = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = run_python(*words[1:], cwd=folder, timeout=500)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -9,23 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import sections
 
-from pipeline import ShardLoader, read_manifest, verify_shards, write_shards
+from pipeline import ShardLoader, read_manifest, verify_shards
 from pipeline.shards.format import shard_writer
 from pipeline.shards.manifest import write_manifest
 
 
 @pytest.fixture
-def write(tmp_path, books):
-    def run(**options):
-        given = {"corpus": "text", "corpus_path": str(books), "tokenizer": "bytes", "max_length": 16}
-        layout = {"windows_per_group": 20, "windows_per_shard": 80}
-        return write_shards(
-            tmp_path / "shards", **sections(cache_path=tmp_path / "cache", **{**given, **layout, **options})
-        ).path
-
-    return run
+def write(write_books):
+    sizes = {"max_length": 16, "windows_per_group": 20, "windows_per_shard": 80}
+    return lambda **options: write_books(**{**sizes, **options}).path
 
 
 @pytest.fixture
@@ -227,6 +220,7 @@ def same(found, expected):
     return len(found) == len(expected) and all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_of_1000_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, verify):
     folder = write(windows_per_group=40, windows_per_shard=120)
     files = [*sorted((folder / "data").iterdir()), folder / "manifest.json"]

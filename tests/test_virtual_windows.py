@@ -43,6 +43,7 @@ def contents(loader):
     return [(b.window_ids.tolist(), b.input_ids.tolist(), b.target_ids.tolist()) for b in loader]
 
 
+@pytest.mark.slow
 @given(
     max_length=st.integers(2, 40),
     data=st.data(),

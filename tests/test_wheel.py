@@ -1,20 +1,23 @@
 """What is installed from the wheel works in any empty folder: `conf/` and the vocabulary travel along."""
 
+import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+# Without the user's PYTHONPATH, which may name a source folder.
+ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ALONE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = folder.glob("*.whl")
     return file
@@ -32,9 +35,11 @@ def test_the_wheel_holds_the_config_the_vocabulary_and_no_tests(wheel):
 
 def test_the_console_script_runs_the_main_job_in_an_empty_folder(wheel, tmp_path):
     home = tmp_path / "home"
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(home)], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--system-site-packages", str(home)], env=ALONE, check=True, timeout=120
+    )
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, check=True, timeout=120)
+    subprocess.run(pip, env=ALONE, check=True, timeout=120)
     # The new environment sees this one's packages, but of the project itself only what the wheel holds.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     script = home / "bin" / "stridemill"
@@ -47,5 +52,5 @@ def test_the_console_script_runs_the_main_job_in_an_empty_folder(wheel, tmp_path
     assert "embeddings  [8, 256, 256]" in done.stdout
     assert (folder / "outputs/shards/python_docs-gpt2-L256-S256/manifest.json").is_file()
     where = [str(home / "bin" / "python"), "-c", "import pipeline; print(pipeline.__file__)"]
-    place = subprocess.run(where, cwd=folder, capture_output=True, text=True, timeout=60).stdout
+    place = subprocess.run(where, cwd=folder, env=ALONE, capture_output=True, text=True, timeout=60).stdout
     assert str(home) in place, "the installed package ran, not the source folder"

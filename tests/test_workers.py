@@ -4,31 +4,18 @@ import multiprocessing
 import warnings
 
 import pytest
-from support import sections
 from torch.utils.data import DataLoader, get_worker_info
 
-from pipeline import ShardLoader, WindowDataset, write_shards
+from pipeline import ShardLoader, WindowDataset
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(write_text):
     """A data set of 138 windows in row groups of 10, the last window padded."""
-    folder = tmp_path_factory.mktemp("workers")
-    (folder / "text.txt").write_text("".join(f"{number:04} " for number in range(400))[: 12 * 138 - 3])
-    report = write_shards(
-        folder / "shards",
-        **sections(
-            corpus="text",
-            corpus_path=str(folder / "text.txt"),
-            cache_path=folder / "cache",
-            tokenizer="bytes",
-            max_length=12,
-            tail="pad",
-            windows_per_group=10,
-            windows_per_shard=30,
-        ),
-    )
-    return report.path
+    text = "".join(f"{number:04} " for number in range(400))[: 12 * 138 - 3]
+    return write_text(text, tokenizer="bytes", max_length=12, tail="pad", windows_per_group=10, windows_per_shard=30)
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
-from support import sections
+from support import ROOT, run_python, sections
 from tiktoken.load import load_tiktoken_bpe
 
 from pipeline import read_manifest, write_shards
@@ -22,8 +20,6 @@ from pipeline.settings import ConfigError
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import open_store
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +296,7 @@ def test_a_folder_without_permission_is_an_error_of_one_line(books, tmp_path):
         f"try: find_files([{str(books)!r}], ('.txt',))\n"
         "except (OSError, ValueError) as error: print('refused:', error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_python("-c", code)
     assert done.stdout.startswith("refused: corpus.path: the folder"), done.stderr
     assert f"{books / 'more'} cannot be read: Permission denied" in done.stdout
 
