@@ -203,7 +203,7 @@ def test_files_of_somebody_else_are_neither_removed_nor_joined(tmp_path, options
     file = tmp_path / "shards" / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    with pytest.raises(ValueError, match=f"holds '{name}', which is no part of a data set"):
+    with pytest.raises(ValueError, match=f"contains '{name}', which is not part of a data set"):
         write_shards(tmp_path / "shards", **sections(**options, overwrite=True))
     assert contents(tmp_path / "shards") == {name: b"mine"}
 
@@ -322,7 +322,7 @@ def test_a_corpus_takes_no_text_from_what_this_program_wrote(cli, tmp_path):
     (tmp_path / "a.txt").write_text("some words to read " * 100)
     (tmp_path / "b.jsonl").write_text('{"text": 5}\n' + '{"text": "a line"}\n' * 200)
     common = ("corpus.path=.", "tokenizer=bytes", "stages=[write]", "corpus.max_bad_fraction=0.1")
-    for corpus, found in (("text", "1 documents"), ("jsonl", "200 documents")):
+    for corpus, found in (("text", "1 document "), ("jsonl", "200 documents")):
         for number in range(2):
             done = cli(f"corpus={corpus}", *common, "window.max_length=16", f"shards.path=sets/{corpus}")
             assert done.returncode == 0, done.stderr
@@ -355,7 +355,7 @@ def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, optio
     cases = [
         ({}, "file", r"file.*: cannot be created or read: (Not a directory|File exists)\. Choose another shards\.path"),
         ({}, "file/below", r"file.*: cannot be created or read: Not a directory\. Choose another shards\.path"),
-        ({}, "shards", r"shards holds 'data', which is no part of a data set; choose another shards\.path"),
+        ({}, "shards", r"shards contains 'data', which is not part of a data set; choose another shards\.path"),
         ({"cache_path": "/dev/null/x"}, "new", r"/dev/null/x.*: cannot be created .*\. Choose another cache\.path"),
         ({"cache_path": "/proc/x"}, "new", r"/proc/x.*: cannot be created .*\. Choose another cache\.path"),
     ]

@@ -178,7 +178,7 @@ def test_another_data_set_in_the_folder_is_refused_with_both_fingerprints_and_th
 def test_a_folder_with_files_of_somebody_else_is_left_alone(write, books, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds 'thesis.tex', which is no part of a data set"):
+    with pytest.raises(ValueError, match=r"contains 'thesis.tex', which is not part of a data set"):
         write("home", corpus="text", corpus_path=str(books), max_length=8, overwrite=True)
     assert [file.name for file in (tmp_path / "home").iterdir()] == ["thesis.tex"]
 

@@ -1,1 +1,1 @@
-"""What every room uses: atomic files, locks, permutations, memory."""
+"""What every room uses: atomic files, locks, hashes, permutations, memory."""

@@ -1,55 +1,102 @@
 """Files that are either complete or absent.
 
-A new file is written next to its final path, flushed and renamed. Its temporary name is always the same, and
-the writer holds a lock that the operating system releases when the process exits, for whatever reason. So two writers
-take turns, and the next writer overwrites what a killed one left.
+A new file is written under a temporary name next to its final path, flushed and renamed. `part_of` makes every such
+name and `final_name` recognises it, so the files that a killed run left can be told from others. The writer locks its
+temporary file. The operating system releases the lock when the process exits, for whatever reason, so writers of one
+path take turns and the next one removes what a killed one left.
+
+A temporary file is always new. Whatever has its name is removed and never opened for writing, so no link is followed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
+import uuid
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.locks import hold
+from pipeline.base.locks import create, hold, is_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
 
+# `.name.part`, and with 8 hex digits if that name is taken; before 0.1.0 `.name-<process>-<8 hex digits>`.
+_PART = re.compile(r"\.(?P<name>.+?)(?:(?:\.[0-9a-f]{8})?\.part|-\d+-[0-9a-f]{8})")
 
-def part_of(path: Path) -> Path:
-    """Where a file is written before it has its name."""
-    return path.with_name(f".{path.name}.part")
+
+def part_of(path: Path, tag: str = "") -> Path:
+    """Return the temporary path of a file that is being written."""
+    return path.with_name(f".{path.name}{tag and '.'}{tag}.part")
+
+
+def final_name(name: str) -> str | None:
+    """Return the name of the file that a temporary file was to become, or None if `name` is not a temporary one.
+
+    >>> final_name(".manifest.json.part"), final_name("manifest.json")
+    ('manifest.json', None)
+    """
+    match = _PART.fullmatch(name)
+    return match["name"] if match else None
 
 
 @contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` when the block ends; an error leaves what was there."""
-    temporary = part_of(path)
-    with os.fdopen(hold(temporary), "wb") as file:
+def replace_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file to write to. It replaces `path` when the block ends; an error leaves `path` as it was.
+
+    Without `sync` a power cut may leave an empty file.
+    """
+    descriptor, temporary = _create_part(path)
+    with os.fdopen(descriptor, "wb") as file:
         try:
-            file.truncate()
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             temporary.rename(path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error says what happened
+                temporary.unlink()
             raise
 
 
-def write_text(path: Path, text: str) -> None:
-    r"""Replace a file by a text in UTF-8. A surrogate, a byte of a file's name that is no UTF-8, becomes \udcNN."""
-    with replace_file(path) as file:
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    r"""Replace a file by a text in UTF-8. A surrogate, from a file name that is not UTF-8, becomes \udcNN."""
+    with replace_file(path, sync=sync) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: Path, fields: dict[str, Any]) -> None:
-    r"""Replace a file by JSON. A file's name that is not UTF-8 is read back as it was."""
-    write_text(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, fields: dict[str, Any], *, sync: bool = True) -> None:
+    """Replace a file by JSON. A file name that is not UTF-8 is read back as it was."""
+    write_text(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n", sync=sync)
+
+
+def remove_part(path: Path) -> None:
+    """Remove the temporary file that a killed writer of `path` has left, if there is one; waits for a living writer.
+
+    Raises:
+        OSError: it cannot be locked or removed.
+
+    """
+    temporary = part_of(path)
+    try:
+        descriptor = hold(temporary, create=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        temporary.unlink(missing_ok=True)  # a link: only its name is removed
+        return
+    try:
+        if is_at(temporary, descriptor):
+            temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -59,3 +106,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _create_part(path: Path) -> tuple[int, Path]:
+    """Create and lock a temporary file for `path`, under another name if one that cannot be removed is in the way."""
+    temporary = part_of(path)
+    while True:
+        try:
+            return create(temporary), temporary
+        except FileExistsError:
+            try:
+                remove_part(path)
+            except OSError:
+                temporary = part_of(path, uuid.uuid4().hex[:8])

@@ -1,4 +1,4 @@
-"""The process's memory: how much it has taken, and how much of it is kept for later."""
+"""The memory of this process."""
 
 import resource
 import sys
@@ -7,17 +7,16 @@ import numpy as np
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had resident, in bytes; pages of mapped token stores count."""
+    """Return the largest resident memory of this process so far, in bytes; it includes mapped token stores."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 48 MiB of what is freed for what is asked for next.
+    """Let the C library keep up to 48 MiB of freed memory for the next request.
 
-    glibc gives memory back to the system above a limit that begins at 128 KiB and grows with the largest block that was
-    freed so far. Until then the memory of each batch is faulted in anew, which takes a third of the loader's speed and
-    4 % of the tokenizer's. A training job soon frees a large block; here one is freed at once, and none of its pages is
-    touched.
+    glibc returns memory to the system above a limit that starts at 128 KiB and grows with the largest block freed so
+    far. Until then every batch's memory is faulted in again, which costs a third of the loader's throughput and 4 % of
+    the tokenizer's. A training job soon frees a large block; here one is freed at once, without touching its pages.
     """
     np.empty(3 << 23, np.uint8)

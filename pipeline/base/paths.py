@@ -12,9 +12,10 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def expand_user(path: str) -> Path:
@@ -34,6 +35,18 @@ def strip_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder of ours, and the folders that the user named above it.
+
+    Raises:
+        ValueError: a link has its name.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a symbolic link, and nothing is written through a link there; remove it")
+
+
 @contextlib.contextmanager
 def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
     """Turn errors of the operating system into a `ValueError` that says what to do; `key` is the config's."""
@@ -46,8 +59,15 @@ def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
             raise ValueError(f"{folder}: the disk is full. Free some space, or choose another {key}. {kept}") from error
         if error.errno == errno.EFBIG:
             raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows. {kept}") from error
-        if error.errno in _FORBIDDEN:
+        if error.errno == errno.EIO:
+            raise ValueError(f"{path}: the disk failed: {error.strerror}. Choose another {key}. {kept}") from error
+        if error.errno in FORBIDDEN:
             raise ValueError(f"{path}: cannot be written: {error.strerror}. Choose another {key}") from error
-        if error.errno in _NO_FOLDER:
+        if error.errno in _WRONG_KIND:
             raise ValueError(f"{path}: cannot be created or read: {error.strerror}. Choose another {key}") from error
+        if error.errno in _NO_LOCKS:
+            raise ValueError(
+                f"{path}: this file system cannot lock files ({error.strerror}), and without a lock two runs could "
+                f"write there at once. Choose another {key}, on a local disk or a file system mounted with locks"
+            ) from error
         raise

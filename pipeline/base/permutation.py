@@ -1,9 +1,8 @@
 """Permutations of integers that are never stored: keyed bijections, a Feistel network with cycle walking.
 
-`permute(x, n, key)` is where item x of 0 .. n-1 goes under the permutation that `key` picks, for any x alone or many
-at once, so a shuffle of any size costs no memory and can be entered anywhere. It is a definition of our own, pinned
-by golden values in the tests: no release of a library can change it, and a change of one bit would break every
-resume.
+`permute(x, n, key)` returns the image of item x of 0 .. n-1 under the permutation that `key` picks, for one x or many
+at once. So a shuffle of any size costs no memory and can start anywhere. The definition is our own, and golden values
+in the tests pin it: no release of a library can change it, and a change of one bit would break every resume.
 """
 
 from typing import TypeAlias
@@ -20,7 +19,7 @@ _ROUNDS = 5
 _MIN_BITS = 4
 _ONE = np.uint64(1)
 _POWERS_OF_TWO = np.left_shift(_ONE, np.arange(64, dtype=np.uint64))
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, SplitMix64's step: odd, so all 2**64 sums differ
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, SplitMix64's increment: odd, so all 2**64 sums differ
 
 
 def _mix(x: UInt64) -> UInt64:
@@ -34,7 +33,7 @@ def _mix(x: UInt64) -> UInt64:
 
 
 def make_key(*parts: int | Int64) -> UInt64:
-    """A key for each combination of parts, integers below 2**64 or arrays [P] of such: uint64 [1], or [P]."""
+    """Return a key for each combination of parts, integers below 2**64 or arrays [P] of them: uint64 [1], or [P]."""
     key = np.zeros(1, np.uint64)
     for part in parts:
         key = _mix(key + _GOLDEN + np.asarray(part).astype(np.uint64))
@@ -42,15 +41,16 @@ def make_key(*parts: int | Int64) -> UInt64:
 
 
 def permute(x: Int64, n: int | Int64, key: UInt64) -> Int64:
-    """The image of each x [P] under the permutation of 0 .. n-1 that `key` picks; n up to 2**62; n and key may be [P].
+    """Return the image of each x [P] under the permutation of 0 .. n-1 that `key` picks.
 
-    A Feistel network (Luby and Rackoff 1988) splits a number's bits into two halves and adds a scramble of one half to
-    the other, by turns. Each such step can be undone, so the whole is a bijection of 0 .. 2**bits - 1, whatever the
-    scramble. What falls outside 0 .. n-1 goes through again until it is inside ("cycle walking", Black and Rogaway
-    2002), which makes it a bijection of 0 .. n-1. For n > 8 that is less than one repeat on average, as 2**bits < 2 n.
+    n is up to 2**62; n and key may be arrays [P]. A Feistel network (Luby and Rackoff 1988) splits a number's bits into
+    two halves and in turn adds a scramble of one half to the other. Each round can be undone, so the network is a
+    bijection of 0 .. 2**bits - 1 for any scramble. Images outside 0 .. n-1 are mapped again until they are inside
+    ("cycle walking", Black and Rogaway 2002), which makes it a bijection of 0 .. n-1. For n > 8 this takes less than
+    one repeat on average, because 2**bits < 2 n.
     """
     size = np.atleast_1d(np.asarray(n, dtype=np.uint64))
-    assert (x.view(np.uint64) < size).all(), "numbers to permute lie in 0 .. n-1: outside, the walk need not end"
+    assert (x.view(np.uint64) < size).all(), "numbers to permute must be in 0 .. n-1: outside, the walk may never end"
     bits = np.maximum(np.searchsorted(_POWERS_OF_TWO, size), _MIN_BITS).astype(np.uint64)
     y = _feistel(x.astype(np.uint64), bits, key)
     size, bits, key = (np.broadcast_to(array, y.shape) for array in (size, bits, key))
@@ -66,7 +66,7 @@ def _feistel(x: UInt64, bits: UInt64, key: UInt64) -> UInt64:
     low_mask, high_mask = _POWERS_OF_TWO[low_bits] - _ONE, _POWERS_OF_TWO[bits - low_bits] - _ONE
     low, high = x & low_mask, x >> low_bits
     for _ in range(_ROUNDS):
-        key = key + _GOLDEN  # another scramble in each step
+        key = key + _GOLDEN  # another scramble in each round
         high += _mix(low + key)
         high &= high_mask
         key = key + _GOLDEN

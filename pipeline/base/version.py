@@ -1,4 +1,4 @@
-"""The release of stridemill that is installed."""
+"""The installed release of stridemill."""
 
 from __future__ import annotations
 

@@ -11,8 +11,6 @@ microseconds. Decoding a row group of 2^18 tokens takes about 1.1 ms of one core
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.hashing import hash_json
 from pipeline.loader.row_group import RowInfo, SampleIds, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
 from pipeline.settings import ShardsConfig, WindowConfig, reject
@@ -217,7 +216,7 @@ class StoreReader:
         self.dtype = narrow_dtype(store.tokenizer["vocab_size"])
         shape = [self.max_length, self.stride, window.tail, self.documents]
         identity = [store.id, split, *shape, per_group, per_shard]
-        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self.fingerprint = hash_json(identity)
         self.steps = np.full(len(self.groups), self._step)
         self.padded = window.tail == "pad"
         self._stream = stream

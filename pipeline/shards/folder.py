@@ -1,14 +1,14 @@
-"""A data set's folder while it is written: one writer at a time, and every finished shard kept through a crash.
+"""A data set's folder while it is written: one writer at a time, and every finished shard survives a crash.
 
-    <folder>/.writing/lock                  held by the writer; names its process and its machine
-    <folder>/.writing/plan.json             which data set is under way
+    <folder>/.writing/lock                  held by the writer; names its process and machine
+    <folder>/.writing/plan.json             which data set is being written
     <folder>/.writing/<shard>.json          a finished shard's entry: its size and its sha256
-    <folder>/.writing/<shard>.parquet       a shard that is not finished
+    <folder>/.writing/<shard>.parquet       an unfinished shard
 
-Guarantee: a process may end at any instant, and what it left is used again if its bytes have the recorded hash, else
-written again. The plan is on the disk before the first shard, so shards that lie beside a plan or a manifest are ours,
-and nothing else is ever removed. The lock is the operating system's (`flock`): it ends with the process, however that
-ends, so no stale lock is left behind. Cost: one small file for each shard.
+Guarantee: a process may end at any instant. What it left is used again if its bytes have the recorded hash, else it is
+written again. The plan is on the disk before the first shard, so shards next to a plan or a manifest are ours. Nothing
+else is ever removed, and nothing is written through a link. The operating system releases the lock (`flock`) when the
+process ends, however it ends, so no stale lock is left. Cost: one small file for each shard.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import json
 import os
 import re
 import socket
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.base.atomic import sync_folder, write_json
+from pipeline.base.atomic import final_name, sync_folder, write_json
 from pipeline.base.locks import try_to_hold
+from pipeline.base.paths import make_folder
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.card import CARD_NAME, is_card
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
@@ -35,16 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WRITING = ".writing"
-SHARD_NAME = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
-_TOP = re.compile(
-    rf"data|README\.md|manifest\.json|quarantine\.jsonl|{re.escape(WRITING)}"
-    r"|\.(manifest\.json|README\.md|quarantine\.jsonl)-\d+-[0-9a-f]{8}"
-)
+_SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
+_NAMES = (MANIFEST_NAME, CARD_NAME, QUARANTINE_NAME)
+_REMEDY = "Choose another shards.path, or replace it with shards.overwrite=true"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderLock:
-    """A folder that this process alone writes to."""
+    """A folder that only this process writes to."""
 
     folder: Path
     identity: str  # the fingerprint of the data set to be written
@@ -52,9 +52,9 @@ class FolderLock:
 
 
 def find_finished(folder: Path, identity: str) -> Manifest | None:
-    """The manifest of the folder if it holds the data set `identity` with every shard in its full size.
+    """Return the folder's manifest if it holds the data set `identity` with every shard in its full size.
 
-    And with its card, and the list of its bad documents if it has any: what is lost comes back.
+    Its card must be there, and the list of its rejected documents if it has any: the write stage restores what is lost.
     """
     if not (folder / MANIFEST_NAME).is_file():
         return None
@@ -66,29 +66,31 @@ def find_finished(folder: Path, identity: str) -> Manifest | None:
         return None
     entries = [shard for split in manifest.splits.values() for shard in split.shards]
     others = [CARD_NAME, QUARANTINE_NAME] if manifest.corpus["bad"] else [CARD_NAME]
-    is_whole = all(_size(folder / entry.path) == entry.bytes for entry in entries)
-    return manifest if is_whole and all((folder / name).is_file() for name in others) else None
+    is_complete = all(_size(folder / entry.path) == entry.bytes for entry in entries)
+    return manifest if is_complete and all((folder / name).is_file() for name in others) else None
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, identity: str, *, overwrite: bool) -> Iterator[FolderLock]:
-    """Make this process the folder's only writer. Nothing that the folder holds is changed before `prepare_folder`.
+    """Make this process the folder's only writer. Nothing in the folder is changed before `prepare_folder`.
 
     Raises:
-        ValueError: another process writes there, or the folder holds another data set or somebody else's files.
+        ValueError: another process writes there, or the folder holds another data set, other files or links.
 
     """
     is_new = not folder.exists()
     try:
+        _refuse_links(folder)
         with _locked(folder):
             recorded = _find_recorded(folder, identity, overwrite=overwrite)
             try:
                 yield FolderLock(folder=folder, identity=identity, recorded=recorded)
             finally:
-                if find_finished(folder, identity) or not (folder / WRITING / "plan.json").is_file():
-                    for left in (folder / WRITING).iterdir():
-                        if left.name != "lock":
-                            left.unlink()
+                is_finished = find_finished(folder, identity) is not None
+                if is_finished or not (folder / WRITING / "plan.json").is_file():
+                    _remove(path for path in (folder / WRITING).iterdir() if path.name != "lock")
+                if is_finished:
+                    _remove(_find_parts(folder))
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: something was written
@@ -96,37 +98,35 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool) -> Iterator[Fol
 
 
 def remove_leftovers(folder: Path, identity: str) -> None:
-    """Remove what a run that was killed after its manifest has left beside the finished data set `identity`."""
-    if (folder / WRITING).is_dir():
-        with contextlib.suppress(OSError, ValueError), lock_folder(folder, identity, overwrite=False):
-            pass
+    """Remove what a run that was killed after its manifest has left next to the finished data set `identity`."""
+    with contextlib.suppress(OSError, ValueError):
+        if (folder / WRITING).is_dir() or any(_find_parts(folder)):
+            with lock_folder(folder, identity, overwrite=False):
+                pass
 
 
 def prepare_folder(lock: FolderLock, names: set[str]) -> None:
-    """Record the plan, then remove what the new data set will not hold. `names` are its shards' file names.
+    """Record the plan, then remove what the new data set will not contain. `names` are the file names of its shards.
 
-    The plan comes first and the old manifest goes second: at no instant do our files lie in a folder that has neither,
-    or a manifest beside files that it does not describe.
+    The plan comes first and the old manifest goes second. So at no instant are our files in a folder that has neither,
+    or a manifest next to files that it does not describe.
     """
     folder = lock.folder
-    plan = folder / WRITING / "plan.json"
-    if _read_plan(folder) != _plan(lock.identity):
-        for record in (folder / WRITING).glob("*.parquet.json"):
+    working = folder / WRITING
+    if not _is_plan(_read_plan(folder), lock.identity):
+        for record in working.glob("*.parquet.json"):
             record.unlink()
-        write_json(plan, _plan(lock.identity))
+        write_json(working / "plan.json", {"fingerprint": lock.identity, "pyarrow": pa.__version__})
         for entry in lock.recorded.values():  # of a finished data set that has lost a file
             record_shard(folder, entry)
-        sync_folder(folder / WRITING)
+        sync_folder(working)
         sync_folder(folder)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    if not is_card(folder / "README.md", lock.identity):
-        (folder / "README.md").unlink(missing_ok=True)
-    for leftover in (
-        *folder.glob(".*.part"),
-        *folder.glob(f"{WRITING}/*.parquet"),
-    ):
-        leftover.unlink()
-    (folder / "data").mkdir(exist_ok=True)
+    if not is_card(folder / CARD_NAME, lock.identity):
+        (folder / CARD_NAME).unlink(missing_ok=True)
+    _remove(_find_parts(folder))
+    _remove(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
+    make_folder(folder / "data")
     for file in (folder / "data").iterdir():
         if file.name not in names:
             file.unlink()
@@ -134,11 +134,9 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
 
 
 def record_shard(folder: Path, entry: ShardEntry) -> None:
-    """Note a shard's size and hash. No flush: a record that a power cut takes costs one shard, written again."""
-    name = Path(entry.path).name
-    temporary = folder / WRITING / f"{name}.part"
-    temporary.write_text(json.dumps(dataclasses.asdict(entry)), encoding="utf-8")
-    temporary.rename(folder / WRITING / f"{name}.json")
+    """Record a shard's size and hash. Not flushed: if a power cut takes the record, that shard is written again."""
+    path = folder / WRITING / f"{Path(entry.path).name}.json"
+    write_json(path, dataclasses.asdict(entry), sync=False)
 
 
 @contextlib.contextmanager
@@ -146,7 +144,7 @@ def _locked(folder: Path) -> Iterator[None]:
     path = folder / WRITING / "lock"
     descriptor: int | None = None
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):  # a run that has just ended removed the folder
             descriptor = try_to_hold(path)
             break
@@ -161,54 +159,117 @@ def _locked(folder: Path) -> Iterator[None]:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty: a plan and records for the next run are in it
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # not empty: it has a plan and records for the next run
             path.parent.rmdir()
         os.close(descriptor)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Refuse links where our own files or folders belong, before anything is written."""
+    below = [folder / name for name in (WRITING, "data")]
+    inside = [path for parent in below if parent.is_dir() and not parent.is_symlink() for path in parent.iterdir()]
+    for path in (*below, *inside, *(folder / name for name in _NAMES)):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a symbolic link, and a data set is written to files of its own; remove the link, or choose "
+                "another shards.path"
+            )
+    lock = folder / WRITING / "lock"
+    if lock.exists() and lock.lstat().st_nlink > 1:
+        raise ValueError(f"{lock} is a hard link to another file; remove it, or choose another shards.path")
+
+
 def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str, ShardEntry]:
-    """What an earlier run has finished of this data set; refuses a folder that holds anything else."""
-    plan, has_manifest = _read_plan(folder), (folder / MANIFEST_NAME).is_file()
-    others = sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry))
-    data = folder / "data"
-    found = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else []
-    ours = plan is not None or has_manifest
-    others += [f"data/{name}" for name in found if not (ours and SHARD_NAME.fullmatch(name))]
-    others += ["README.md"] * ((folder / "README.md").exists() and not is_card(folder / "README.md"))
-    if others:
-        raise ValueError(f"{folder} holds {others[0]!r}, which is no part of a data set; choose another shards.path")
-    remedy = "Choose another shards.path, or replace it with shards.overwrite=true"
-    if has_manifest:
-        try:
-            manifest = read_manifest(folder)
-        except ValueError as error:
-            if overwrite:
-                return {}
-            raise ValueError(f"{error}. {remedy}") from error
-        if manifest.fingerprint == identity:  # a file is gone or cut short
+    """Return what an earlier run has finished of this data set; refuse a folder that holds anything else."""
+    plan, manifest, damage = _read_plan(folder), None, None
+    try:
+        manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+    except ValueError as error:
+        damage = error
+    _refuse_others(folder, has_plan=plan is not None, manifest=manifest)
+    if damage and not overwrite:
+        raise ValueError(f"{damage}. {_REMEDY}") from damage
+    if manifest:
+        if manifest.fingerprint == identity:  # a file is missing or truncated
             return {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
         if not overwrite:
             raise ValueError(
                 f"{folder} holds another data set: its fingerprint is {manifest.fingerprint[:12]}, this config's is "
-                f"{identity[:12]}. {remedy}"
+                f"{identity[:12]}. {_REMEDY}"
             )
-        return {}
-    if plan is None:
-        return {}
-    if plan == _plan(identity):
-        return {
-            entry.path: entry for entry in map(_read_record, sorted((folder / WRITING).glob("*.parquet.json"))) if entry
-        }
-    if plan.get("fingerprint") != identity and found and not overwrite:
-        raise ValueError(
-            f"{folder} holds {len(found)} finished shards of {_name_plan(folder, plan, identity)}. {remedy}"
-        )
+    elif _is_plan(plan, identity):
+        records = map(_read_record, sorted((folder / WRITING).glob("*.parquet.json")))
+        return {entry.path: entry for entry in records if entry}
+    elif plan is not None and plan.get("fingerprint") != identity and not overwrite:
+        found = len(list(folder.glob("data/*")))
+        if found:
+            what = _name_plan(folder, plan, identity)
+            raise ValueError(f"{folder} holds {found} finished shards of {what}. {_REMEDY}")
     return {}
 
 
-def _is_ours(entry: Path) -> bool:
-    return bool(_TOP.fullmatch(entry.name)) and (entry.is_dir() if entry.name == "data" else True)
+def _refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) -> None:
+    """Refuse a folder with a file that no plan, manifest or mark says is ours."""
+    has_card = is_card(folder / CARD_NAME)
+    ours = {"data", WRITING}
+    if has_card:
+        ours.add(CARD_NAME)
+    if has_plan or has_card or manifest or _claims_to_be_manifest(folder / MANIFEST_NAME):
+        ours.add(MANIFEST_NAME)
+    if has_plan or (manifest.corpus["bad"] if manifest else MANIFEST_NAME in ours and has_card):
+        ours.add(QUARANTINE_NAME)
+    has_shards = has_plan or (MANIFEST_NAME in ours and (folder / MANIFEST_NAME).exists())
+    others = []
+    for path in sorted(folder.iterdir()):
+        is_folder = path.name in ("data", WRITING)
+        is_ours = path.name in ours or final_name(path.name) in _NAMES
+        if not is_ours or not _is_kind(path, stat.S_IFDIR if is_folder else stat.S_IFREG):
+            others.append(path)
+        elif is_folder:
+            for file in sorted(path.iterdir()):
+                is_ours = _is_working(file.name) if path.name == WRITING else has_shards and is_shard(file.name)
+                if not is_ours or not _is_kind(file, stat.S_IFREG):
+                    others.append(file)
+    if others:
+        name = others[0].relative_to(folder).as_posix()
+        raise ValueError(f"{folder} contains {name!r}, which is not part of a data set; choose another shards.path")
+
+
+def _claims_to_be_manifest(path: Path) -> bool:
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and {"format_version", "fingerprint"} <= set(fields)
+
+
+def _is_working(name: str) -> bool:
+    """Return whether a file in `.writing` has a name of ours, those of earlier releases included."""
+    name = final_name(name) or name.removesuffix(".part")
+    return name in ("lock", "plan.json") or is_shard(name.removesuffix(".json"))
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file has the name of a shard."""
+    return bool(_SHARD.fullmatch(name))
+
+
+def _is_kind(path: Path, kind: int) -> bool:
+    return stat.S_IFMT(path.lstat().st_mode) == kind
+
+
+def _find_parts(folder: Path) -> Iterator[Path]:
+    """Yield the temporary files that runs left in a data set's folder."""
+    return (path for path in folder.iterdir() if final_name(path.name) in _NAMES)
+
+
+def _remove(paths: Iterator[Path]) -> None:
+    """Remove left-over files. What cannot be removed is left."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _name_plan(folder: Path, plan: dict[str, Any], identity: str) -> str:
@@ -220,19 +281,19 @@ def _name_plan(folder: Path, plan: dict[str, Any], identity: str) -> str:
     )
 
 
-def _plan(identity: str) -> dict[str, str]:
-    """Another release of pyarrow may encode other bytes, so its shards are not mixed with this one's."""
-    return {"fingerprint": identity, "pyarrow": pa.__version__}
+def _is_plan(plan: dict[str, Any] | None, identity: str) -> bool:
+    """Return whether a plan is this run's; another release of pyarrow may encode other bytes, so it is part of it."""
+    return plan is not None and (plan.get("fingerprint"), plan.get("pyarrow")) == (identity, pa.__version__)
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan; None if there is none, and an empty one if it is damaged."""
+    """Return the plan; None if there is none, and an empty one if it is damaged."""
     path = folder / WRITING / "plan.json"
     if not path.is_file():
         return None
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return plan if isinstance(plan, dict) else {}
 
@@ -240,7 +301,7 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
 def _read_record(path: Path) -> ShardEntry | None:
     try:
         entry = ShardEntry(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # cut short by a power failure
+    except (ValueError, TypeError, RecursionError):  # truncated by a power cut
         return None
     return entry if f"{Path(entry.path).name}.json" == path.name else None
 

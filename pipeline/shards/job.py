@@ -1,15 +1,14 @@
-"""A write job, ready to run: its input hashed, its tokenizer loaded. `plan` and `write` both start from it."""
+"""A write job that is ready to run: its input is hashed and its tokenizer loaded. `plan` and `write` start from it."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders, strip_secrets
 from pipeline.corpus.corpora import find_partitions
 from pipeline.settings import (
@@ -45,7 +44,7 @@ class Sections:
     """The config's sections that a write job needs."""
 
     corpus: CorpusConfig
-    texts: list[str] | None  # a corpus in memory, in place of the section
+    texts: list[str] | None  # a corpus in memory, instead of the section's
     tokenizer: TokenizerConfig
     window: WindowConfig
     split: SplitConfig
@@ -65,7 +64,7 @@ class Sections:
         return Path(self.cache.path)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the manifest records: the values that decide the data set, without secrets and absolute paths."""
+        """Return what the manifest records: the values that define the data set, without secrets and absolute paths."""
         corpus, tokenizer = dataclasses.asdict(self.corpus), dataclasses.asdict(self.tokenizer)
         corpus["path"] = [strip_folders(path) for path in self.corpus.paths] or None
         corpus["url"] = self.corpus.url and strip_secrets(self.corpus.url)
@@ -74,7 +73,7 @@ class Sections:
         tokenizer["path"] = self.tokenizer.path and strip_folders(self.tokenizer.path)
         window, shards = dataclasses.asdict(self.window), dataclasses.asdict(self.shards)
         for section, key in ((window, "score"), (shards, "path"), (shards, "overwrite")):
-            del section[key]  # of the loader, of this machine, of this run
+            del section[key]  # the loader's, this machine's, this run's
         return {
             "corpus": corpus,
             "tokenizer": tokenizer,
@@ -86,7 +85,7 @@ class Sections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A data set to be written: everything that decides its bytes."""
+    """A data set to be written: everything that defines its bytes."""
 
     sections: Sections
     encoder: Tokenizer
@@ -97,7 +96,7 @@ class Job:
 
     @property
     def stored(self) -> dict[str, Any]:
-        """The windows' parameters and the order in which they are stored, as the manifest has them."""
+        """The windows' parameters and their stored order, as in the manifest."""
         window, shards = self.sections.window, self.sections.shards
         return {
             "max_length": window.max_length,
@@ -110,18 +109,13 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """The data set's identity: sha256 over the token store's identity, the windows, their order, and the layout."""
+        """The data set's identity: a hash of the token store's ID, the windows, their order, and the layout."""
         layout = [self.layout.windows_per_group, self.layout.windows_per_shard, self.layout.compression]
-        parts = [
-            FORMAT_VERSION,
-            store_id(self.chunk_ids, validation=self.sections.split.validation),
-            self.stored,
-            *layout,
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        store = store_id(self.chunk_ids, validation=self.sections.split.validation)
+        return hash_json([FORMAT_VERSION, store, self.stored, *layout])
 
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
-        """Return a split's windows in the order in which they are stored."""
+        """Return a split's windows in their stored order."""
         window, shards, stream = self.sections.window, self.sections.shards, store.stream(split)
         documents = store.documents(split) if window.documents == "separate" else None
         return StoredWindows(

@@ -7,7 +7,6 @@ in it, so that a changed digit is noticed; that its paths are inside its own fol
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_json
+from pipeline.base.hashing import hash_json
 
 if TYPE_CHECKING:
     import os
@@ -96,7 +96,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def content_hash(fields: dict[str, Any]) -> str:
     """Return the sha256 of a manifest's fields without the hash itself, as JSON with sorted keys and no spaces."""
     content = {key: value for key, value in fields.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hash_json(content, compact=True)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:

@@ -1,13 +1,12 @@
-"""Pass two of the write stage: token store to Parquet shards.
+"""Pass two of the write stage: from the token store to Parquet shards.
 
-A shard's windows are a range of positions, and a window's tokens are arithmetic, so each shard is a task of its own:
-its bytes depend on the token stream, the layout and the order, not on the number of workers or on what was written
-before. Under `order=shuffled`, position i holds window `permute(i)`, an exact shuffle of all windows of the split that
-is never stored; each row group gathers its own windows from the mapped token store.
+A shard's windows are a range of rows, and a window's tokens are arithmetic, so each shard is a task of its own. Its
+bytes depend on the token stream, the layout and the order, not on the number of workers or on earlier runs. Under
+`order=shuffled`, row i holds window `permute(i)`: an exact shuffle of all windows of the split that is never stored.
+Each row group gathers its own windows from the mapped token store.
 
-A shard is written under a temporary name outside `data/`, hashed on its way to the disk, flushed, recorded and renamed.
-One that an earlier run has recorded is read instead, and kept if its bytes are those that were recorded. A task holds
-one row group at a time.
+A shard is written under a temporary name outside `data/`, hashed while it is written, flushed, recorded and renamed. A
+shard that an earlier run has recorded is kept if it has the recorded bytes. A task holds one row group at a time.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _HashingFile:
-    """A file for pyarrow to write to, which hashes what passes through: no second read for the manifest's sha256."""
+    """A file for pyarrow to write to. It hashes what is written, so the manifest's sha256 needs no second read."""
 
     closed = False
 
@@ -55,14 +54,14 @@ class _HashingFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Nothing: whoever opened the file flushes it to the disk before it is closed."""
+        """Do nothing: `write_shard` flushes the file to the disk before it closes it."""
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
 
 def shard_names(split: str, num_windows: int, layout: Layout) -> list[str]:
-    """The file names of a split's shards."""
+    """Return the file names of a split's shards."""
     total = -(-num_windows // layout.shard_size(num_windows))
     return [f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)]
 
@@ -76,9 +75,9 @@ def write_split(
     workers: int,
     advance: Callable[[int], object],
 ) -> list[ShardEntry]:
-    """Write a split's windows to `data/<split>-*.parquet`. `advance` is called with the windows of each shard.
+    """Write a split's windows to `data/<split>-*.parquet`. `advance` is called with the number of each shard's windows.
 
-    Shards that an earlier run has recorded are kept if their bytes are as recorded.
+    Shards that an earlier run has recorded are kept if they have the recorded bytes.
     """
     names = shard_names(split, len(stored), layout)
     size = layout.shard_size(len(stored))
@@ -105,7 +104,7 @@ def write_shard(folder: Path, name: str, first: int, last: int, *, stored: Store
     groups = []
     rows = min(layout.windows_per_group, last - first)
     scratch_2BT = np.empty((2, rows, max_length), np.int32)  # takes no memory until it is used
-    with temporary.open("wb") as file:
+    with temporary.open("xb") as file:
         sink = _HashingFile(file)
         schema = shard_schema(max_length, padded=padded)
         with shard_writer(sink, schema, compression=layout.compression) as writer:
@@ -124,7 +123,7 @@ def write_shard(folder: Path, name: str, first: int, last: int, *, stored: Store
 
 
 def is_intact(folder: Path, entry: ShardEntry) -> bool:
-    """Whether a shard is there with the size and the sha256 that its entry says."""
+    """Return whether a shard has the size and the sha256 of its entry."""
     path = folder / entry.path
     if not path.is_file() or path.stat().st_size != entry.bytes:
         return False

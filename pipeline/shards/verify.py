@@ -166,7 +166,7 @@ def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fau
         return [Fault(file=MANIFEST_NAME, problem=problem)], None
     if damaged:
         return [_blame(error) for error in damaged], None
-    return [], dataclasses.replace(store, proves=False)  # its files were just read
+    return [], dataclasses.replace(store, checks=False)  # its files were just read
 
 
 def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:

@@ -1,8 +1,8 @@
-"""The write stage: a corpus becomes a data set. Tokens first, windows second, the manifest last.
+"""The write stage turns a corpus into a data set: tokens first, windows second, the manifest last.
 
-Guarantee: the same config and text give the same Parquet bytes for any number of workers, and after any number of
-crashes; `pipeline.shards.folder` says how. A folder has a manifest only if every file that it names is whole and on the
-disk.
+Guarantee: the same config and text give the same Parquet bytes for any number of workers and after any number of
+crashes; `pipeline.shards.folder` says how. A folder has a manifest only if every file that it names is complete and on
+the disk.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ from pipeline.base.memory import peak_memory
 from pipeline.base.paths import translate_os_errors
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.shards.card import write_card
-from pipeline.shards.folder import (
-    find_finished,
-    lock_folder,
-    prepare_folder,
-    remove_leftovers,
-)
+from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
 from pipeline.shards.job import Job, as_sections, prepare_job
 from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.shard import shard_names, write_split
@@ -61,16 +56,16 @@ class WriteReport:
 
     path: Path
     manifest: Manifest
-    finished_before: bool  # the data set was there already: nothing was written
+    finished_before: bool  # the data set was there already, so nothing was written
     chunks: int
-    chunks_made: int  # the rest was found in the cache
-    chunks_mended: int  # of these: were there, but not with the bytes that were written
+    chunks_made: int  # the others were found in the cache
+    chunks_mended: int  # how many of these replaced a damaged one
     bytes_tokenized: int  # of text, in the chunks that this run made
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
     write_seconds: float
-    peak_memory: int  # bytes resident at most in this process so far, mapped files included
+    peak_memory: int  # the most bytes resident in this process so far, mapped files included
 
     def __repr__(self) -> str:
         """Show what was done in one line."""
@@ -96,15 +91,15 @@ def write_shards(
 ) -> WriteReport:
     """Write a corpus as a data set of token windows in Parquet shards.
 
-    A data set that is there already and has the same fingerprint is left as it is. After a crash the same call keeps
-    the shards whose bytes are as recorded and writes the others.
+    An existing data set with the same fingerprint is left as it is. After a crash the same call keeps the shards that
+    have the recorded bytes and writes the others.
 
     Args:
         path: the data set's folder.
         corpus: where the text comes from: a section, a corpus's name, or a list of texts.
         tokenizer: a section, or a tokenizer's name.
         window: how token IDs become windows.
-        split: what is held out.
+        split: what goes to the validation split.
         shards: the layout; its own `path` is the argument `path`.
         executor: how many tasks run at once.
         cache: the folder of the token store.
@@ -215,7 +210,7 @@ def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
 def _write_splits(
     job: Job, store: TokenStore, lock: FolderLock
 ) -> tuple[dict[str, SplitEntry], dict[str, dict[str, int]]]:
-    """Write the shards of all splits. Returns the splits' entries and their unused tokens."""
+    """Write the shards of all splits. Return the splits' entries and their unused tokens."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
     prepare_folder(lock, names)
@@ -247,13 +242,13 @@ def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
     """Return a split's windows in stored order.
 
     Raises:
-        ValueError: the split has no token, or is too short for a single window.
+        ValueError: the split has no token, or is too short for one window.
 
     """
     stored = job.cut(store, split)
     if len(stored) == 0:
         windows, tokens = stored.windows, len(stored.stream)
-        remedy = "lower window.max_length or set window.tail=pad" if tokens > 1 else "look at the corpus"
+        remedy = "lower window.max_length or set window.tail=pad" if tokens > 1 else "check the corpus"
         if store.validation:
             remedy += ", or change split.validation or split.seed"
         segments = len(windows.firsts) if tokens else 0
@@ -265,7 +260,7 @@ def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
 
 
 def count_corpus(store: TokenStore) -> dict[str, Any]:
-    """What the corpus held, for the manifest and the summary."""
+    """Return the corpus's counts, for the manifest and the summary."""
     return {
         "documents": store.num_documents,
         "characters": sum(chunk.characters for chunk in store.chunks),

@@ -6,7 +6,6 @@ that affects the IDs. A special token's name inside a document is plain text unl
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
+from pipeline.base.hashing import hash_json
 from pipeline.tokenizer.audit import START_BYTES
 from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids
 
@@ -157,7 +157,7 @@ class Tokenizer:
 def identity_of(**facts: Any) -> str:
     """Hash named facts (sha256); bytes count by their own sha256."""
     plain = {key: hashlib.sha256(fact).hexdigest() if isinstance(fact, bytes) else fact for key, fact in facts.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hash_json(plain)
 
 
 def unknown_id(token: int, name: str) -> ValueError:

@@ -1,15 +1,15 @@
-"""A chunk of the token store: what its files hold, and the proof that they still hold it.
+"""A chunk of the token store: what its files hold, and the checks that they are intact.
 
-    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, an end-of-text token behind each
-                                                    document; a split without tokens has no file
+    <cache>/chunks/<id>/train.npy, validation.npy   the IDs, uint16 or uint32, an end-of-text token after each document;
+                                                    a split without tokens has no file
     <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
-    <cache>/chunks/<id>/quarantine.jsonl            its bad documents, if it has any
+    <cache>/chunks/<id>/quarantine.jsonl            its rejected documents, if it has any
     <cache>/chunks/<id>/chunk.json                  counts, sources, each file's size and checksum, and its own
 
-Guarantee: `find_chunk` sees a file that is gone or has another size, and a changed `chunk.json`; `check_chunk` and
-`check_file` see a changed byte in any file. The checksum is CRC-32, as on Parquet's pages: it finds every run of up to
-32 changed bits, and misses other damage once in 2^32; it is no protection against a forger. Cost: 1.6 GB/s and core
-where sha256 makes 0.7 (both on a busy machine).
+Guarantee: `find_chunk` notices a missing file, a file of another size and a changed `chunk.json`; `check_chunk` and
+`check_file` notice a changed byte in any file. The checksum is CRC-32, as on Parquet's pages: it finds every run of up
+to 32 changed bits, and misses other damage once in 2^32; it does not protect against a forger. Cost: 1.6 GB/s and core,
+compared with sha256's 0.7 (both on a busy machine).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DOCUMENT = np.dtype(
     [
         ("split", "u1"),  # index into settings.SPLITS
         ("source", "<i4"),  # index into the chunk's sources
-        ("row", "<i8"),  # the document's row or line in its source, from 0; of a text file 0
+        ("row", "<i8"),  # the document's row or line in its source, from 0; 0 for a text file
         ("first", "<i8"),  # its first token in its split's part of the chunk
-        ("count", "<i8"),  # its tokens, the end-of-text token left out
+        ("count", "<i8"),  # its tokens, without the end-of-text token
     ]
 )
 
 
 class DamagedChunk(ValueError):  # noqa: N818 - what it is, and the message is for the user
-    """A chunk that is not as it was written. Nothing is lost by it: the text is still there."""
+    """A chunk that is not as it was written. Nothing is lost: its text is still there."""
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(f"{folder}: {what}; remove this folder: the next write stage that needs it makes it again")
@@ -56,15 +56,37 @@ class Chunk:
     id: str
     tokenizer: str  # its hash
     tokens: dict[str, int]  # by split, end-of-text tokens included
-    num_documents: dict[str, int]  # by split; a document that goes on from the chunk before is not counted again
+    num_documents: dict[str, int]  # by split; a document continued from the chunk before is not counted again
     characters: int
     bytes: int
     special_text_found: int  # names of special tokens in the text
-    audited: int  # documents, whole or their begin, that a second engine encoded to the same IDs
+    audited: int  # documents that a second engine encoded to the same IDs, in full or their start
     bad: dict[str, int]  # reason -> documents
     sources: list[str]
-    continued: bool  # its first document goes on from the chunk before
-    files: dict[str, list[int]]  # name -> its bytes and its checksum, as `sum_file` makes it
+    continued: bool  # its first document started in the chunk before
+    files: dict[str, list[int]]  # name -> its bytes and its checksum (`FileSum`)
+
+
+@dataclass(slots=True)
+class FileSum:
+    """The size and CRC-32 of a file. The first `NPY_HEADER_BYTES` count last: an array's header is written last."""
+
+    size: int = 0
+    head: bytes = b""
+    rest: int = 0
+
+    def add(self, content: memoryview) -> None:
+        """Count the file's next bytes."""
+        self.size += len(content)
+        if (missing := NPY_HEADER_BYTES - len(self.head)) > 0:
+            self.head += content[:missing]
+            content = content[missing:]
+        self.rest = zlib.crc32(content, self.rest)
+
+    @property
+    def checksum(self) -> int:
+        """The checksum of all bytes so far."""
+        return zlib.crc32(self.head, self.rest)
 
 
 def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
@@ -76,10 +98,10 @@ def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
 
 
 def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
-    """The finished chunk of that ID, or None.
+    """Return the finished chunk of that ID, or None.
 
     Raises:
-        DamagedChunk: it is there, but its `chunk.json` was changed, or a file is gone or has another size.
+        DamagedChunk: its `chunk.json` was changed, or one of its files is missing or has another size.
 
     """
     if not re.fullmatch(r"[0-9a-f]{64}", chunk_id):
@@ -92,9 +114,9 @@ def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
         try:
             found = (folder / name).stat().st_size
         except FileNotFoundError:
-            raise DamagedChunk(folder, f"its {name} is gone") from None
+            raise DamagedChunk(folder, f"its {name} is missing") from None
         if found != size:
-            raise DamagedChunk(folder, f"its {name} has {found} bytes, not the {size} that were written")
+            raise DamagedChunk(folder, f"its {name} has {found} bytes, but {size} were written")
     return chunk
 
 
@@ -110,36 +132,30 @@ def check_chunk(cache: Path, chunk: Chunk) -> None:
 
 
 def check_file(path: Path, checksum: int) -> None:
-    """The same for one of its files."""
-    folder, name = path.parent, path.name
+    """Read one file of a chunk; raises like `check_chunk`."""
+    folder, name, found = path.parent, path.name, FileSum()
+    block = memoryview(bytearray(BLOCK_BYTES))
     try:
-        found = sum_file(path)
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block):
+                found.add(block[:count])
     except FileNotFoundError:
-        raise DamagedChunk(folder, f"its {name} is gone") from None
+        raise DamagedChunk(folder, f"its {name} is missing") from None
     except OSError as error:
         raise DamagedChunk(folder, f"its {name} cannot be read ({error.strerror})") from error
-    if found != checksum:
-        raise DamagedChunk(folder, f"its {name} has the checksum {found:08x}, not {checksum:08x}: it was changed")
-
-
-def sum_file(path: Path) -> int:
-    """The CRC-32 of a file, its first `NPY_HEADER_BYTES` put behind all the others: an array's header is known last."""
-    total, block = 0, memoryview(bytearray(BLOCK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        head = file.read(NPY_HEADER_BYTES)
-        while count := file.readinto(block):
-            total = zlib.crc32(block[:count], total)
-    return zlib.crc32(head, total)
+    if found.checksum != checksum:
+        problem = f"its {name} has the checksum {found.checksum:08x}, not {checksum:08x}: it was changed"
+        raise DamagedChunk(folder, problem)
 
 
 def chunk_fields(chunk: Chunk) -> dict[str, Any]:
-    """What `chunk.json` holds: the chunk's fields and a checksum of them."""
+    """Return what `chunk.json` holds: the chunk's fields and a checksum of them."""
     fields = dataclasses.asdict(chunk)
     return {**fields, "crc32": _sum_fields(fields)}
 
 
 def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
-    """The header of a .npy file with a 1-D array, always `NPY_HEADER_BYTES` long: it is written when all IDs are there.
+    """Return the header of a .npy file with a 1-D array. It always has `NPY_HEADER_BYTES`, so it can be written last.
 
     Format 1.0: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
@@ -150,12 +166,12 @@ def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 def _read_chunk(folder: Path) -> Chunk:
     try:
         fields = json.loads((folder / "chunk.json").read_text(encoding="utf-8"))
-        is_whole = fields.pop("crc32") == _sum_fields(fields) and fields["id"] == folder.name
+        is_intact = fields.pop("crc32") == _sum_fields(fields) and fields["id"] == folder.name
         chunk = Chunk(**fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedChunk(folder, f"its chunk.json cannot be read ({error})") from error
-    if not is_whole:
-        raise DamagedChunk(folder, "its chunk.json is not the one that was written")
+    if not is_intact:
+        raise DamagedChunk(folder, "its chunk.json was changed")
     return chunk
 
 

@@ -1,26 +1,27 @@
-"""Writing one chunk of the token store: piece by piece, whole under its name or not there at all.
+"""Write one chunk of the token store, batch by batch: it is complete under its name or absent.
 
-IDs are appended to files under a temporary name as they come, so that a chunk needs no more memory than a batch. The
-finished folder is flushed to the disk and renamed. A lock file beside a temporary folder is held by the process that
-writes it, and given up by the system when that process ends, however it ends: so leftovers of a killed run can be told
-from the work of a run that is alive, and `remove_leftovers` takes away the former alone.
+IDs are appended to files in a temporary folder, so a chunk needs no more memory than a batch. The finished folder is
+flushed to the disk and renamed. The writer locks a file next to the temporary folder. The operating system releases the
+lock when the process exits, for whatever reason, so `remove_leftovers` removes the folders of ended runs only.
 
-A chunk that is there already stays, unless it is damaged: then the new one takes its place.
+A chunk that is already there is kept unless it is damaged; then the new one replaces it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import uuid
-import zlib
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.locks import hold, try_to_hold
+from pipeline.base.paths import make_folder
 from pipeline.corpus.files import mark_as_cache
 from pipeline.corpus.quarantine import QUARANTINE_NAME, as_line
 from pipeline.settings import SPLITS
@@ -29,6 +30,7 @@ from pipeline.tokens.chunk import (
     NPY_HEADER_BYTES,
     Chunk,
     DamagedChunk,
+    FileSum,
     check_chunk,
     chunk_fields,
     find_chunk,
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
     from pipeline.corpus.documents import RejectedDocument
 
 
+# A temporary folder, or the lock that its writer or a mender of the chunk holds.
+_LEFTOVER = re.compile(r"(?P<folder>\.[0-9a-f]{64}(?:-[0-9a-f]{32})?)(?:\.lock)?")
+
+
 @dataclasses.dataclass(slots=True)
 class Totals:
     """What is counted while a chunk is written."""
@@ -54,43 +60,46 @@ class Totals:
     audited: int = 0
 
     def add(self, other: Totals) -> None:
-        """Count what a batch holds."""
+        """Add the counts of a batch."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 @dataclasses.dataclass(slots=True)
-class _Open:
-    """A document whose last piece has not come yet, and what the chunk was before it."""
+class _OpenDocument:
+    """A document whose last segment has not been written yet, and the chunk's state before it."""
 
     split: int
     row: tuple[int, int]
     first: int
     count: int
-    savepoint: tuple[int, int]  # in the split's file
+    savepoint: FileSum  # of the split's file
     totals: Totals
     continued: bool
 
 
 class ChunkWriter:
-    """Write the chunk `chunk_id`; use it as a context, which removes what was not finished."""
+    """Write the chunk `chunk_id`. Use it as a context manager: at the end it removes an unfinished chunk."""
 
     def __init__(self, cache: Path, chunk_id: str, *, dtype: np.dtype[Any], end_of_text: int) -> None:
         self._cache, self._id, self._dtype = cache, chunk_id, dtype
         self._end_of_text = np.array([end_of_text], dtype)
-        folder = cache / "chunks"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(cache / "chunks")
         mark_as_cache(cache)
-        self._folder = folder / f".{chunk_id}-{uuid.uuid4().hex}"
-        self._lock = hold(self._folder.with_suffix(".lock"))
-        self._folder.mkdir()
+        self._folder = _temporary_folder(cache, chunk_id)
+        self._lock = hold(_lock_of(self._folder))
+        try:
+            self._folder.mkdir()
+        except BaseException:
+            self._remove()
+            raise
         self._files: dict[str, SummedFile] = {}
         self._tokens = [0 for _ in SPLITS]
         self._num_documents = [0 for _ in SPLITS]
         self._tables: list[np.ndarray] = []
         self._bad: dict[str, int] = {}
         self._totals = Totals()
-        self._open: _Open | None = None
+        self._open: _OpenDocument | None = None
         self._continued = False
 
     def __enter__(self) -> Self:
@@ -100,10 +109,9 @@ class ChunkWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for file in self._files.values():
-            file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)  # it has its own name by now if it was finished
-        self._folder.with_suffix(".lock").unlink(missing_ok=True)
-        os.close(self._lock)
+            with contextlib.suppress(OSError):  # a full disk: the first error says so
+                file.close()
+        self._remove()
 
     def add_documents(
         self,
@@ -115,8 +123,8 @@ class ChunkWriter:
         rows: np.ndarray,
         totals: Totals,
     ) -> None:
-        """Append whole documents: their IDs end to end, and of each the count, split, source and row."""
-        assert self._open is None, "a long text has not come to its end"
+        """Append complete documents: their IDs concatenated, and for each its count, split, source and row."""
+        assert self._open is None, "the last segment of a long document is missing"
         table = np.zeros(len(counts), DOCUMENT)
         table["split"], table["source"], table["row"], table["count"] = held_out, sources, rows, counts
         for split in range(len(SPLITS)):
@@ -128,54 +136,49 @@ class ChunkWriter:
         self._tables.append(table)
         self._totals.add(totals)
 
-    def add_piece(
-        self,
-        ids: np.ndarray,
-        *,
-        held_out: int,
-        source: int,
-        row: int,
-        continued: bool,
-        goes_on: bool,
-        totals: Totals,
+    def add_segment(
+        self, ids: np.ndarray, *, held_out: int, source: int, row: int, continued: bool, is_last: bool, totals: Totals
     ) -> None:
-        """Append a piece of a long text; `continued`: it began in the chunk before; `goes_on`: this is not its end."""
+        """Append a segment of a long document; `continued`: the document started in the chunk before."""
         if self._open is None:
             before, savepoint = self._tokens[held_out], self._ids_file(held_out).savepoint()
-            self._open = _Open(
-                held_out, (source, row), before, 0, savepoint, dataclasses.replace(self._totals), continued
+            row_of = source, row
+            self._open = _OpenDocument(
+                held_out, row_of, before, 0, savepoint, dataclasses.replace(self._totals), continued
             )
         self._open.count += len(ids)
         self._totals.add(totals)
         self._append(held_out, ids)
-        if not goes_on:
+        if is_last:
             self._append(held_out, self._end_of_text)
             self._close_document()
 
-    def abandon(self) -> None:
-        """Take back the pieces of the text that has not come to its end, if there are any."""
+    def drop_document(self) -> None:
+        """Roll back the segments of the open document, if there is one."""
         if self._open is None:
             return
         split, first = self._open.split, self._open.first
         self._ids_file(split).rollback(self._open.savepoint)
         self._tokens[split], self._totals, self._open = first, self._open.totals, None
 
-    def add_bad(self, bad: Sequence[RejectedDocument]) -> None:
-        """Put bad documents into the chunk's quarantine."""
-        for one in bad:
+    def add_bad(self, rejected: Sequence[RejectedDocument]) -> None:
+        """Append rejected documents to the chunk's quarantine file."""
+        for one in rejected:
             self._file(QUARANTINE_NAME).write(as_line(one).encode("utf-8", "backslashreplace"))
             self._bad[one.reason] = self._bad.get(one.reason, 0) + 1
 
     def finish(self, *, sources: Sequence[str], tokenizer: str) -> Chunk:
-        """Give the chunk its name. Returns the chunk that is there afterwards, which another run may have written."""
-        # Its checksums are those of the bytes that went to the disk: nothing is read again.
+        """Give the chunk its name. Return the chunk that is there afterwards, which another run may have written.
+
+        Its checksums are those of the bytes that were written; nothing is read again.
+        """
         if self._open:
             self._close_document()
         for name, count in zip(SPLITS, self._tokens, strict=True):
             if count:
-                self._file(f"{name}.npy").write_head(npy_header(self._dtype, count))
-            elif abandoned := self._files.pop(f"{name}.npy", None):
-                abandoned.close()
+                self._file(f"{name}.npy").write_header(npy_header(self._dtype, count))
+            elif empty := self._files.pop(f"{name}.npy", None):
+                empty.close()
                 (self._folder / f"{name}.npy").unlink()
         np.save(self._file("documents.npy"), np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
         chunk = Chunk(
@@ -194,41 +197,50 @@ class ChunkWriter:
         try:
             self._folder.rename(self._cache / "chunks" / self._id)
         except OSError as error:
-            return self._meet(chunk, error)
+            return self._settle(chunk, error)
         sync_folder(self._cache / "chunks")
         return chunk
 
-    def _meet(self, chunk: Chunk, error: OSError) -> Chunk:
-        """Keep the chunk that has the name already if it is whole, else replace it: one run at a time looks and acts.
+    def _settle(self, chunk: Chunk, error: OSError) -> Chunk:
+        """Keep the chunk that already has the name if it is intact, else replace it. One run at a time does this.
 
-        It moves to the name that `remove_leftovers` clears should this process end in between.
+        The damaged chunk moves to a temporary name, which `remove_leftovers` clears if this process ends in between.
         """
         folder = self._cache / "chunks" / self._id
-        aside = folder.with_name(f".{self._id}")
-        path = aside.with_suffix(".lock")
+        path = _lock_of(folder.with_name(f".{self._id}"))
         lock = hold(path)
         try:
-            there = find_chunk(self._cache, self._id)
-            if there is None:
+            found = find_chunk(self._cache, self._id)
+            if found is None:
                 raise error
-            check_chunk(self._cache, there)
-        except DamagedChunk:
-            shutil.rmtree(aside, ignore_errors=True)
+            check_chunk(self._cache, found)
+        except DamagedChunk as damage:
+            if folder.is_symlink():
+                raise ValueError(f"{damage.folder}: {damage.what}; it is a symbolic link: remove it") from damage
+            aside = _temporary_folder(self._cache, self._id)
             folder.rename(aside)
             try:
                 self._folder.rename(folder)
             except OSError:
                 if find_chunk(self._cache, self._id) is None:
-                    raise  # else a run that found the name free in this moment took it, for the same chunk
+                    raise  # otherwise another run took the free name in this moment, with the same chunk
             sync_folder(folder.parent)
             forget_files()
             shutil.rmtree(aside, ignore_errors=True)
             return chunk
         else:
-            return there  # another run was first, and its chunk is the same
+            return found  # another run was first, with the same chunk
         finally:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             os.close(lock)
+
+    def _remove(self) -> None:
+        """Remove the temporary folder, which a finished chunk no longer has, and give up its lock."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _lock_of(self._folder).unlink()
+        os.close(self._lock)
 
     def _append(self, split: int, ids: np.ndarray) -> None:
         if not len(ids):
@@ -249,7 +261,7 @@ class ChunkWriter:
 
     def _close_document(self) -> None:
         one = self._open
-        assert one is not None, "a document is closed that was never open"
+        assert one is not None, "no document is open"
         self._tables.append(np.array([(one.split, *one.row, one.first, one.count)], DOCUMENT))
         self._num_documents[one.split] += not one.continued
         self._continued = self._continued or one.continued
@@ -257,60 +269,60 @@ class ChunkWriter:
 
 
 class SummedFile:
-    """A new file, its size and its checksum (`chunk.sum_file`): of all but the head, then of the head."""
+    """A new file whose size and checksum are known when it is finished."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._head = b""
-        self._sum = 0
-        self.size = 0
+        self._file = path.open("xb")
+        self._sum = FileSum()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._sum.size
 
     def write(self, content: bytes | memoryview) -> None:
         """Append bytes."""
         content = memoryview(content)
         self._file.write(content)
-        self.size += len(content)
-        if (left := NPY_HEADER_BYTES - len(self._head)) > 0:
-            self._head += content[:left]
-            content = content[left:]
-        self._sum = zlib.crc32(content, self._sum)
+        self._sum.add(content)
 
-    def write_head(self, head: bytes) -> None:
-        """Write the head over the one that kept its place."""
-        assert len(head) == len(self._head) == NPY_HEADER_BYTES, "a head replaces a head"
+    def write_header(self, header: bytes) -> None:
+        """Replace the first `NPY_HEADER_BYTES`."""
+        assert len(header) == len(self._sum.head) == NPY_HEADER_BYTES, "a header replaces a header"
         self._file.seek(0)
-        self._file.write(head)
-        self._head = head
+        self._file.write(header)
+        self._sum.head = header
 
-    def savepoint(self) -> tuple[int, int]:
-        """A place behind the head to which `rollback` returns."""
-        return self.size, self._sum
+    def savepoint(self) -> FileSum:
+        """Return the state to which `rollback` returns."""
+        return dataclasses.replace(self._sum)
 
-    def rollback(self, savepoint: tuple[int, int]) -> None:
-        """Take back all that was written since `savepoint`."""
-        self.size, self._sum = savepoint
+    def rollback(self, savepoint: FileSum) -> None:
+        """Drop all that was written since `savepoint`."""
+        self._sum = savepoint
         self._file.flush()
         self._file.truncate(self.size)
         self._file.seek(0, os.SEEK_END)
 
     def finish(self) -> list[int]:
-        """Flush to the disk, and close. Returns the size and the checksum."""
+        """Flush to the disk and close. Return the size and the checksum."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return [self.size, zlib.crc32(self._head, self._sum)]
+        return [self.size, self._sum.checksum]
 
     def close(self) -> None:
-        """Close without a flush: what was written is given up."""
+        """Close without a flush to the disk."""
         self._file.close()
 
 
 def join_documents(
     ids: np.ndarray, counts: np.ndarray, chosen: np.ndarray, *, end_of_text: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen documents' IDs with an end-of-text token behind each, and each one's first token, int64 [chosen].
+    """Return the chosen documents' IDs with an end-of-text token after each, and each one's first token.
 
-    `ids` holds all documents' IDs end to end, `counts` int64 [documents] how many each has, `chosen` bool [documents].
+    `ids` holds the IDs of all documents, concatenated; `counts`, int64 [documents], each one's number of IDs; `chosen`
+    is bool [documents]. The first tokens are int64 [chosen].
     """
     sizes = counts[chosen] + 1
     ends = np.cumsum(sizes, dtype=np.int64)
@@ -322,18 +334,35 @@ def join_documents(
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders of runs that have ended without finishing them, and what is left of a savepoint."""
-    if (cache / "chunks").is_dir():
+    """Remove the temporary folders and locks of runs that have ended. What cannot be removed is left."""
+    folder = cache / "chunks"
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with contextlib.suppress(PermissionError):
         mark_as_cache(cache)
-    for path in (cache / "chunks").glob(".*.lock"):
-        try:
-            lock = try_to_hold(path, create=False)
-        except FileNotFoundError:
-            continue  # finished in this moment
-        if lock is None:
-            continue  # its run is alive
-        try:
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            path.unlink(missing_ok=True)
-        finally:
-            os.close(lock)
+    found = {match["folder"] for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))}
+    for name in sorted(found):
+        with contextlib.suppress(OSError):  # another user's
+            _remove_leftover(folder / name)
+
+
+def _remove_leftover(temporary: Path) -> None:
+    path = _lock_of(temporary)
+    lock = try_to_hold(path)
+    if lock is None:
+        return  # its run is alive
+    try:
+        if temporary.is_dir() and not temporary.is_symlink():
+            shutil.rmtree(temporary)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(lock)
+
+
+def _temporary_folder(cache: Path, chunk_id: str) -> Path:
+    return cache / "chunks" / f".{chunk_id}-{uuid.uuid4().hex}"
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")

@@ -1,15 +1,14 @@
-"""Pass one of the write stage: every input split becomes a chunk of the token store.
+"""Pass one of the write stage: every partition of the input becomes a chunk of the token store.
 
-A task reads one split batch by batch, encodes its documents and appends them to one chunk; it depends on nothing else,
-so tasks run in any order on any number of workers and give the same bytes. A chunk's ID is the hash of all that decides
-its content: the split's text, the tokenizer and the rules for documents. A chunk that is there is not made again
-if its bytes are those that were written: each is read through before a token of it is used.
+A task reads one partition batch by batch, encodes its documents and appends them to one chunk. It depends on nothing
+else, so tasks give the same bytes in any order and on any number of workers. A chunk's ID is the hash of everything
+that decides its content: the partition's text, the tokenizer and the rules for documents. An existing chunk is used
+again if it has the bytes that were written: each is read through before any of its tokens is used.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from contextlib import ExitStack
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.base.hashing import hash_json
 from pipeline.base.memory import keep_freed_memory
 from pipeline.corpus.documents import KEY_BYTES, describe_location
 from pipeline.corpus.quarantine import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.tokens.chunk import Chunk
 
-HOPELESS = 1000  # so many bad documents and no good one: the field's name or the format is wrong, and the rest is too
+HOPELESS = 1000  # after this many rejected documents and no good one, the field's name or the format must be wrong
 
 
 def tokenize(
@@ -60,12 +60,10 @@ def tokenize(
     workers: int,
     advance: Callable[[int], object],
 ) -> tuple[TokenStore, Counter[str]]:
-    """The token store of a corpus, and how many chunks were `made`, `found`, and `mended`, and `bytes` of text encoded.
+    """Return the token store of a corpus; count chunks `made`, `found` and `mended`, and `bytes` of text encoded.
 
-    A chunk that is found damaged is mended: made again from its text.
-
-    `audit` is the fraction of documents that a second engine encodes again. `advance` is called with the number of
-    input bytes that are done.
+    A damaged chunk is mended: it is made again from its text. `audit` is the fraction of documents that a second engine
+    encodes again. `advance` is called with the number of input bytes of each finished partition.
 
     Raises:
         ValueError: no document is usable, more than `corpus.max_bad_fraction` are rejected, or the engines disagree.
@@ -93,34 +91,33 @@ def tokenize(
     bad = count_bad(chunks)
     check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
-        what = f"of {bad.total()} documents none is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
-        raise ValueError(what if bad else "the corpus holds no document; look at corpus.path")
-    assert len(chunks) == len(partitions), "a run that is given up has too many bad documents"
+        what = f"none of {bad.total()} documents is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
+        raise ValueError(what if bad else "the corpus contains no document; check corpus.path")
+    assert len(chunks) == len(partitions), "a run that stops early has too many rejected documents"
     save_store(store)
     return store, origins
 
 
 def chunk_id(partition: Partition, *, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig) -> str:
-    """The identity of the chunk that a split becomes: sha256 over its content, the tokenizer and the policy.
+    """Return the identity of a partition's chunk: a hash of its content, the tokenizer and the rules for documents.
 
     What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
     """
     rules = [split.validation, split.seed if split.validation else 0, corpus.max_document_bytes]
-    parts = [FORMAT, partition.fingerprint, tokenizer.hash, tokenizer.special_text, rules]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hash_json([FORMAT, partition.fingerprint, tokenizer.hash, tokenizer.special_text, rules])
 
 
 def tokenize_partition(
     partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
 ) -> tuple[Chunk, str]:
-    """Read, encode and write one split. Returns its chunk, and whether it was `made` now, `found` or `mended`."""
+    """Read, encode and write one partition. Return its chunk, and whether it was `made`, `found` or `mended`."""
     return encode_partition(partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)()
 
 
 def encode_partition(
     partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
 ) -> Callable[[], tuple[Chunk, str]]:
-    """`tokenize_partition` without its last step, which waits for the disk. Returns that step; it must be called."""
+    """Do all of `tokenize_partition` but its last step, which waits for the disk. Return that step; call it."""
     identity = chunk_id(partition, tokenizer=tokenizer, corpus=corpus, split=split)
     origin = "made"
     try:
@@ -145,7 +142,7 @@ def encode_partition(
         number = 0  # of the batches with texts
         for batch in batches:
             if batch.rollback:
-                writer.abandon()
+                writer.drop_document()
             writer.add_bad(batch.rejected)
             if not len(batch.texts):
                 continue
@@ -165,13 +162,13 @@ def encode_partition(
                 )
             else:
                 held_out = assign_split([batch.key], 1, fraction=split.validation, seed=split.seed)
-                writer.add_piece(
+                writer.add_segment(
                     ids,
                     held_out=int(held_out[0]),
                     source=int(batch.sources[0]),
                     row=int(batch.rows[0]),
                     continued=partition.start > 0,
-                    goes_on=batch.continues,
+                    is_last=not batch.continues,
                     totals=totals,
                 )
         still_open = stack.pop_all()
@@ -186,16 +183,16 @@ def encode_partition(
 def _encode(
     partition: Partition, batch: DocumentBatch, *, tokenizer: Tokenizer, sample: tuple[list[int], list[int]]
 ) -> tuple[Ids, Counts, Totals]:
-    """Encode a batch, and audit a sample of it; an error names the document by its source."""
+    """Encode a batch and audit a sample of it. An error names the document by its source."""
     texts, (in_full, starts) = batch.texts, sample
     try:
         ids, counts = tokenizer.encode_batch(texts)
         audited = tokenizer.audit(texts, ids, counts, in_full) + tokenizer.audit(texts, ids, counts, starts, start=True)
     except DocumentError as error:
-        place = describe_location(partition.reader, int(batch.rows[error.document]))
-        piece = f" (Places count from byte {batch.offset} of it, where a piece of it begins.)" if batch.offset else ""
+        location = describe_location(partition.reader, int(batch.rows[error.document]))
+        offset = f" (Positions count from byte {batch.offset}, where a segment starts.)" if batch.offset else ""
         source = partition.names[batch.sources[error.document]]
-        raise ValueError(f"{source}{place and ', '}{place} {error.what}{piece}") from error
+        raise ValueError(f"{source}{location and ', '}{location} {error.what}{offset}") from error
     return (
         ids,
         counts,
@@ -203,16 +200,16 @@ def _encode(
             characters=pc.sum(pc.utf8_length(texts)).as_py(),
             bytes=pc.sum(pc.binary_length(texts)).as_py(),
             special_text_found=int(np.sum(tokenizer.count_special(texts))),
-            audited=audited if not batch.offset else 0,  # of a long text, its first piece counts for all
+            audited=audited if not batch.offset else 0,  # a long document's first segment counts for all
         ),
     )
 
 
 def assign_split(texts: Iterable[bytes | memoryview], count: int, *, fraction: float, seed: int) -> np.ndarray:
-    """Which of `count` documents are held out for validation: uint8 [count], 1 for validation.
+    """Return which of `count` documents go to the validation split: uint8 [count], 1 for validation.
 
-    By a keyed hash of the text itself, of its first `KEY_BYTES`: the choice is the same whatever file or format a
-    document comes from, two copies of one text never lie on both sides, and all pieces of a long one on the same.
+    The choice is a keyed hash of the text's first `KEY_BYTES`. So it does not depend on the file or format, copies of a
+    text are always in the same split, and so are all segments of a long document.
     """
     if fraction == 0:
         return np.zeros(count, np.uint8)
@@ -228,7 +225,7 @@ def rejected_lists(store: TokenStore) -> list[Path]:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
-    """The tokenizer as the manifest names it."""
+    """Return what the manifest says of the tokenizer."""
     return {
         "name": tokenizer.name,
         "hash": tokenizer.hash,

@@ -1,0 +1,14 @@
+"""Hashes of facts: the identities of chunks, stores, tokenizers and data sets."""
+
+import hashlib
+import json
+
+
+def hash_json(value: object, *, compact: bool = False) -> str:
+    """Return the sha256, in hex, of a value as JSON with sorted keys; `compact` leaves out the spaces.
+
+    >>> hash_json({"b": 1, "a": [2]})[:12] == hash_json({"a": [2], "b": 1})[:12]
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":") if compact else None)
+    return hashlib.sha256(text.encode()).hexdigest()
