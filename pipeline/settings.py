@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-STAGES = ("plan", "write", "verify", "load", "report")
+STAGES = ("plan", "write", "verify", "load", "show", "prove", "report")
 CORPORA = ("python_docs", "the_verdict", "text", "jsonl", "parquet", "huggingface")
 TOKENIZERS = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "tiktoken_file", "huggingface", "bytes")
+PACKAGED = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "bytes")  # their names alone say which vocabulary
 ENGINES = ("auto", "tiktoken", "gigatoken")
 SPECIAL_TEXTS = ("literal", "control", "error")
 SPLITS = ("train", "validation")
@@ -33,6 +34,7 @@ POSITIONS = ("learned", "sinusoidal", "none")
 
 MAX_COUNT = 2**62  # numbers of windows and documents
 MAX_SEED = 2**63 - 1
+MAX_EPOCH = 2**64 - 1
 MAX_LENGTH = 2**24  # tokens of a window: its IDs alone are 64 MiB
 MAX_DIM = 2**16
 MAX_WORKERS = 1024
@@ -133,6 +135,13 @@ def check_paths(key: str, path: object) -> str | list[str]:
         hint = " (a name that is a number needs quotes)" if has_number else ""
         reject(key, PATHS + hint, path)
     return [check_path(key, one, PATHS) for one in paths]
+
+
+def check_list(key: str, values: object, one: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+    """Check each value of a list, which must not be empty."""
+    if not isinstance(values, list | tuple) or not values:
+        reject(key, "must be a list of at least one value", values)
+    return [one(key, value, *arguments, **options) for value in values]
 
 
 def is_number(value: object) -> bool:
@@ -424,10 +433,62 @@ class SweepConfig(Section):
 
 
 @dataclass(kw_only=True, slots=True)
+class ShowConfig(Section):
+    """What the stage `show` shows.
+
+    Args:
+        window: the number of a window of `loader.split`.
+        step: the batch of this step instead, in the order that `loader` describes.
+        epoch: of the step.
+        rank: of the step.
+        world_size: of the step.
+        html: write a page to this file instead of printing.
+
+    """
+
+    section: ClassVar[str] = "show"
+
+    window: int = _number(0, least=0, most=MAX_COUNT)
+    step: int | None = _number(None, least=0, most=MAX_COUNT)
+    epoch: int = _number(0, least=0, most=MAX_EPOCH)
+    rank: int = _number(0, least=0, most=MAX_DIM)
+    world_size: int = _number(1, least=1, most=MAX_DIM)
+    html: str | None = _checked(None, check_path, "must name a file")
+
+    def __post_init__(self) -> None:
+        Section.__post_init__(self)
+        if self.rank >= self.world_size:
+            conflict("show.rank", f"must be below show.world_size={self.world_size}", self.rank)
+
+
+@dataclass(kw_only=True, slots=True)
+class ProveConfig(Section):
+    """What the stage `prove` tries; seed, lanes and split are the loader's.
+
+    Args:
+        shuffles: the orders; None means those that `loader.memory_budget` allows.
+        epoch: the epoch that is read.
+        world_sizes: numbers of ranks.
+        stops: how many positions of the epoch to resume at.
+
+    """
+
+    section: ClassVar[str] = "prove"
+
+    shuffles: list[str] | None = _checked(None, check_list, check_choice, SHUFFLES)  # noqa: RUF009 - it makes a field
+    epoch: int = _number(0, least=0, most=MAX_EPOCH)
+    world_sizes: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8],
+        metadata={"check": partial(check_list, one=check_range, least=1, most=MAX_DIM)},
+    )
+    stops: int = _number(5, least=1, most=MAX_DIM)
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """One run."""
 
-    stages: list[str] = field(default_factory=lambda: ["write", "load"])
+    stages: Any = field(default_factory=lambda: ["write", "load"])
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -438,8 +499,11 @@ class Config:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    show: ShowConfig = field(default_factory=ShowConfig)
+    prove: ProveConfig = field(default_factory=ProveConfig)
 
     def __post_init__(self) -> None:
+        self.stages = [self.stages] if isinstance(self.stages, str) else check_list("stages", self.stages, check_text)
         if "report" in self.stages and not self.sweep.path:
             reject("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
         if not self.stages:

@@ -169,16 +169,3 @@ def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(sha
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "let the loader start the processes: ShardLoader(..., workers=2)" in done.stdout
-
-
-def test_the_proof_holds_for_a_data_set_and_says_what_it_could_not_try(shards):
-    command = [sys.executable, str(ROOT / "scripts" / "prove.py"), str(shards), "--lanes", "4", "--stops", "3"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    for shuffle in ("none", "full", "lanes"):
-        assert f"{shuffle}: each of 386 windows came once in epoch 0" in done.stdout
-        assert f"{shuffle}: world sizes 1, 2, 4" in done.stdout
-        assert f"{shuffle}: distance between neighbours" in done.stdout
-    gone = subprocess.run([*command, "--split", "validation"], env=ENVIRONMENT, capture_output=True, timeout=200)
-    assert gone.returncode == 1
-    assert b"has no split 'validation'" in gone.stderr

@@ -1,28 +1,25 @@
-"""What `scripts/prove.py` says of a data set was tried, is true, and fits the exit code."""
+"""What the stage `prove` says of a data set was tried, is true, and fits the exit code."""
 
 import re
-import sys
-from functools import partial
 from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
-import prove
 import pyarrow.parquet as pq
 import pytest
-from support import ROOT, run_python
 
-from pipeline import ShardLoader
+from pipeline import ConfigError, ShardLoader
+from pipeline.cli import prove
+from pipeline.settings import LoaderConfig, ProveConfig
 
 SHARD = "data/train-00000-of-00001.parquet"
 
 
 class Said(NamedTuple):
-    """What a run printed, and what it ended with: 0, 2 where argparse refuses, or the line that comes with a 1."""
+    """What the stage printed, each line's words with single spaces, and the orders that were not proven."""
 
     lines: list[str]
-    errors: str
-    code: object
+    unproven: list[str]
 
 
 @pytest.fixture
@@ -31,18 +28,13 @@ def shards(write_books):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the program in this process."""
+def run(capsys):
+    """Run the stage; seed and lanes are the loader's, the other options are its own."""
 
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prove.py", *map(str, arguments)])
-        code = 0
-        try:
-            prove.main()
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        return Said(printed.out.splitlines(), printed.err, code)
+    def main(path, seed=0, lanes=64, **options):
+        loader = LoaderConfig(seed=seed, lanes=lanes)
+        report = prove.prove_loader(str(path), loader=loader, prove=ProveConfig(**options))
+        return Said([" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[1:]], report.unproven)
 
     return main
 
@@ -69,30 +61,30 @@ def test_the_figures_of_mixing_are_those_of_the_tokens_that_windows_hold(shards,
     near = sum(bool(a & b) for batch in batches for a, b in combinations(batch, 2)) / len(batches)
     starts = np.array([rows[k]["start"] for k in order])
     chance = np.mean([abs(a - b) for a, b in combinations(starts.tolist(), 2)])
-    said = run(path, "--shuffle", shuffle, "--stops", 1, "--world-sizes", 1)
-    assert said.code == 0
-    figures = re.search(r"neighbours ([\d.]+) of what .* batch of 8: ([\d.]+) \(", said.lines[-1])
+    said = run(path, shuffles=[shuffle], stops=1, world_sizes=[1])
+    assert said.unproven == []
+    figures = re.search(r"chance: ([\d.]+) \(.* batch of 8: ([\d.]+) \(", said.lines[-1])
     assert figures.groups() == (f"{np.abs(np.diff(starts)).mean() / chance:.2f}", f"{near:.3f}")
 
 
 def test_a_data_set_stored_shuffled_is_mixed_when_it_is_read_in_stored_order(shards, run):
-    said = run(shards(stride=5, order="shuffled"), "--shuffle", "none", "--stops", "1")
-    mixed, by_chance = map(float, re.search(r"neighbours ([\d.]+) .* order: ([\d.]+)\);", said.lines[-1]).groups())
+    said = run(shards(stride=5, order="shuffled"), shuffles=["none"], stops=1)
+    mixed, by_chance = map(float, re.search(r"chance: ([\d.]+) \(random order: ([\d.]+)\);", said.lines[-1]).groups())
     assert mixed == pytest.approx(by_chance, abs=0.15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("max_length", "windows", "stops"), [(900, 3, [0, 1, 2]), (71, 42, [0, 10, 20, 30, 41])])
-def test_every_shape_is_compared_behind_every_place_to_the_epochs_end(shards, run, max_length, windows, stops):
+def test_every_shape_is_compared_after_every_point_to_the_epochs_end(shards, run, max_length, windows, stops):
     said = run(shards(max_length=max_length, stride=max_length))
     shapes = list(product(stops, (1, 2, 4, 8), (1, 8)))
     due = [min(windows - stop, 2 * world_size * batch_size) for stop, world_size, batch_size in shapes]
     for shuffle in ("none", "full", "lanes"):
         assert (
-            f"{shuffle}: world sizes 1, 2, 4, 8, batches of 1 and 8, resumed at {len(stops)} places: one sequence "
+            f"{shuffle} world sizes 1, 2, 4, 8, batches of 1 and 8, resumed at {len(stops)} points: one sequence "
             f"({sum(due):,} samples compared)"
         ) in said.lines
-    assert (said.code, min(due)) == (0, 1)
+    assert (said.unproven, min(due)) == ([], 1)
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 1), (1, 8), (8, 1), (8, 8)])
@@ -104,70 +96,74 @@ def test_a_loader_that_goes_wrong_at_an_epochs_end_is_found_out(shards, run, mon
             super().load_state_dict({**state, "consumed": state["consumed"] - wrong})
 
     monkeypatch.setattr(prove, "ShardLoader", Wrong)
-    said = run(shards(), "--shuffle", "none")
-    assert re.fullmatch(rf"none: FAILED: rank \d of {world_size}, resumed at sample \d+, got other .*", said.code)
+    said = run(shards(), shuffles=["none"])
+    assert said.unproven == ["none"]
+    assert re.fullmatch(rf"none FAILED: rank \d of {world_size}, resumed at sample \d+, got other .*", said.lines[-1])
 
 
 def test_world_sizes_that_lanes_refuse_are_named(shards, run):
     path = shards()
-    some = run(path, "--shuffle", "lanes", "--lanes", 4, "--world-sizes", 3, 2, 8, 2, "--stops", 1)
-    assert some.code == 0
-    assert "lanes: world sizes 3, 8 left out: lanes=4 is no multiple" in some.lines
-    assert any(line.startswith("lanes: world size 2, batches of 1 and 8, resumed at 1 place: ") for line in some.lines)
+    some = run(path, shuffles=["lanes"], lanes=4, world_sizes=[3, 2, 8, 2], stops=1)
+    assert some.unproven == []
+    assert "lanes world sizes 3, 8 left out: lanes=4 is not a multiple" in some.lines
+    assert any(line.startswith("lanes world size 2, batches of 1 and 8, resumed at 1 point: ") for line in some.lines)
 
 
 def test_a_proof_of_nothing_is_no_proof(shards, run):
-    none = run(shards(), "--world-sizes", "3", "--stops", 1)
-    assert none.code == "prove.py: not proven: lanes"
-    assert "lanes: world size 3 left out: lanes=64 is no multiple" in none.lines
-    assert "lanes: nothing to resume was compared: no world size is left" in none.lines
-    assert any(line.startswith("full: world size 3, batches") for line in none.lines)
-    assert run("nothing").code.startswith("prove.py: nothing does not exist")
+    none = run(shards(), world_sizes=[3], stops=1)
+    assert none.unproven == ["lanes"]
+    assert "lanes world size 3 left out: lanes=64 is not a multiple" in none.lines
+    assert "lanes no world size is left, so no resume was compared" in none.lines
+    assert any(line.startswith("full world size 3, batches") for line in none.lines)
+    with pytest.raises(ValueError, match=r"^nothing does not exist"):
+        run("nothing")
 
 
 def test_an_order_that_memory_does_not_allow_is_an_error_where_it_was_asked_for(shards, run, monkeypatch):
     path = shards(windows_per_group=8, windows_per_shard=1000)
-    monkeypatch.setattr(prove, "ShardLoader", partial(ShardLoader, memory_budget=2000))
-    few = ("--world-sizes", 2, "--stops", 1)
-    left_out = run(path, *few)
-    assert left_out.code == 0
-    assert any(line.startswith("none: world size 2, ") for line in left_out.lines)
-    assert any(line.startswith("full: not tried: shuffle=full holds ") for line in left_out.lines)
-    assert run(path, "--shuffle", "none", "full", *few).code == "prove.py: not proven: full"
+
+    class Small(ShardLoader):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **{**options, "memory_budget": 2000})
+
+    monkeypatch.setattr(prove, "ShardLoader", Small)
+    few = {"world_sizes": [2], "stops": 1}
+    left_out = run(path, **few)
+    assert left_out.unproven == []
+    assert any(line.startswith("none world size 2, ") for line in left_out.lines)
+    assert any(line.startswith("full not tried: shuffle=full ") for line in left_out.lines)
+    assert run(path, shuffles=["none", "full"], **few).unproven == ["full"]
 
 
 def test_few_windows_have_no_figures_of_mixing(shards, run):
-    said = run(shards(max_length=900, stride=900), "--shuffle", "none", "--stops", 1)
-    assert said.lines[-1] == "none: 3 windows are no batch of 8: how well they are mixed is not measured"
+    said = run(shards(max_length=900, stride=900), shuffles=["none"], stops=1)
+    assert said.lines[-1] == "none 3 windows, fewer than a batch of 8, so mixing is not measured"
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "options",
     [
-        ["--world-sizes", "0"],
-        ["--world-sizes", "-2"],
-        ["--world-sizes", "1", "x"],
-        ["--stops", "0"],
-        ["--stops", "1.5"],
-        ["--epoch", "99999999999999999999"],
-        ["--epoch", "9" * 5000],
-        ["--epoch", "-1"],
-        ["--seed", "-1"],
-        ["--lanes", "0"],
-        ["--shuffle", "other"],
+        {"world_sizes": [0]},
+        {"world_sizes": [-2]},
+        {"world_sizes": [1, "x"]},
+        {"world_sizes": []},
+        {"stops": 0},
+        {"stops": 1.5},
+        {"epoch": 2**64},
+        {"epoch": -1},
+        {"shuffles": ["other"]},
+        {"shuffles": []},
     ],
 )
-def test_numbers_out_of_range_are_refused_in_one_line(shards, run, arguments):
-    said = run(shards(), *arguments)
-    assert said.code == 2
-    assert said.lines == []
-    assert f"prove.py: error: argument {arguments[0]}: " in said.errors.splitlines()[-1]
+def test_numbers_out_of_range_are_refused_with_their_key(options):
+    with pytest.raises(ConfigError, match=rf"^prove\.{next(iter(options))}: must be "):
+        ProveConfig(**options)
 
 
 def test_the_last_epoch_and_seed_are_proven(shards, run):
-    said = run(shards(), "--epoch", 2**64 - 1, "--seed", 2**64 - 1, "--stops", 1, "--world-sizes", 2)
-    assert said.code == 0
-    assert f"windows came once in epoch {2**64 - 1}" in said.lines[0]
+    said = run(shards(), epoch=2**64 - 1, seed=2**63 - 1, stops=1, world_sizes=[2])
+    assert said.unproven == []
+    assert said.lines[0].startswith(f"none epoch {2**64 - 1} contains each of ")
 
 
 def delete(file):
@@ -195,15 +191,20 @@ def test_a_damaged_shard_is_named_in_one_line_for_each_order(shards, run, damage
     path = shards()
     damage(path / SHARD)
     said = run(path)
-    assert said.code == "prove.py: not proven: none, full, lanes"
+    assert said.unproven == ["none", "full", "lanes"]
     for line, shuffle in zip(said.lines, ["none", "full", "lanes"], strict=True):
-        assert line.startswith(f"{shuffle}: the data set cannot be read: {path / SHARD}: row group 0 ")
+        assert line.startswith(f"{shuffle} the data set cannot be read: {path / SHARD}: row group 0 ")
 
 
-@pytest.mark.slow
-def test_the_command_ends_with_one_line_and_a_code(shards):
+def test_the_stage_ends_with_one_line_and_a_code(shards, cli):
     path = shards()
     (path / SHARD).unlink()
-    done = run_python("-W", "error", ROOT / "scripts/prove.py", path, "--shuffle", "lanes")
-    assert (done.returncode, done.stderr) == (1, "prove.py: not proven: lanes\n")
-    assert done.stdout.count("\n") == 1
+    done = cli("stages=[prove,load]", f"shards.path={path}", "prove.shuffles=[lanes]")
+    assert (done.returncode, done.stderr) == (1, f"stridemill: {path}: not proven: lanes\n")
+    assert len(done.stdout.split("\n")) == 4, "the next stage does not run"
+
+
+def test_a_split_that_is_not_there_is_refused(shards, cli):
+    done = cli("stages=prove", f"shards.path={shards()}", "loader.split=validation", "prove.stops=1")
+    assert done.returncode == 1
+    assert "has no split 'validation'" in done.stderr

@@ -1,24 +1,16 @@
-"""What `scripts/show.py` shows is what the loader hands over, and where it comes from."""
+"""What the stage `show` shows is what the loader hands over, and where it comes from."""
 
-import argparse
 import base64
-import dataclasses
-import sys
 from itertools import pairwise
 
 import pytest
-from support import ROOT, run_python
 
 from pipeline import ShardLoader, WindowDataset
+from pipeline.cli import show
+from pipeline.settings import Config, LoaderConfig, ShardsConfig, ShowConfig, TokenizerConfig
 from pipeline.shards.manifest import read_manifest
-from pipeline.tokens.store import open_store
-
-sys.path.append(str(ROOT / "scripts"))  # programs import each other as they do when run
-
-import show
-
-from pipeline.loader.readers import open_split
 from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.store import open_store
 
 
 @pytest.fixture
@@ -30,7 +22,7 @@ def shards(write_books, tmp_path):
 def opened(path):
     manifest = read_manifest(path)
     (store,) = (path.parent / "outputs/cache/stores").glob("*.json")
-    return manifest, open_split(path, "train"), open_store(store)
+    return manifest, WindowDataset(path), open_store(store)
 
 
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
@@ -41,8 +33,12 @@ def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
         loader = ShardLoader(path, **options)
         loader.set_epoch(2)
         for step, batch in enumerate(loader):
-            given = argparse.Namespace(path=path, step=step, epoch=2, **options)
-            assert show.batch_windows(open_split(path, "train"), given) == batch.window_ids.tolist()
+            config = Config(
+                shards=ShardsConfig(path=str(path)),
+                loader=LoaderConfig(batch_size=3, shuffle=shuffle, seed=5, lanes=4),
+                show=ShowConfig(step=step, epoch=2, rank=rank, world_size=2),
+            )
+            assert show.batch_windows(config) == batch.window_ids.tolist()
 
 
 @pytest.mark.parametrize("documents", ["join", "separate"])
@@ -50,14 +46,14 @@ def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
 @pytest.mark.parametrize("stride", [7, 16, 24])
 def test_the_overlap_is_what_neighbours_share(shards, documents, tail, stride):
     path = shards(documents=documents, tail=tail, stride=stride, validation=0.0)
-    manifest, reader, store = opened(path)
-    windows = [show.find_window(manifest, reader, k, store, "train") for k in range(len(WindowDataset(path)))]
+    manifest, data_set, store = opened(path)
+    windows = [show.find_window(manifest, data_set, k, store, "train") for k in range(len(data_set))]
     for before, after in pairwise(windows):
         shared = before.start + before.length - after.start
         if after.before:
             assert shared == before.after <= after.before
             if shared > 0:
-                assert before.ids[: before.length][-shared:] == after.ids[:shared]
+                assert before.input_ids[: before.length][-shared:] == after.input_ids[:shared]
         else:
             assert before.after == 0
     assert windows[0].before == windows[-1].after == 0
@@ -65,67 +61,92 @@ def test_the_overlap_is_what_neighbours_share(shards, documents, tail, stride):
 
 def test_a_windows_documents_are_named_with_their_places(shards, books):
     path = shards(documents="join")
-    manifest, reader, store = opened(path)
-    first = show.find_window(manifest, reader, 0, store, "train")
-    assert first.documents == ["a.txt: tokens 0 to 23 of it"]
+    manifest, data_set, store = opened(path)
+    first = show.find_window(manifest, data_set, 0, store, "train")
+    assert first.documents == ["a.txt, tokens 0-23"]
     edge = len((books / "a.txt").read_bytes())  # its end-of-text token is no part of it
     (across,) = [
         window
-        for window in (show.find_window(manifest, reader, k, store, "train") for k in range(len(WindowDataset(path))))
+        for window in (show.find_window(manifest, data_set, k, store, "train") for k in range(len(data_set)))
         if len(window.documents) == 2 and window.documents[0].startswith("a.txt")
     ][:1]
     inside = across.start + across.length - edge - 1
-    assert across.documents[1].startswith(f"b.md: tokens 0 to {inside - 1} of it")
+    assert across.documents[1] == (f"b.md, tokens 0-{inside - 1}" if inside > 1 else "b.md, token 0")
 
 
-def run(*arguments, cwd):
-    return run_python(ROOT / "scripts/show.py", *arguments, cwd=cwd)
+def shown(**fields):
+    given = {"window": 0, "split": "train", "start": 0, "length": 2, "input_ids": [65, 66], "target_ids": [66, 67]}
+    return show.Shown(**{**given, "before": 0, "after": 0, "documents": [], **fields})
 
 
-def test_the_command_shows_a_window_and_a_page(shards, tmp_path, browse):
+def test_the_stage_shows_a_window_and_a_page(shards, cli, tmp_path, browse):
     shards()
-    done = run("shards", "1", cwd=tmp_path)
+    here = ("stages=show", "shards.path=shards")
+    done = cli(*here, "show.window=1")
     assert done.returncode == 0, done.stderr
-    assert "window 1: 24 tokens from token 16 of the split" in done.stdout
-    assert "overlap 8 tokens with the window before (<), 8 with the one after (>)" in done.stdout
-    assert "a.txt: tokens 16 to 39 of it" in done.stdout
+    assert "window 1: tokens 16-39 of the train split" in done.stdout
+    assert "overlap   8 tokens with the previous window (<), 8 with the next (>); = marks both" in done.stdout
+    assert "source    a.txt, tokens 16-39" in done.stdout
     assert "\x1b[" not in done.stdout, "no colours off a terminal"
-    assert run("shards", "--step", "0", "--batch-size", "2", "--html", "batch.html", cwd=tmp_path).returncode == 0
+    page = cli(*here, "show.step=0", "loader.batch_size=2", "show.html=batch.html")
+    assert page.returncode == 0, page.stderr
     dom, console = browse(tmp_path / "batch.html", tmp_path / "browser")
     assert console == []
     assert dom.count('class="pair') == 2 * 24
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["shards", "100000"], "the train split has windows 0 to"),
-        (["shards", "--step", "9999"], "an epoch has the steps 0 to"),
-        (["nothing", "0"], "nothing does not exist"),
+        (["shards.path=shards", "show.window=100000"], 1, "show.window: shards: the train split has the windows 0 to"),
+        (["shards.path=shards", "show.step=9999"], 1, "show.step: shards: an epoch has the steps 0 to"),
+        (["shards.path=shards", "show.rank=1"], 2, "show.rank: must be below show.world_size=1"),
+        (["shards.path=nothing"], 1, "nothing does not exist"),
     ],
 )
-def test_what_is_not_there_is_refused_in_one_line(shards, tmp_path, arguments, message):
+def test_what_is_not_there_is_refused_in_one_line(shards, cli, arguments, code, message):
     shards()
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
+    done = cli("stages=show", *arguments)
+    assert done.returncode == code
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
 
 
-def test_the_vocabulary_of_a_file_is_found_again(shards, tmp_path):
+def test_the_vocabulary_of_a_file_is_that_of_the_config_and_never_of_a_recorded_path(shards, tmp_path):
     ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
     (tmp_path / "own.tiktoken").write_bytes(ranks)
-    own = {"path": str(tmp_path / "own.tiktoken"), "pattern": "gpt2"}
-    path = shards(tokenizer="tiktoken_file", tokenizer_path=own["path"], tokenizer_pattern="gpt2")
-    manifest = dataclasses.replace(read_manifest(path), config={"tokenizer": {"name": "tiktoken_file", **own}})
-    tokenizer = show.own_tokenizer(manifest, None)
-    assert (tokenizer.hash, tokenizer.engine) == (manifest.tokenizer["hash"], "tiktoken")
+    own = str(tmp_path / "own.tiktoken")
+    path = shards(tokenizer="tiktoken_file", tokenizer_path=own, tokenizer_pattern="gpt2")
+    manifest = read_manifest(path)
+    found = show.find_tokenizer(manifest, TokenizerConfig(name="tiktoken_file", path=own, pattern="gpt2"))
+    assert found.hash == manifest.tokenizer["hash"]
+    assert show.find_tokenizer(manifest, TokenizerConfig()) is None
+    text = show.describe(shown(), None, coloured=False)
+    assert "  input   65 66" in text.splitlines(), "the IDs are shown where the vocabulary is not known"
+
+
+def test_padding_and_targets_that_do_not_count_are_shown_at_every_position():
+    window = shown(length=2, input_ids=[65, 66, 256, 256], target_ids=[-100, 67, -100, -100])
+    text = show.describe(window, load_tokenizer("bytes"), coloured=False)
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith("  ")}
+    assert rows["id"] == ["65", "66", "256", "256"]
+    assert rows["target"] == ["-100", "C", "-100", "-100"]
+    assert set("".join(rows["mark"])) == {"."}
+    assert "padding   2 positions (.)" in text
+    assert "ignored   3 targets (-100), which do not count in the loss" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width):
+    ids = list(b"The kettle sang. " * 20)
+    window = shown(length=len(ids), input_ids=ids, target_ids=[*ids[1:], 32])
+    lines = show.describe(window, load_tokenizer("bytes"), coloured=False, width=width).splitlines()
+    assert max(map(len, lines)) <= max(width, 60), "only the overlap in words may be longer than a narrow terminal"
+    assert max(len(line) for line in lines if line.startswith("  input")) > width * 0.8
 
 
 def test_colours_mark_each_token_alike_in_both_rows():
-    window = show.Shown(window=0, start=0, length=2, ids=[65, 66, 67], before=1, after=1, documents=["a, row 0"])
-    text = show.describe(window, load_tokenizer("bytes"), coloured=True)
+    text = show.describe(shown(before=1, after=1), load_tokenizer("bytes"), coloured=True)
     assert text.count("\x1b[30;48;5;223m") == 2, "the second input is the first target"
 
 
@@ -135,12 +156,6 @@ def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself()
     gpt2 = load_tokenizer("gpt2")
     pieces = show.show_pieces(gpt2.encode_batch(["漢\n"])[0].tolist(), gpt2)
     assert pieces == ["\\xe6", "\\xbc", "\\xa2", "\\n"]
-
-
-@pytest.mark.slow
-def test_a_look_does_not_wait_for_torch(tmp_path):
-    code = "import sys; sys.path.append(sys.argv[1]); import show; sys.exit('torch' in sys.modules)"
-    assert run_python("-c", code, ROOT / "scripts", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

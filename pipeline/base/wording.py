@@ -31,6 +31,14 @@ def percent(part: float, total: float) -> str:
     return f"{100 * part / max(total, 1e-9):.2f} %"
 
 
+def visible(text: str) -> str:
+    r"""Replace control characters and marks of writing direction by escapes such as \x1b; line feeds stay."""
+    return "".join(
+        letter if letter == "\n" or letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def _scaled(value: float) -> str:
     for unit in ("", "k", "M", "G"):
         if value < 999.5:  # above it three digits would be 1e+03

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from pipeline.cli.epoch import LoadReport
+    from pipeline.cli.prove import ProveReport
+    from pipeline.cli.show import ShowReport
     from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
@@ -81,20 +83,28 @@ def run(composed: DictConfig) -> None:
     output = Path(HydraConfig.get().runtime.output_dir)
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
     reports: dict[str, Any] = {}
-    faults = 0
+    failure = ""
     for stage in config.stages:
-        report = RUNNERS[stage](config, reports)
-        reports[stage] = report
+        reports[stage] = report = RUNNERS[stage](config)
         print(flush=True)
-        faults = len(getattr(report, "faults", ()))
-        if faults:
+        failure = find_failure(report)
+        if failure:
             break
     write_json(
         output / "summary.json",
         jsonable({"point": point, **{stage: dataclasses.asdict(report) for stage, report in reports.items()}}),
     )
-    if faults:
-        raise ValueError(f"{config.shards_path}: {counted(faults, 'problem')} found, listed above")
+    if failure:
+        raise ValueError(f"{config.shards_path}: {failure}")
+
+
+def find_failure(report: Any) -> str:
+    """Return what a stage's report says is wrong, or an empty text."""
+    if faults := getattr(report, "faults", ()):
+        return f"{counted(len(faults), 'problem')} found, listed above"
+    if unproven := getattr(report, "unproven", ()):
+        return f"not proven: {', '.join(unproven)}"
+    return ""
 
 
 def write_sections(config: Config) -> dict[str, Any]:
@@ -103,7 +113,7 @@ def write_sections(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def run_plan(config: Config, _: dict[str, Any]) -> PlanReport:
+def run_plan(config: Config) -> PlanReport:
     """Estimate what the write stage will produce and cost."""
     from pipeline.cli.summary import describe_plan
     from pipeline.shards.plan import plan_shards
@@ -113,7 +123,7 @@ def run_plan(config: Config, _: dict[str, Any]) -> PlanReport:
     return report
 
 
-def run_write(config: Config, _: dict[str, Any] | None = None) -> WriteReport:
+def run_write(config: Config) -> WriteReport:
     """Turn text into shards."""
     from pipeline.cli.summary import describe_write
     from pipeline.shards.write import write_shards
@@ -123,7 +133,7 @@ def run_write(config: Config, _: dict[str, Any] | None = None) -> WriteReport:
     return report
 
 
-def run_verify(config: Config, _: dict[str, Any]) -> VerifyReport:
+def run_verify(config: Config) -> VerifyReport:
     """List every problem of the data set."""
     from pipeline.cli.summary import describe_verify
     from pipeline.shards.verify import verify_shards
@@ -133,7 +143,7 @@ def run_verify(config: Config, _: dict[str, Any]) -> VerifyReport:
     return report
 
 
-def run_load(config: Config, _: dict[str, Any]) -> LoadReport:
+def run_load(config: Config) -> LoadReport:
     """Turn shards into embedded batches."""
     from pipeline.cli.epoch import load_batches
     from pipeline.cli.summary import describe_load, describe_window
@@ -153,16 +163,32 @@ def run_load(config: Config, _: dict[str, Any]) -> LoadReport:
     return report
 
 
-def run_report(config: Config, _: dict[str, Any]) -> Report:
+def run_show(config: Config) -> ShowReport:
+    """Show a window, or a batch of the loader."""
+    from pipeline.cli.show import show_windows
+
+    return show_windows(config)
+
+
+def run_prove(config: Config) -> ProveReport:
+    """Check what the loader promises, by running it."""
+    from pipeline.cli.prove import prove_loader
+
+    return prove_loader(config.shards_path, loader=config.loader, prove=config.prove)
+
+
+def run_report(config: Config) -> Report:
     """Make a sweep's table and pictures again, from the files that its points left."""
     assert config.sweep.path, "Config demands it"
     return finish_sweep(Path(config.sweep.path))
 
 
-RUNNERS: dict[str, Callable[[Config, dict[str, Any]], Any]] = {
+RUNNERS: dict[str, Callable[[Config], Any]] = {
     "plan": run_plan,
     "write": run_write,
     "verify": run_verify,
     "load": run_load,
+    "show": run_show,
+    "prove": run_prove,
     "report": run_report,
 }

@@ -1,0 +1,215 @@
+"""The stage `prove`: check what the loader promises, by running it on a data set.
+
+1. An epoch contains each window exactly once, in every order.
+2. All world sizes, batch sizes and resume points give one sequence of windows.
+3. How well the windows are mixed, compared with a random order of the same windows.
+
+The first part reads a complete epoch in each order. The second reads the next two batches of every rank from each
+resume point, or as many as the epoch still has, and compares them with the epoch of the first part. The third uses the
+windows' positions in the text: the windows of a data set that is stored shuffled are numbered in shuffled order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import ShardLoader
+from pipeline.base.wording import counted
+from pipeline.shards.format import open_shard, read_columns
+from pipeline.shards.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from pipeline.settings import LoaderConfig, ProveConfig
+
+BATCH = 8
+SHUFFLES = ("none", "full", "lanes")
+
+
+class BrokenPromiseError(ValueError):
+    """The loader did not do what it promises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProveReport:
+    """What was tried."""
+
+    windows: int = 0
+    compared: dict[str, int] = field(default_factory=dict)  # by order: the samples compared after a resume
+    unproven: list[str] = field(default_factory=list)  # orders for which something failed, or nothing could be tried
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One order of one data set."""
+
+    path: str
+    loader: LoaderConfig
+    shuffle: str
+    epoch: int
+
+    def open(self, **options: Any) -> ShardLoader:
+        """Open a loader at the start of the epoch, which it reads to the last window."""
+        loader = ShardLoader(
+            self.path,
+            split=self.loader.split,
+            shuffle=self.shuffle,
+            seed=self.loader.seed,
+            lanes=self.loader.lanes,
+            memory_budget=self.loader.memory_budget,
+            drop_last=False,
+            **options,
+        )
+        loader.set_epoch(self.epoch)
+        return loader
+
+
+def prove_loader(path: str, *, loader: LoaderConfig, prove: ProveConfig) -> ProveReport:
+    """Try each order and print what was found.
+
+    Raises:
+        ValueError: there is no such data set or split.
+
+    """
+    windows = len(ShardLoader(path, split=loader.split, shuffle="none").order)
+    compared: dict[str, int] = {}
+    unproven = []
+    print("prove")
+    for shuffle in prove.shuffles or SHUFFLES:
+        case = Case(path=path, loader=loader, shuffle=shuffle, epoch=prove.epoch)
+        try:
+            case.open()
+        except ValueError as error:  # the memory budget does not allow it
+            _say(shuffle, f"not tried: {error}")
+            unproven += [shuffle] if prove.shuffles else []
+            continue
+        try:
+            epoch = prove_once(case)
+            compared[shuffle] = prove_resume(case, epoch, prove)
+            show_quality(shuffle, epoch, window_spans(path, loader.split))
+        except BrokenPromiseError as error:
+            _say(shuffle, f"FAILED: {error}")
+            unproven.append(shuffle)
+        except (ValueError, OSError) as error:
+            _say(shuffle, f"the data set cannot be read: {error}")
+            unproven.append(shuffle)
+        else:
+            unproven += [] if compared[shuffle] else [shuffle]
+    return ProveReport(windows=windows, compared=compared, unproven=unproven)
+
+
+def prove_once(case: Case) -> np.ndarray:
+    """Read an epoch, check that each window occurs once, and return the windows in the epoch's order."""
+    loader = case.open()
+    windows = read_batches(loader, len(loader))
+    windows = windows[windows >= 0]
+    counts = np.bincount(windows, minlength=len(loader.order))
+    wrong = np.flatnonzero(counts != 1)
+    if len(wrong) or len(counts) != len(loader.order):
+        raise BrokenPromiseError(f"epoch {case.epoch} has window {wrong[0]} {counts[wrong[0]]} times")
+    _say(case.shuffle, f"epoch {case.epoch} contains each of {counted(len(windows), 'window')} once")
+    return windows
+
+
+def prove_resume(case: Case, epoch: np.ndarray, prove: ProveConfig) -> int:
+    """Resume at several points with every world size and compare with the epoch; return how many samples."""
+    order = case.open().order
+    sizes = list(dict.fromkeys(prove.world_sizes))
+    allowed = [size for size in sizes if order.shuffle != "lanes" or order.lanes % size == 0]
+    if len(allowed) < len(sizes):
+        refused = [size for size in sizes if size not in allowed]
+        _say(case.shuffle, f"{_world_sizes(refused)} left out: lanes={order.lanes} is not a multiple")
+    if not allowed:
+        _say(case.shuffle, "no world size is left, so no resume was compared")
+        return 0
+    points = np.unique(np.linspace(0, len(epoch) - 1, prove.stops, dtype=int)).tolist()
+    compared = sum(
+        compare_rest(case, epoch, start=start, world_size=world_size, batch_size=batch_size)
+        for start, world_size, batch_size in itertools.product(points, allowed, (1, BATCH))
+    )
+    what = f"{_world_sizes(allowed)}, batches of 1 and {BATCH}, resumed at {counted(len(points), 'point')}"
+    _say(case.shuffle, f"{what}: one sequence ({counted(compared, 'sample')} compared)")
+    return compared
+
+
+def compare_rest(case: Case, epoch: np.ndarray, *, start: int, world_size: int, batch_size: int) -> int:
+    """Resume at one point and read two batches on every rank, or to the epoch's end; return how many samples."""
+    global_batch = world_size * batch_size
+    batches = min(2, -(-(len(epoch) - start) // global_batch))
+    remaining = epoch[start : start + batches * global_batch]
+    assert len(remaining), "there is a sample after each resume point"
+    state = {**case.open().state_dict(), "consumed": start}
+    for rank in range(world_size):
+        loader = case.open(rank=rank, world_size=world_size, batch_size=batch_size)
+        loader.load_state_dict(state)
+        expected = np.full(batches * batch_size, -1)  # -1: a row that only fills the epoch's last batch
+        mine = remaining[(rank - start) % world_size :: world_size]
+        expected[: len(mine)] = mine
+        if not np.array_equal(read_batches(loader, batches), expected):
+            raise BrokenPromiseError(
+                f"rank {rank} of {world_size}, resumed at sample {start}, got other windows than remained"
+            )
+    return len(remaining)
+
+
+def window_spans(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the span of its split's tokens that each window contains, from .. to, int64 [windows] each."""
+    manifest = read_manifest(path)
+    entry = manifest.splits[split]
+    if manifest.windows["documents"] == "join" and manifest.windows["order"] == "sequential":
+        starts = np.arange(entry.num_windows, dtype=np.int64) * entry.stride
+        return starts, np.minimum(starts + entry.max_length, entry.num_tokens - 1)  # a padded tail is shorter
+    parts = []
+    for shard in entry.shards:
+        with open_shard(Path(path) / shard.path) as file:
+            parts += [read_columns(file, group, with_ids=False)[2:] for group in range(len(shard.row_groups))]
+    starts, lengths = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return starts, starts + lengths
+
+
+def show_quality(shuffle: str, epoch: np.ndarray, spans: tuple[np.ndarray, np.ndarray]) -> None:
+    """Print how well the windows are mixed, next to the same figures of a random order."""
+    if len(epoch) < BATCH:
+        _say(shuffle, f"{counted(len(epoch), 'window')}, fewer than a batch of {BATCH}, so mixing is not measured")
+        return
+    distance, pairs = measure(epoch, *spans)
+    random_distance, random_pairs = measure(np.random.default_rng(0).permutation(len(epoch)), *spans)
+    _say(
+        shuffle,
+        f"distance between neighbours, relative to chance: {distance:.2f} (random order: {random_distance:.2f}); "
+        f"overlapping pairs in a batch of {BATCH}: {pairs:.3f} (random order: {random_pairs:.3f})",
+    )
+
+
+def measure(windows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[float, float]:
+    """Return the mean distance of neighbours in the text, 1.0 by chance, and the overlapping pairs of a batch."""
+    total = len(windows)
+    below = np.arange(1, total)  # windows before each gap between two starts
+    across = below / total * 2 * (total - below) / (total - 1)  # the share of all pairs that the gap separates
+    chance = float((np.diff(np.sort(starts)) * across).sum())
+    distance = float(np.abs(np.diff(starts[windows])).mean()) / chance
+    batches = windows[: total // BATCH * BATCH].reshape(-1, BATCH)
+    first, after = starts[batches], stops[batches]
+    pairs = sum(
+        int((np.maximum(first[:, a], first[:, b]) < np.minimum(after[:, a], after[:, b])).sum())
+        for a, b in itertools.combinations(range(BATCH), 2)
+    )
+    return distance, pairs / len(batches)
+
+
+def read_batches(loader: ShardLoader, count: int) -> np.ndarray:
+    """Return the windows of the next batches, int64; -1 for a row that only fills a batch."""
+    found = (batch.window_ids.numpy() for batch in itertools.islice(loader, count))
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _world_sizes(sizes: list[int]) -> str:
+    return f"world size{'s' * (len(sizes) > 1)} {', '.join(map(str, sizes))}"
+
+
+def _say(shuffle: str, what: str) -> None:
+    print(f"  {shuffle:<8}  {' '.join(what.split())}", flush=True)

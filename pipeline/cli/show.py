@@ -1,0 +1,345 @@
+"""The stage `show`: what is in a window, or in a batch of the loader.
+
+It shows every position of a window: the input token with its ID, and the target. It marks the tokens that the previous
+and the next window contain too, padding, and targets that do not count in the loss. Below are the decoded text and the
+documents that it comes from. `show.html` writes a page that needs no network. Only the shown row groups and the token
+store's document tables are read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.base.atomic import write_text
+from pipeline.base.wording import counted, visible
+from pipeline.cli.html import ICON, POLICY
+from pipeline.corpus.compression import SUFFIXES
+from pipeline.corpus.documents import describe_location
+from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
+from pipeline.loader.loader import ShardLoader
+from pipeline.loader.map_dataset import WindowDataset
+from pipeline.loader.row_group_cache import count_tokens
+from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig
+from pipeline.shards.manifest import read_manifest
+from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.store import TokenStore, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.loader.readers import ShardReader, StoreReader
+    from pipeline.settings import Config
+    from pipeline.shards.manifest import Manifest
+    from pipeline.tokenizer.tokenizer import Tokenizer
+
+BACKGROUNDS = (153, 223, 183, 217)  # of a terminal's 256 colours; neighbouring tokens take different ones
+SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")
+STYLE = """
+body { font: 15px/1.5 sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; background: #fff; color: #111; }
+.tokens { display: flex; flex-wrap: wrap; gap: 4px 2px; font: 13px monospace; }
+.pair { display: inline-flex; flex-direction: column; align-items: center; border-top: 4px solid transparent; }
+.pair span { white-space: pre; padding: 0 2px; }
+.before { border-top-color: #0072b2; } .after { border-top-color: #d55e00; } .both { border-top-color: #009e73; }
+.padding { opacity: .5; border-top-color: #777; }
+small { color: #666; } pre { white-space: pre-wrap; background: #eee; padding: .5rem; }
+"""
+MARKS = {"before": "<", "after": ">", "both": "=", "padding": "."}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One window."""
+
+    window: int
+    split: str
+    start: int  # its first token in its split's token stream
+    length: int  # real tokens; the rest is padding
+    input_ids: list[int]
+    target_ids: list[int]  # -100 where a target does not count
+    before: int  # its first tokens that the previous window contains too
+    after: int  # its last tokens that the next window contains too
+    documents: list[str]  # their sources, and which of their tokens the window contains
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowReport:
+    """The windows that were shown, and the page that was written."""
+
+    windows: list[Shown]
+    html: str | None
+
+
+def show_windows(config: Config) -> ShowReport:
+    """Show the window or batch that `config.show` names.
+
+    Raises:
+        ValueError: there is no such data set, split, window or step.
+
+    """
+    path, split, show = config.shards_path, config.loader.split, config.show
+    manifest = read_manifest(path)
+    windows = WindowDataset(path, split=split, score=config.window.score)
+    if show.step is None:
+        if show.window >= len(windows):
+            raise ValueError(
+                f"show.window: {path}: the {split} split has the windows 0 to {len(windows) - 1}; got {show.window}"
+            )
+        numbers, title = [show.window], f"window {show.window} of {path}"
+    else:
+        numbers = batch_windows(config)
+        title = f"step {show.step} of epoch {show.epoch}, rank {show.rank} of {show.world_size}, of {path}"
+    store_file = Path(config.cache.path) / "stores" / f"{manifest.store}.json"
+    store = open_store(store_file) if store_file.is_file() else None
+    shown = [find_window(manifest, windows, number, store, split) for number in numbers if number >= 0]
+    tokenizer = find_tokenizer(manifest, config.tokenizer)
+    notes = []
+    if store is None:
+        notes.append(f"sources are unknown: there is no {store_file} (cache.path names another cache)")
+    if tokenizer is None:
+        notes.append(
+            f"only IDs are shown: name the tokenizer {manifest.tokenizer['name']} by tokenizer= and tokenizer.path="
+        )
+    if len(shown) < len(numbers):
+        notes.append(f"{counted(len(numbers) - len(shown), 'row')} only to fill the batch")
+    if show.html:
+        write_text(Path(show.html).absolute(), page(title, shown, tokenizer))
+        print(f"show\n  in        {visible(show.html)}")
+        return ShowReport(windows=shown, html=show.html)
+    width = shutil.get_terminal_size((110, 24)).columns
+    print(
+        "\n".join(visible(f"show {title}" if not at else f"  note      {line}") for at, line in enumerate(["", *notes]))
+    )
+    for one in shown:
+        print("\n" + describe(one, tokenizer, coloured=sys.stdout.isatty(), width=width))
+    return ShowReport(windows=shown, html=None)
+
+
+def batch_windows(config: Config) -> list[int]:
+    """Return the windows that the loader gives a rank at a step; -1 for a row that only fills the batch.
+
+    Raises:
+        ValueError: an epoch has no such step.
+
+    """
+    options, show = config.loader, config.show
+    batch_size = options.batch_size
+    if not isinstance(batch_size, int):
+        batch_size = len(WindowDataset(config.shards_path, split=options.split))
+    loader = ShardLoader(
+        config.shards_path,
+        split=options.split,
+        batch_size=batch_size,
+        shuffle=options.shuffle,
+        seed=options.seed,
+        lanes=options.lanes,
+        drop_last=options.drop_last,
+        rank=show.rank,
+        world_size=show.world_size,
+        memory_budget=options.memory_budget,
+    )
+    steps = len(loader)
+    if show.step is None or show.step >= steps:
+        raise ValueError(f"show.step: {config.shards_path}: an epoch has the steps 0 to {steps - 1}; got {show.step}")
+    loader.set_epoch(show.epoch)
+    loader.load_state_dict({**loader.state_dict(), "consumed": show.step * batch_size * show.world_size})
+    numbers: list[int] = next(iter(loader)).window_ids.tolist()
+    return numbers
+
+
+def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: TokenStore | None, split: str) -> Shown:
+    """Return a window's tokens, its overlap with its neighbours, and its documents."""
+    reader = windows.reader
+    start, length = find_row(reader, number)
+    item = windows[number]
+    first, size = find_segment(manifest, store, split, start)
+    text_end = first + size
+    padded = manifest.windows["tail"] == "pad"
+    has_next = start + length < text_end - 1 if padded else start + reader.stride + reader.max_length < text_end
+    return Shown(
+        window=number,
+        split=split,
+        start=start,
+        length=length,
+        input_ids=item["input_ids"].tolist(),
+        target_ids=item["target_ids"].tolist(),
+        before=max(0, reader.max_length - reader.stride) if start > first else 0,
+        after=max(0, length - reader.stride) if has_next else 0,
+        documents=find_documents(store, split, start, start + length) if store is not None else [],
+    )
+
+
+def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int]:
+    """Return a window's first token in its split, and its number of real tokens."""
+    ends = np.cumsum(reader.groups)
+    group = int(np.searchsorted(ends, number, side="right"))
+    rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
+    row = number - int(ends[group] - reader.groups[group])
+    return int(rows.starts[row]), int(rows.lengths[row])
+
+
+def find_segment(manifest: Manifest, store: TokenStore | None, split: str, start: int) -> tuple[int, int]:
+    """Return the first token and the size of the text that a window is cut from: a document, or the split."""
+    if manifest.windows["documents"] == "join":
+        return 0, manifest.splits[split].num_tokens
+    if store is None:
+        raise ValueError("windows of separate documents need the token store to be shown; cache.path names its folder")
+    firsts, sizes = store.documents(split)
+    at = int(np.searchsorted(firsts, start, side="right")) - 1
+    return int(firsts[at]), int(sizes[at])
+
+
+def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list[str]:
+    """Return the documents that contain the tokens [start, stop) of a split: source, row, and which of their tokens."""
+    is_cut = store.num_documents == 1 and store.validation > 0  # one document: its last part is the validation split
+    base = -len(store.stream("train")) if is_cut and split == "validation" else 0
+    found: list[str] = []
+    carried = 0  # tokens of a document in the previous chunks
+    for chunk in store.chunks:
+        table = np.load(store.cache / "chunks" / chunk.id / "documents.npy", mmap_mode="r", allow_pickle=False)
+        if not is_cut:
+            table = table[table["split"] == SPLITS.index(split)]
+        for index in np.flatnonzero((table["first"] + base < stop) & (table["first"] + table["count"] + base > start)):
+            entry = table[index]
+            first, count = int(entry["first"]) + base, int(entry["count"])
+            offset = (carried if chunk.continued and index == 0 else 0) - first
+            source = name_document(chunk.sources[int(entry["source"])], int(entry["row"]))
+            found.append(f"{source}, {_span('token', max(start, first) + offset, min(stop, first + count) + offset)}")
+        if len(table):
+            last = int(table["count"][-1])
+            carried = last + (carried if chunk.continued and len(table) == 1 else 0)
+        base += sum(chunk.tokens.values()) if is_cut else chunk.tokens[split]
+    return found
+
+
+def name_document(source: str, row: int) -> str:
+    """Name a document by its file and its line or row, as errors and the quarantine file do."""
+    name = source.lower()
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    kind = "text" if name.endswith(TEXT_SUFFIXES) else "jsonl" if name.endswith(JSONL_SUFFIXES) else "other"
+    location = describe_location(kind, row)
+    return f"{source}, {location}" if location else source
+
+
+def find_tokenizer(manifest: Manifest, given: TokenizerConfig) -> Tokenizer | None:
+    """Return the data set's tokenizer, or None if neither the config nor the package has it.
+
+    A path that the data set records is not opened: the data set may come from elsewhere.
+    """
+    sections = [replace(given, engine="auto", special_text="literal")]
+    if manifest.tokenizer["name"] in PACKAGED:
+        sections.insert(0, TokenizerConfig(name=manifest.tokenizer["name"]))
+    for section in sections:
+        tokenizer = load_tokenizer(section)
+        if tokenizer.hash == manifest.tokenizer["hash"]:
+            return tokenizer
+    return None
+
+
+def show_pieces(ids: Sequence[int], tokenizer: Tokenizer | None) -> list[str]:
+    r"""Return each token's text as one would type it: \n for a line feed, \xNN for a part of a character."""
+    if tokenizer is None:
+        return [str(token) for token in ids]
+    return [repr(piece)[1:-1].replace("\\\\x", "\\x") for piece in tokenizer.decode_pieces(ids)]
+
+
+def show_pairs(window: Shown, tokenizer: Tokenizer | None) -> list[tuple[str, str, str, str]]:
+    """Return for each position the input's text, its ID, the target's text (-100 if ignored), and a key of MARKS."""
+    pieces = show_pieces([*window.input_ids, *(max(target, 0) for target in window.target_ids)], tokenizer)
+    size = len(window.input_ids)
+    targets = [
+        piece if target >= 0 else str(target) for piece, target in zip(pieces[size:], window.target_ids, strict=True)
+    ]
+    marks = [overlap_mark(window, position) for position in range(size)]
+    return list(zip(pieces[:size], map(str, window.input_ids), targets, marks, strict=True))
+
+
+def describe(window: Shown, tokenizer: Tokenizer | None, *, coloured: bool, width: int = 110) -> str:
+    """Return a window for a terminal: texts and IDs, inputs above targets, then overlap, text and sources."""
+    span = _span("token", window.start, window.start + window.length)
+    lines = [f"window {window.window}: {span} of the {window.split} split"]
+    cells = [(*pair[:3], MARKS.get(pair[3], " ")) for pair in show_pairs(window, tokenizer)]
+    position = 0
+    while cells:
+        used, count = 10, 0
+        while count < len(cells) and (count == 0 or used + max(map(len, cells[count])) + 1 <= width):
+            used += max(map(len, cells[count])) + 1
+            count += 1
+        shown, cells = cells[:count], cells[count:]
+        for row, name in enumerate(("input", "id", "target", "mark")):
+            if (row == 3 and not any(cell[3].strip() for cell in shown)) or (row == 1 and tokenizer is None):
+                continue
+            parts = []
+            for index, cell in enumerate(shown, position):
+                size = max(map(len, cell))
+                text = (cell[row] * size if row == 3 else cell[row]).ljust(size)
+                turn = BACKGROUNDS[(index + (row == 2)) % len(BACKGROUNDS)]  # a token has one colour in both rows
+                parts.append(f"\x1b[30;48;5;{turn}m{text}\x1b[0m" if coloured and row in (0, 2) else text)
+            lines.append(f"  {name:<8}{' '.join(parts)}".rstrip())
+        position += count
+        lines.append("")
+    lines += [f"  {line}" for line in describe_marks(window, MARKS)]
+    if tokenizer is not None:
+        text = repr(tokenizer.decode(window.input_ids[: window.length]))
+        room = max(20, width - 12)
+        lines += [f"  {'text' if not at else '':<10}{text[at : at + room]}" for at in range(0, len(text), room)]
+    lines += [f"  source    {visible(document)}" for document in window.documents]
+    return "\n".join(lines)
+
+
+def describe_marks(window: Shown, marks: dict[str, str]) -> list[str]:
+    """Return the overlap, the padding and the ignored targets in words, with the marks that show them."""
+    lines = ["overlap   none: no other window has these tokens as inputs"]
+    if window.before or window.after:
+        previous = f"{counted(window.before, 'token')} with the previous window ({marks['before']})"
+        lines = [f"overlap   {previous}, {window.after:,} with the next ({marks['after']}); {marks['both']} marks both"]
+    padding, ignored = len(window.input_ids) - window.length, sum(target < 0 for target in window.target_ids)
+    if padding:
+        lines.append(f"padding   {counted(padding, 'position')} ({marks['padding']})")
+    if ignored:
+        lines.append(f"ignored   {counted(ignored, 'target')} (-100), which do not count in the loss")
+    return lines
+
+
+def overlap_mark(window: Shown, position: int) -> str:
+    """Return the key of MARKS for a position, or an empty text."""
+    if position >= window.length:
+        return "padding"
+    before, after = position < window.before, position >= window.length - window.after
+    return "both" if before and after else "before" if before else "after" if after else ""
+
+
+def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None) -> str:
+    """Return the windows as an HTML page that fetches nothing."""
+    body = [f"<h1>{escape(title)}</h1>", "<p>Each column: an input token, its ID, and its target, the next token.</p>"]
+    colours = {"before": "blue", "after": "orange", "both": "green", "padding": "grey"}
+    for window in windows:
+        span = _span("token", window.start, window.start + window.length)
+        body.append(f"<h2>Window {window.window}</h2><p>{span} of the {window.split} split.</p>")
+        body += [f"<p>{escape(line)}.</p>" for line in describe_marks(window, colours)]
+        body.append("<div class='tokens'>")
+        for position, (piece, token, target, kind) in enumerate(show_pairs(window, tokenizer)):
+            shades = [SHADES[(position + later) % len(SHADES)] for later in (0, 1)]
+            body.append(
+                f'<span class="pair {kind}"><span style="background:{shades[0]}">{escape(piece)}</span>'
+                f'<small>{token}</small><span style="background:{shades[1]}">{escape(target)}</span></span>'
+            )
+        body.append("</div>")
+        if tokenizer is not None:
+            body.append(f"<pre>{escape(tokenizer.decode(window.input_ids[: window.length]))}</pre>")
+        body += [f"<p>{escape(document)}</p>" for document in window.documents]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{ICON}<style>{STYLE}</style>'
+    head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    text = "\n".join(body)
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'
+
+
+def _span(noun: str, start: int, stop: int) -> str:
+    return f"{noun} {start:,}" if stop == start + 1 else f"{noun}s {start:,}-{stop - 1:,}"
