@@ -503,11 +503,11 @@ class Config:
     prove: ProveConfig = field(default_factory=ProveConfig)
 
     def __post_init__(self) -> None:
-        self.stages = [self.stages] if isinstance(self.stages, str) else check_list("stages", self.stages, check_text)
+        self.stages = [self.stages] if isinstance(self.stages, str) else self.stages
+        if not isinstance(self.stages, list) or not self.stages:
+            reject("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
         if "report" in self.stages and not self.sweep.path:
             reject("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
-        if not self.stages:
-            reject("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
         for stage in self.stages:
             check_choice("stages", stage, STAGES)
         if {"write", "load"} <= set(self.stages) and self.loader.split == "validation" and not self.split.validation:
