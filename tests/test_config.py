@@ -42,7 +42,7 @@ REFUSED = {
     "embedding.dim=null": "embedding.dim: field 'embedding.dim' is not Optional",
     "embedding.positions=rotary": "embedding.positions: must be one of learned, sinusoidal, none; got 'rotary'",
     "executor.workers=0": "executor.workers: must be at least 1; got 0",
-    "stages=wriet": "stages: must be one of plan, write, verify, load, show, prove, report (did you mean 'write'?); got",
+    "stages=wriet": "stages: must be one of plan, write, verify, load, show, prove, report (did you mean 'write'?)",
     "stages=[]": "stages: must name at least one of plan, write, verify, load, show, prove, report; got []",
     "corpus=text": "corpus.path: corpus=text needs a file, a folder, a glob, or a list of them; got None",
     "corpus.path=[]": "corpus.path: must be a file, folder or glob, or a list of them; got []",
