@@ -13,7 +13,7 @@ test: lint
 	$(VENV)/bin/python -m pytest
 
 fast: lint
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" --hypothesis-profile=fast
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -1,22 +1,22 @@
-"""Shuffled batches from stridemill's loader and from those of its peers, by turns in one run, without worker processes.
+"""Compare stridemill's loader with those of its peers: shuffled batches, interleaved runs, no worker processes.
 
     python benchmarks/load.py --python peers/bin/python --file corpus.jsonl --megabytes 60
 
-Each first writes the text in its own format, as in run.py. Then each loads, in every round, in a process of its own and
-for some seconds, inputs and targets as int64 [batch_size, max_length]; the first batches are not counted. All shuffle.
-stridemill, LitData and MosaicML Streaming keep their place themselves; `datasets`, datatrove and the Megatron style are
-indexed by torch's sampler, whose place is for others to keep. A peer that is not installed is left out.
+Each first writes the text in its own format, as in run.py. In every round each then loads for some seconds, in a
+process of its own: inputs and targets as int64 [batch_size, max_length], shuffled. The first batches are not counted.
+stridemill, LitData and MosaicML Streaming can resume by themselves. `datasets`, datatrove and the Megatron style are
+indexed by torch's sampler, whose position the caller has to keep. A peer that is not installed or fails is left out
+with its reason. `--peers` without names measures stridemill alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from run import HERE, OURS, PEERS, cut, run
+from run import FAILED, HERE, OURS, cut, make_parser, run
 
 LOAD = """
 import sys, time
@@ -41,16 +41,10 @@ batches.close()
 
 
 def main() -> None:
-    """Write with all, load by turns, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="the Python that has the peers")
-    parser.add_argument("--file", type=Path, required=True, help="a JSONL file with the fields text and id")
-    parser.add_argument("--megabytes", type=int, default=60, help="how much of it")
+    """Write with all, load in interleaved runs, and print a table."""
+    parser = make_parser(__doc__, megabytes=60, rounds=3)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers", nargs="*", default=list(PEERS))
     given = parser.parse_args()
     shape = [str(given.batch_size), str(given.max_length)]
     rates: dict[str, list[float]] = {}
@@ -65,7 +59,7 @@ def main() -> None:
             if run([*writer, str(folder / "text"), str(folder / peer), "1", shape[1]], f"{peer} writes"):
                 rates[peer] = []
         if "stridemill" not in rates:
-            sys.exit("stridemill failed: nothing to compare with")
+            sys.exit(FAILED)
         for _ in range(given.rounds):
             for peer in list(rates):
                 code = [sys.executable, "-c", LOAD]
@@ -76,6 +70,8 @@ def main() -> None:
                     rates[peer].append(result[1] / result[0])
                 else:
                     del rates[peer]
+        if "stridemill" not in rates:
+            sys.exit(FAILED)
     print(f"{size / 1e6:.0f} MB of text, batches of {' x '.join(shape)}, {given.rounds} rounds of {given.seconds:g} s")
     ours = statistics.median(rates["stridemill"])
     for peer, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):

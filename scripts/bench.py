@@ -1,8 +1,8 @@
 """Benchmarks: `python scripts/bench.py tokenize|write|load|layout [options]`.
 
-Each compares the project with a yardstick in the same run, takes the median of several rounds in which both run by
-turns, and prints ratios: the speed of a machine drifts, a ratio within one run does less. `--help` behind a name
-lists its options.
+Each compares the project with a baseline in the same run and prints ratios: medians over several rounds in which both
+run in turn. A machine's speed varies over time, and a ratio within one run varies less. `--help` after a name lists its
+options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NAMES = ("tokenize", "write", "load", "layout")
 
 
 def main() -> None:
-    """Hand the rest of the command line to `bench_<name>.main`."""
+    """Pass the rest of the command line to `bench_<name>.main`."""
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         sys.exit(f"usage: python scripts/bench.py {'|'.join(NAMES)} [--help]")
     importlib.import_module(f"bench_{sys.argv[1]}").main(sys.argv[2:])

@@ -1,8 +1,8 @@
-"""A corpus for benchmarks, made of the text that a machine has anyway: its documentation and its Python packages.
+"""Make a corpus for benchmarks from text that every machine has: its documentation and its Python packages.
 
 `make_jsonl(megabytes)` writes `outputs/bench/corpus-<megabytes>.jsonl`, one document per line, `{"text": ..., "id":
-path}`, and finds it there the next time. Documents come in the order of a hash of their path, so that each prefix is
-a fair sample. What one machine has differs from what another has: compare figures of one run only.
+path}`, and reuses it the next time. Documents are ordered by a hash of their path, so that each prefix is a fair
+sample. Machines have different files: compare figures of one run only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 1 << 20
 
 
 def make_jsonl(megabytes: int, *, folder: Path = Path("outputs/bench")) -> Path:
-    """The path of a JSONL file with about so many megabytes of text; made if it is not there."""
+    """Return the path of a JSONL file with about this many megabytes of text; write it if it does not exist."""
     path = folder / f"corpus-{megabytes}.jsonl"
     if path.exists():
         return path
@@ -49,7 +49,7 @@ def make_jsonl(megabytes: int, *, folder: Path = Path("outputs/bench")) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """A file's text, unpacked; empty for what is too large or no UTF-8."""
+    """Return a file's text, decompressed; empty if it is too large or not UTF-8."""
     if file.stat().st_size > MAX_FILE_BYTES:
         return ""
     content = file.read_bytes()

@@ -1,9 +1,8 @@
-"""The table behind the layout's defaults: `python scripts/bench.py layout [--megabytes 60]`.
+"""Measure the settings that the layout's defaults were chosen from: `python scripts/bench.py layout [--megabytes 60]`.
 
-The same windows are written and read back with one setting changed at a time: the encoding and the codec, and the size
-of a row group. For each: bytes on disk for a token of text, both columns and all else together, and the speed of
-writing and of reading `input_ids` alone, as the loader does, on one thread, page checksums on. Medians of several
-rounds in which all settings run by turns.
+The same windows are written and read back with one setting changed at a time: encoding and codec, or the size of a row
+group. For each setting: bytes of the complete file per token of text, and the speed of writing and of reading
+`input_ids` alone, as the loader does, on one thread with page checksums. Medians over several interleaved rounds.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ GROUPS = [1 << bits for bits in range(16, 23)]
 
 
 def main(arguments: list[str]) -> None:
-    """Print both tables for disjoint windows and for windows that overlap as much as they can."""
+    """Print both tables for disjoint windows and for windows with stride 1."""
     parser = argparse.ArgumentParser(prog="bench.py layout", description=__doc__)
-    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
-    parser.add_argument("--megabytes", type=int, default=20, help="of the file that is made")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
+    parser.add_argument("--megabytes", type=int, default=20, help="size of the file that is made")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     ids = encode_text(given.file or make_jsonl(given.megabytes), megabytes=given.megabytes)
@@ -60,12 +59,12 @@ def main(arguments: list[str]) -> None:
         layout = default_layout(max_length, stride)
         shapes = {name: (settings, layout.windows_per_group * max_length) for name, settings in ENCODINGS.items()}
         compare(windows, stride, shapes, given.rounds)
-        shapes = {f"{size:>9,} tokens in a group": (DEFAULT, size) for size in GROUPS}
+        shapes = {f"{size:>9,} tokens in a row group": (DEFAULT, size) for size in GROUPS}
         compare(windows, stride, shapes, given.rounds)
 
 
 def compare(windows: np.ndarray, stride: int, shapes: dict[str, tuple[dict[str, Any], int]], rounds: int) -> None:
-    """Write and read the windows in each shape, by turns, and print a line for each."""
+    """Write and read the windows with each setting in turn, and print a line for each."""
     figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in shapes}
     for _ in range(rounds):
         for name, (settings, group) in shapes.items():
@@ -77,7 +76,7 @@ def compare(windows: np.ndarray, stride: int, shapes: dict[str, tuple[dict[str, 
 
 
 def measure(windows: np.ndarray, stride: int, settings: dict[str, Any], group: int) -> tuple[float, float, float]:
-    """Bytes per token of text, and millions of window tokens a second, written and read."""
+    """Return bytes per token of text, and millions of window tokens a second, written and read."""
     max_length = windows.shape[1] - 1
     rows = max(1, group // max_length)
     tables = []

@@ -1,16 +1,16 @@
-"""`python scripts/bench.py load`: batches a second from shards, beside what a training program could do instead.
+"""`python scripts/bench.py load`: batches a second from shards, compared with what a training program could do instead.
 
-Yardsticks, taken by turns in the same rounds:
+Baselines, interleaved with the loader in every round:
 
-* slices: random slices of a uint16 memory map into int64 tensors, one by one, as nanoGPT's `get_batch` does.
-* copy: one contiguous slice of the map for a whole batch, the ceiling: nothing is shuffled.
-* embedding: `nn.Embedding` alone on ready batches, against embedded batches from the loader.
+* slices: random slices of a uint16 memory map, converted to int64 tensors one by one, as nanoGPT's `get_batch` does.
+* copy: one contiguous slice of the map for a complete batch, an upper limit: nothing is shuffled.
+* embedding: `nn.Embedding` alone on ready batches, compared with embedded batches from the loader.
 
-Under `lanes` a loader keeps row groups that fit half of its memory budget: those of 287 MB of text, not those of 1 GB.
-What "always decoding" gives is then the rate of the first epoch, and of any epoch of larger data.
+Under `lanes` a loader keeps row groups that fit into half of its memory budget: those of 287 MB of text, not those of
+1 GB. "always decoding" is then the rate of the first epoch, and of every epoch of larger data.
 
-The map holds the same tokens as the shards. Figures are medians over the rounds; compare the ratios, a machine's speed
-drifts. Memory is measured in processes of their own.
+The map has the same tokens as the shards. Figures are medians over the rounds. Compare the ratios, since a machine's
+speed varies. Memory is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--megabytes", type=int, default=60, help="of text; the loader's target is stated for 1 GB of shards"
     )
-    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
 
 
 def make_shards(corpus: Path, max_length: int) -> Path:
-    """The corpus as a data set; made if it is not there."""
+    """Write the corpus as a data set, unless it exists; return its path."""
     path = Path(f"outputs/bench/load-{corpus.stem}-{max_length}")
     report = write_shards(
         path,
@@ -89,16 +89,16 @@ def make_shards(corpus: Path, max_length: int) -> Path:
 
 
 def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
-    """Print the rates of all ways in one table, each as a ratio of the memory map's slices."""
+    """Print a table of all rates, each also as a ratio to the slices of the memory map."""
     batch, length = options.batch_size, options.max_length
     loader = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
-    # Less than twice the memory of all row groups: they come and go, as those of data that is too large to keep.
+    # Less than twice the memory of all row groups: they are evicted, as those of data too large to keep would be.
     budget = 2 * len(loader.reader.groups) * slot_bytes(loader.reader) - 1
     decoding = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget)
     embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
-    # Many batches: one alone would find its few vectors in the processor's cache, which no training does.
+    # Many batches: a single one would find its few vectors in the processor's cache, unlike in training.
     ready = [one.input_ids for one in islice(ShardLoader(shards, batch_size=batch, shuffle=shuffle), 64)]
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -154,9 +154,10 @@ def first(shards: Path, shuffle: str, place: float) -> float:
 
 
 def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 0) -> float:
-    """Tokens a second of what an iterable gives behind the first `skip` batches.
+    """Return the tokens a second of an iterable after its first `skip` batches.
 
-    None is skipped where reading ahead would be work done before the clock starts; the start of processes is.
+    Skipping leaves out the start of processes. Where batches are read ahead, skipping would do work before the clock
+    starts, so nothing is skipped.
     """
     running = iter(batches)
     for _ in islice(running, skip):
@@ -174,13 +175,13 @@ def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 
 
 
 def forever(batches: Iterable[Item]) -> Iterable[Item]:
-    """Epoch after epoch."""
+    """Yield the batches of epoch after epoch."""
     while True:
         yield from batches
 
 
 def slices(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
-    """As in https://github.com/karpathy/nanoGPT, `get_batch` of train.py."""
+    """Yield random windows as in https://github.com/karpathy/nanoGPT, `get_batch` of train.py."""
     while True:
         starts = torch.randint(len(tokens) - length - 1, (batch,))
         inputs = torch.stack([torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in starts])
@@ -189,7 +190,7 @@ def slices(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
 
 
 def copies(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
-    """Inputs and targets of a batch in one piece each."""
+    """Yield batches whose inputs and targets are one copy each."""
     while True:
         for start in range(0, len(tokens) - batch * length - 1, batch * length):
             inputs = torch.from_numpy(tokens[start : start + batch * length].astype(np.int64))
@@ -198,7 +199,7 @@ def copies(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
 
 
 def write_map(shards: Path, path: Path) -> np.memmap:
-    """The data set's inputs end to end, uint16."""
+    """Write the data set's inputs, one after the other, to a file of uint16; return its memory map."""
     with path.open("wb") as file:
         for batch in ShardLoader(shards, shuffle="none", batch_size=64):
             file.write(batch.input_ids.numpy().astype(np.uint16).tobytes())
@@ -206,7 +207,7 @@ def write_map(shards: Path, path: Path) -> np.memmap:
 
 
 def memory(shards: Path, shuffle: str, epochs: int) -> None:
-    """Print the peak memory beyond the imports, in processes of their own."""
+    """Print the peak memory beyond the imports, measured in separate processes."""
     for count in (1, epochs):
         (more,) = run_program(MEMORY, shards.resolve(), shuffle, count)
         print(f"memory, {shuffle}, after {count} epochs: +{float(more):.0f} MiB")

@@ -1,7 +1,7 @@
-"""What the benchmarks share: programs in processes of their own, rounds by turns, and ratios.
+"""What the benchmarks share: programs in their own processes, interleaved rounds, and ratios.
 
-The speed of a machine drifts by more than what is to be seen, so nothing is compared across runs: all candidates take
-their turn in each round, and a ratio is the median of the rounds' ratios.
+A machine's speed varies by more than the differences to be measured, so nothing is compared across runs: each round
+runs all candidates in turn, and a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 PEAK = """
-def peak(): # bytes resident at most in this program alone: getrusage's figure is inherited through fork and exec
+def peak(): # peak resident bytes of this program alone: a process inherits getrusage's figure through fork and exec
     try:
         lines = open("/proc/self/status").read().splitlines()
     except FileNotFoundError: # macOS has no other, and counts in bytes
@@ -29,7 +29,7 @@ def peak(): # bytes resident at most in this program alone: getrusage's figure i
 
 
 def run_program(code: str, *arguments: object) -> list[str]:
-    """Run Python code in a process of its own, at the repository's root; the words that it prints."""
+    """Run Python code in its own process, at the repository's root; return the words that it prints."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -37,8 +37,8 @@ def run_program(code: str, *arguments: object) -> list[str]:
     return done.stdout.split()
 
 
-def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each run took in every round; a first round that warms the disk's cache is not counted."""
+def run_interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run all candidates in turn in every round; return each one's times. A first round, a warm-up, is not counted."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -49,7 +49,7 @@ def by_turns(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
 
 
 def print_ratio(times: dict[str, list[float]], ours: str, other: str, *, target: str = "") -> None:
-    """The speed of one as a part of the other's, median over the rounds."""
+    """Print the speed of one as a fraction of the other's: the median over the rounds, and the range."""
     ratios = [theirs / mine for mine, theirs in zip(times[ours], times[other], strict=True)]
     text = f"{statistics.median(ratios):.2f} of {other}'s speed ({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"  {ours} has {text}{target and '; target '}{target}")

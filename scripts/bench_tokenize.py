@@ -1,22 +1,21 @@
-"""Tokenizing, beside the engines alone: `python scripts/bench.py tokenize [speed] [memory] [formats]`.
+"""Compare tokenizing with the bare engines: `python scripts/bench.py tokenize [speed] [memory] [formats]`.
 
-`speed`: a JSONL file to a finished token store (input found, hashed and checked, IDs audited, chunks flushed to the
-disk, an empty cache, the vocabulary loaded anew), against what the engines reach without any of that:
+`speed`: a JSONL file to a finished token store (files found, hashed and checked, IDs cross-checked, chunks flushed to
+the disk, an empty cache, the vocabulary loaded again), compared with what the engines reach without any of that:
 
-* encode_files: gigatoken's own reader on the same file, with no special tokens, as many threads, IDs left in memory.
-* encode_ordinary_batch: tiktoken on texts that lie in memory as Python strings; the encoding alone is timed.
-* encode_to_numpy: the same by tiktoken's faster function, from a pool of threads.
+* encode_files: gigatoken's own reader on the same file, without special tokens, same threads, IDs kept in memory.
+* encode_ordinary_batch: tiktoken on texts in memory as Python strings; only the encoding is timed.
+* encode_to_numpy: the same with tiktoken's faster function, from a thread pool.
 
-tiktoken takes ten times as long, so what it is part of runs on the first `--tiktoken-megabytes` of the file. Rates are
-of text, so that those of a part and of the whole can be compared.
+tiktoken takes ten times as long, so runs with it use the first `--tiktoken-megabytes` of the file. Rates are in MB of
+text, so that those of a part and of the complete file can be compared.
 
-`memory`: the most memory that tokenizing a large JSONL file and a single large text file takes, and how soon
-windowing starts when all of it is in the cache.
+`memory`: the peak memory of tokenizing a large JSONL file and a single large text file, and how soon windowing starts
+when everything is cached.
 
-`formats`: what reading each format costs in a core's time: unpacking, parsing, and the check of every document.
+`formats`: how much time of one core reading each format takes: decompressing, parsing, and checking every document.
 
-But for `formats` each run is a process of its own; imports are left out of the time. Figures are medians of rounds by
-turns.
+Each run is a separate process, except for `formats`; imports are not timed. Figures are medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
-from bench_rounds import PEAK, ROOT, by_turns, print_ratio, run_program
+from bench_rounds import PEAK, ROOT, print_ratio, run_interleaved, run_program
 
 from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.reader import read_partition
@@ -109,25 +108,25 @@ print(seconds, sum(len(text.encode()) for text in texts), sum(map(len, ids)))
 
 
 class Run(NamedTuple):
-    """What one process did."""
+    """What one process measured."""
 
     seconds: float
     bytes: int  # of text
-    tokens: int  # end-of-text left out
-    peak: int  # bytes resident
+    tokens: int  # without end-of-text
+    peak: int  # resident bytes
 
 
 def main(arguments: list[str]) -> None:
-    """Run what the command line names; all parts by default."""
+    """Run the parts that the command line names; all by default."""
     parser = argparse.ArgumentParser(
         prog="bench.py tokenize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
-    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
-    parser.add_argument("--megabytes", type=int, default=287, help="of the file that is made for speed and formats")
-    parser.add_argument("--large-megabytes", type=int, default=1000, help="of the file that is made for memory")
-    parser.add_argument("--tiktoken-megabytes", type=float, default=200, help="of the file's begin, for tiktoken")
-    parser.add_argument("--format-megabytes", type=float, default=32, help="of the file's begin, for formats")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
+    parser.add_argument("--megabytes", type=int, default=287, help="size of the file made for speed and formats")
+    parser.add_argument("--large-megabytes", type=int, default=1000, help="size of the file made for memory")
+    parser.add_argument("--tiktoken-megabytes", type=float, default=200, help="how much of the file tiktoken encodes")
+    parser.add_argument("--format-megabytes", type=float, default=32, help="how much of the file is used for formats")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
@@ -139,8 +138,8 @@ def main(arguments: list[str]) -> None:
 
 
 def bench_speed(file: Path, given: argparse.Namespace) -> None:
-    """Text to a finished store, beside the engines alone."""
-    sizes: dict[str, set[tuple[int, int]]] = {"whole": set(), "begin": set()}
+    """Measure text to a finished store, and the bare engines."""
+    sizes: dict[str, set[tuple[int, int]]] = {"complete": set(), "start": set()}
     ranks = ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken"
 
     def ours(source: Path, engine: str, which: str) -> float:
@@ -151,30 +150,30 @@ def bench_speed(file: Path, given: argparse.Namespace) -> None:
 
     def encode_files() -> float:
         seconds, tokens = run_program(ENCODE_FILES, file, given.workers, ranks)
-        ((size, expected),) = sizes["whole"]
+        ((size, expected),) = sizes["complete"]
         assert int(tokens) == expected, f"gigatoken finds {tokens} tokens in the file, and we {expected}"
         return float(seconds) / size * 1e6
 
     def tiktoken(way: str) -> float:
-        seconds, size, tokens = run_program(TIKTOKEN, begin, given.workers, way)
-        sizes["begin"].add((int(size), int(tokens)))
+        seconds, size, tokens = run_program(TIKTOKEN, start, given.workers, way)
+        sizes["start"].add((int(size), int(tokens)))
         return float(seconds) / int(size) * 1e6
 
     with tempfile.TemporaryDirectory() as folder:
-        begin = Path(folder, "begin.jsonl")
-        cut_begin(file, begin, megabytes=given.tiktoken_megabytes)
+        start = Path(folder, "start.jsonl")
+        cut_start(file, start, megabytes=given.tiktoken_megabytes)
         runs = {
-            "stridemill": lambda: ours(file, "gigatoken", "whole"),
+            "stridemill": lambda: ours(file, "gigatoken", "complete"),
             "encode_files": encode_files,
-            "stridemill engine=tiktoken": lambda: ours(begin, "tiktoken", "begin"),
+            "stridemill engine=tiktoken": lambda: ours(start, "tiktoken", "start"),
             "encode_ordinary_batch": lambda: tiktoken("encode_ordinary_batch"),
             "encode_to_numpy": lambda: tiktoken("encode_to_numpy"),
         }
         print(f"speed: {file.name}, {given.workers} workers, {given.rounds} rounds; MB of text")
-        taken = by_turns(runs, given.rounds)
-    assert len(sizes["begin"]) == 1, f"all encode the same texts to as many tokens: {sizes['begin']}"
-    ((whole, tokens),), ((part, _),) = sizes["whole"], sizes["begin"]
-    print(f"  {whole / 1e6:.0f} MB, {tokens:,} tokens; for what tiktoken is part of the first {part / 1e6:.0f} MB")
+        taken = run_interleaved(runs, given.rounds)
+    assert len(sizes["start"]) == 1, f"all encode the same texts to as many tokens: {sizes['start']}"
+    ((complete, tokens),), ((part, _),) = sizes["complete"], sizes["start"]
+    print(f"  {complete / 1e6:.0f} MB, {tokens:,} tokens; runs with tiktoken use the first {part / 1e6:.0f} MB")
     for name, times in taken.items():
         spread = f"({1 / max(times):.1f} to {1 / min(times):.1f})"
         print(f"  {name:<28}{1 / statistics.median(times):8.1f} MB/s   {spread}")
@@ -184,7 +183,7 @@ def bench_speed(file: Path, given: argparse.Namespace) -> None:
 
 
 def bench_memory(file: Path, given: argparse.Namespace) -> None:
-    """The same text as JSON lines and as one text file: memory, and the time to windowing from a full cache."""
+    """Measure the same text as JSON lines and as one text file: memory, and time to windowing from a full cache."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         text = Path(folder, "corpus.txt")
         with file.open(encoding="utf-8") as lines, text.open("w", encoding="utf-8") as out:
@@ -206,7 +205,7 @@ def bench_formats(file: Path, given: argparse.Namespace) -> None:
     """Reading alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cut_begin(file, folder / "corpus.jsonl", megabytes=given.format_megabytes)
+        cut_start(file, folder / "corpus.jsonl", megabytes=given.format_megabytes)
         texts = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").open(encoding="utf-8")]
         (folder / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
         pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet", row_group_size=1000, compression="zstd")
@@ -221,20 +220,20 @@ def bench_formats(file: Path, given: argparse.Namespace) -> None:
         runs: dict[str, Callable[[], float]] = {
             f"{corpus:<9}{source.name}": partial(read_once, corpus, source) for corpus, source in sorted(sources)
         }
-        for label, taken in by_turns(runs, given.rounds).items():
+        for label, taken in run_interleaved(runs, given.rounds).items():
             print(f"  {label:<28}{1 / statistics.median(taken):8.0f} MB/s of one core")
 
 
 def tokenize_once(
     source: Path, cache: Path | str, *, workers: int, corpus: str = "jsonl", engine: str = "gigatoken"
 ) -> Run:
-    """One run of the first half of the write stage."""
+    """Run the first half of the write stage once."""
     seconds, *counts = run_program(OURS, source, cache, workers, corpus, engine)
     return Run(float(seconds), *map(int, counts))
 
 
 def read_once(corpus: str, source: Path) -> float:
-    """Seconds of a core for a megabyte of text, from a source that was hashed before."""
+    """Return the core seconds for a megabyte of text of a source that is hashed already."""
     section = CorpusConfig(name=corpus, path=source)
     partitions = find_partitions(section, cache=source, cut_safe=True, workers=1)
     started, size = time.process_time(), 0
@@ -244,16 +243,16 @@ def read_once(corpus: str, source: Path) -> float:
     return (time.process_time() - started) / size * 1e6
 
 
-def cut_begin(file: Path, out: Path, *, megabytes: float) -> None:
-    """The first so many megabytes of lines."""
+def cut_start(file: Path, out: Path, *, megabytes: float) -> None:
+    """Copy the first megabytes of lines."""
     left = int(megabytes * 1e6)
-    with file.open("rb") as lines, out.open("wb") as begin:
+    with file.open("rb") as lines, out.open("wb") as start:
         while left > 0 and (line := lines.readline()):
-            left -= begin.write(line)
+            left -= start.write(line)
 
 
 def pack(file: Path, suffix: str) -> Path:
-    """A packed copy beside a file."""
+    """Write a compressed copy next to a file and return its path."""
     packed = file.with_name(file.name + suffix)
     packed.write_bytes(PACKERS[suffix](file.read_bytes()))
     return packed

@@ -1,13 +1,13 @@
-"""Writing, beside the least that could do the same: `python scripts/bench.py write [end] [windows] [--megabytes 60]`.
+"""Compare writing with a minimal script: `python scripts/bench.py write [end] [windows] [--megabytes 60]`.
 
-`end`: a JSONL file to finished shards, ours with all guarantees on against a bare script of gigatoken, numpy and
-`write_table`, which has none: no check of the text, no audit, no hash, no flush to the disk, no manifest, no resume,
-all in memory. Each run is a process of its own with an empty cache; imports are left out of the time.
+`end`: a JSONL file to finished shards. stridemill, with all guarantees on, is compared with a bare script of gigatoken,
+numpy and `write_table` that has none: no check of the text, no cross-check, no hash, no flush to the disk, no manifest,
+no resume, everything in memory. Each run is a separate process with an empty cache; imports are not timed.
 
-`windows`: the pass from token store to shards alone, against `write_table` of the same prepared tables with the same
-settings, on the same number of threads.
+`windows`: only the pass from token store to shards, compared with `write_table` of the same prepared tables with the
+same settings and the same number of threads.
 
-Both run by turns; the figures are medians, and the ratio is the median of the rounds' ratios.
+Runs are interleaved; figures are medians, and the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
-from bench_rounds import ROOT, by_turns, print_ratio, run_program
+from bench_rounds import ROOT, print_ratio, run_interleaved, run_program
 
 from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.folder import FolderLock
@@ -80,11 +80,11 @@ print(time.perf_counter() - started, n)
 
 
 def main(arguments: list[str]) -> None:
-    """Run what the command line names; both parts by default."""
+    """Run the parts that the command line names; both by default."""
     parser = argparse.ArgumentParser(prog="bench.py write", description=__doc__)
     parser.add_argument("parts", nargs="*", default=["end", "windows"], help="end, windows")
-    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; made if left out")
-    parser.add_argument("--megabytes", type=int, default=60, help="of the file that is made")
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
+    parser.add_argument("--megabytes", type=int, default=60, help="size of the file that is made")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
 
 def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None:
-    """Text to finished shards."""
+    """Measure text to finished shards."""
     megabytes = file.stat().st_size / 1e6
     ranks = ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken"
 
@@ -109,7 +109,7 @@ def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None
 
     counts: set[int] = set()
     print(f"end to end: {file.name}, {megabytes:.0f} MB, max_length {max_length}, {workers} workers, {rounds} rounds")
-    times = by_turns({"stridemill": lambda: run(OURS), "bare script": lambda: run(BARE)}, rounds)
+    times = run_interleaved({"stridemill": lambda: run(OURS), "bare script": lambda: run(BARE)}, rounds)
     assert len(counts) == 1, f"both write the same windows: {counts}"
     for name, taken in times.items():
         print(f"  {name:<14}{megabytes / statistics.median(taken):8.1f} MB/s   median {statistics.median(taken):.2f} s")
@@ -117,7 +117,7 @@ def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None
 
 
 def bench_windows(file: Path, *, workers: int, rounds: int) -> None:
-    """Token store to shards, disjoint windows of 1,024 and windows of 256 with stride 1."""
+    """Measure token store to shards: disjoint windows of 1,024 and windows of 256 with stride 1."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ids = encode_text(file, megabytes=20)
@@ -127,7 +127,7 @@ def bench_windows(file: Path, *, workers: int, rounds: int) -> None:
 
 
 def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, workers: int, rounds: int) -> None:
-    """One shape of windows: `write_split` against `write_table`."""
+    """Compare `write_split` with `write_table` for one shape of windows."""
     stream = TokenStream([folder / "ids.npy"], [len(ids)])
     firsts, sizes = np.zeros(1, np.int64), np.array([len(ids)], np.int64)
     windows = Windows(firsts=firsts, sizes=sizes, max_length=max_length, stride=stride)
@@ -174,7 +174,7 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
 
     stored: list[int] = []
     print(f"windows: max_length {max_length}, stride {stride}, {len(windows):,} windows, {workers} workers")
-    times = by_turns({"stridemill": ours, "write_table": bare}, rounds)
+    times = run_interleaved({"stridemill": ours, "write_table": bare}, rounds)
     for name, taken in times.items():
         median = statistics.median(taken)
         rate = len(windows) / median
@@ -184,12 +184,12 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
 
 
 def default_layout(max_length: int, stride: int) -> Layout:
-    """The layout of windows in the order of one text, where the config leaves it open."""
+    """Return the layout that stridemill chooses where the config does not set one."""
     return choose_layout(WindowConfig(max_length=max_length, stride=stride), ShardsConfig())
 
 
 def encode_text(file: Path, *, megabytes: int) -> np.ndarray:
-    """The IDs of the first so many megabytes of a JSONL file, uint16, end-of-text behind each document."""
+    """Return the IDs of the first megabytes of a JSONL file as uint16, with end-of-text after each document."""
     tokenizer = load_tokenizer("gpt2")
     texts, left = [], megabytes * 1_000_000
     with file.open(encoding="utf-8") as lines:

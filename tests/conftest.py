@@ -13,6 +13,7 @@ from pipeline import write_shards
 
 # The machines that run these tests are shared: an example's duration says nothing.
 settings.register_profile("stridemill", deadline=None, derandomize=True)
+settings.register_profile("fast", settings.get_profile("stridemill"), max_examples=20)  # for `make fast`
 settings.load_profile("stridemill")
 
 

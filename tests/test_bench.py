@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from bench_rounds import by_turns, print_ratio
+from bench_rounds import print_ratio, run_interleaved
 from support import ROOT, run_python
 
 pytestmark = pytest.mark.slow
@@ -15,11 +15,18 @@ needs_gigatoken = pytest.mark.skipif(
 
 
 @pytest.fixture
-def bench(tmp_path):
-    """Run `scripts/bench.py` on a small file of JSON lines; its lines of output."""
+def file(tmp_path):
+    """A small file of JSON lines."""
     texts = [f"Document {n} counts to {n * n}, and « naïvely » says so. " * (1 + n % 40) for n in range(300)]
     file = tmp_path / "in.jsonl"
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    lines = (json.dumps({"text": text, "id": number}) for number, text in enumerate(texts))
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def bench(tmp_path, file):
+    """Run `scripts/bench.py` on a small file and return its lines of output."""
 
     def run(name, *arguments):
         done = run_python(ROOT / "scripts/bench.py", name, *arguments, "--file", file, cwd=tmp_path, timeout=600)
@@ -45,7 +52,7 @@ def test_runs_take_turns_and_the_first_round_is_not_counted():
 
         return one
 
-    assert by_turns({"a": run("a"), "b": run("b")}, 2) == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert run_interleaved({"a": run("a"), "b": run("b")}, 2) == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
     assert order == ["a", "b"] * 3
 
 
@@ -103,3 +110,57 @@ def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
     ways = ["slices", "copy", "loader", "loader, 2 workers", "DataLoader, 2 workers"]
     assert rows(lines, "Mtok/s") == [*ways, "embedding alone", "embedded batches"]
     assert [line.split(":")[0] for line in lines[-2:]] == [f"memory, full, after {n} epochs" for n in (1, 2)]
+
+
+def test_layout_compares_encodings_and_sizes_of_row_groups(bench):
+    lines = bench("layout", "--rounds", "1")
+    tables = [line for line in lines if line.startswith("max_length")]
+    assert [re.match(r"max_length \d+, stride \d+", line)[0] for line in tables] == [
+        "max_length 1024, stride 1024",
+        "max_length 256, stride 1",
+    ]
+    assert sum("PLAIN, zstd 1" in line for line in lines) == 2
+    assert sum("tokens in a row group" in line for line in lines) == 14
+
+
+COMPARISONS = {
+    "run": ["--workers", "1", "--max-length", "64"],
+    "load": ["--seconds", "0.05", "--max-length", "64", "--rounds", "1"],
+}
+
+
+@needs_gigatoken
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_without_peers_measures_stridemill_alone(name, file, tmp_path):
+    program = ROOT / "benchmarks" / f"{name}.py"
+    done = run_python(program, "--file", file, "--megabytes", 1, *COMPARISONS[name], "--peers", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    ((named, ratio),) = re.findall(r"^  (\w+) .*/s .*stridemill is +([\d.]+) times as fast$", done.stdout, re.MULTILINE)
+    assert (named, float(ratio)) == ("stridemill", 1.0)
+
+
+@needs_gigatoken
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_peer_that_fails_is_left_out_with_its_reason(name, file, tmp_path):
+    arguments = ["--file", file, "--megabytes", 1, *COMPARISONS[name], "--python", tmp_path / "python"]
+    done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments, "--peers", "litdata", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  litdata.*: left out: .*No such file or directory: '.*/python'$", done.stderr, re.MULTILINE)
+    assert "times as fast" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            ["--file", "in.jsonl", "--peers", "parquet"],
+            r"invalid choice: 'parquet' \(choose from .*litdata",
+        ),
+        (["--file", "gone.jsonl"], r"--file: gone\.jsonl is not a file"),
+    ],
+)
+def test_an_unknown_peer_or_file_is_refused_in_one_line(name, arguments, reason, file, tmp_path):
+    done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(reason, done.stderr.splitlines()[-1])
