@@ -60,7 +60,7 @@ pyarrow.array([0]) # imports pandas, where it is installed
 file, cache, workers, corpus, engine = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 started = time.perf_counter()
 encoder, corpus = load_tokenizer("gpt2", engine=engine), CorpusConfig(name=corpus, path=file)
-partitions = find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers)
+partitions = find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers).partitions
 store, made = tokenize(partitions, cache=cache, tokenizer=encoder, corpus=corpus, split=SplitConfig(), audit=0.001,
                        workers=workers, advance=lambda _: None)
 seconds = time.perf_counter() - started
@@ -235,7 +235,7 @@ def tokenize_once(
 def read_once(corpus: str, source: Path) -> float:
     """Return the core seconds for a megabyte of text of a source that is hashed already."""
     section = CorpusConfig(name=corpus, path=source)
-    partitions = find_partitions(section, cache=source, cut_safe=True, workers=1)
+    partitions = find_partitions(section, cache=source, cut_safe=True, workers=1).partitions
     started, size = time.process_time(), 0
     for partition in partitions:
         for batch in read_partition(partition, max_document_bytes=None, on_bad="raise", cut_safe=True):

@@ -5,10 +5,12 @@ import glob
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import lzma
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import sections
 
-from pipeline import read_manifest, write_shards
+from pipeline import plan_shards, read_manifest, write_shards
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus import compression, huggingface, parquet, partitions, reader
 from pipeline.corpus import text as text_reader
 from pipeline.corpus.compression import read_blocks
 from pipeline.corpus.corpora import find_partitions
-from pipeline.corpus.files import find_files
+from pipeline.corpus.files import find_files, mark_as_cache
 from pipeline.corpus.reader import read_partition
 from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer.load import load_tokenizer
@@ -64,9 +66,8 @@ def tiny(monkeypatch):
 
 
 def find(corpus, path, cache, *, cut_safe=True, workers=2, **more):
-    return find_partitions(
-        CorpusConfig(name=corpus, path=path, **more), cache=cache, cut_safe=cut_safe, workers=workers
-    )
+    section = CorpusConfig(name=corpus, path=path, **more)
+    return find_partitions(section, cache=cache, cut_safe=cut_safe, workers=workers).partitions
 
 
 def read_all(corpus, path, *, on_bad="quarantine", max_document_bytes=None, cut_safe=True, **more):
@@ -219,9 +220,9 @@ def test_a_text_that_is_cut_anywhere_it_may_be_encodes_as_the_whole(parts, sizes
         for module in (text_reader, partitions, encode):
             patch.setattr(module, "KEY_BYTES", 1)
         found, bad = read_all("text", folder)
-        assert [one[0] for one in found] == ([text] if text else [])
-        assert len(bad) == (not text)
-        if not text:
+        assert [one[0] for one in found] == ([] if not text or text.isspace() else [text])
+        assert not bad
+        if not found:
             return
         for engine in ("tiktoken", "auto"):
             store, _ = make_store(
@@ -307,13 +308,13 @@ def test_files_come_once_and_in_the_order_of_their_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     names = ["a/10.txt", "a/9.md.gz", "b/2.txt", "c.rst.zst"]
-    assert [name for _, name in find_files([str(tmp_path)], (".txt", ".md", ".rst"))] == names
+    assert [name for _, name in find_files([str(tmp_path)], (".txt", ".md", ".rst")).files] == names
     doubled = [str(tmp_path / "b" / "2.txt"), str(tmp_path), str(tmp_path / "**" / "*.gz")]
-    assert [name for _, name in find_files(doubled, (".txt", ".md", ".rst"))] == names
+    assert [name for _, name in find_files(doubled, (".txt", ".md", ".rst")).files] == names
 
 
 def names_in(*paths, suffixes=(".txt", ".md")):
-    return [name for _, name in find_files([str(path) for path in paths], suffixes)]
+    return [name for _, name in find_files([str(path) for path in paths], suffixes).files]
 
 
 def test_a_new_file_elsewhere_changes_no_name(tmp_path):
@@ -486,9 +487,8 @@ BAD = {
         "",
         "unexpected end of data",
     ),
-    "text: UTF-16": ("text", "b.txt", "text".encode("utf-16"), "not_utf8", "", r"byte 0 \(0xff\)"),
+    "text: UTF-16": ("text", "b.txt", "text".encode("utf-16"), "not_utf8", "", r"byte 0 \(0xff\).*: it is UTF-16"),
     "text: an encoded surrogate": ("text", "b.txt", b"a\xed\xa0\x80", "not_utf8", "", "byte 1"),
-    "text: empty": ("text", "b.txt", b"", "empty", "", "has no text"),
     "text: too long": (
         "text",
         "b.txt",
@@ -533,7 +533,6 @@ BAD = {
     "jsonl: a string": ("jsonl", "b.jsonl", b'"text"', "not_object", "line 1", "but a string"),
     "jsonl: null alone": ("jsonl", "b.jsonl", b"null", "not_object", "line 1", "but null"),
     "jsonl: no such field": ("jsonl", "b.jsonl", b'{"body": "a"}', "missing", "line 1", "corpus.text_field.*'body'"),
-    "jsonl: a null": ("jsonl", "b.jsonl", b'{"text": null}', "null", "line 1", "is null"),
     "jsonl: a number": ("jsonl", "b.jsonl", b'{"text": 5}', "not_string", "line 1", "is a number, not a string"),
     "jsonl: nested text": ("jsonl", "b.jsonl", b'{"text": {"text": "a"}}', "not_string", "line 1", "is an object"),
     "jsonl: the field twice": (
@@ -552,13 +551,10 @@ BAD = {
         "line 1",
         "at character 1",
     ),
-    "jsonl: an empty text": ("jsonl", "b.jsonl", b'{"text": ""}', "empty", "line 1", "has no text"),
     "jsonl: no UTF-8": ("jsonl", "b.jsonl", b'\r\n{"text": "a\xff"}', "not_utf8", "line 2", r"0xff"),
     "jsonl: a control character": ("jsonl", "b.jsonl", b'{"text": "a\x01"}', "not_json", "line 1", "control character"),
     "jsonl: too long": ("jsonl", "b.jsonl", b'{"text": "' + LONG + b'"}', "too_long", "line 1", "2200 bytes are more"),
     "jsonl: truncated": ("jsonl", "b.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], None, "", "truncated"),
-    "parquet: a null": ("parquet", "b.parquet", parquet_of(text=["a", None]), "null", "row 1", "is null"),
-    "parquet: an empty text": ("parquet", "b.parquet", parquet_of(text=[""]), "empty", "row 0", "has no text"),
     "parquet: no UTF-8": ("parquet", "b.parquet", parquet_of(text=[b"a", b"a\xff"]), "not_utf8", "row 1", "byte 1"),
     "parquet: too long": ("parquet", "b.parquet", parquet_of(text=["x" * 3000]), "too_long", "row 0", "3000 bytes"),
     "parquet: no such column": (
@@ -688,7 +684,9 @@ def test_a_place_in_a_later_piece_says_from_where_it_counts(tmp_path, tiny):
     tiny()
     (tmp_path / "long.txt").write_text("plain words " * 400 + "<|endoftext|>" + " and more" * 100)
     encoder = load_tokenizer("bytes", special_text="error")
-    with pytest.raises(ValueError, match=r"at character \d+, .*Places count from byte \d+ of it") as refusal:
+    with pytest.raises(
+        ValueError, match=r"at character \d+, .*Positions count from byte \d+, where a segment starts"
+    ) as refusal:
         tokenize(
             find("text", tmp_path, tmp_path / "cache"),
             cache=tmp_path / "cache",
@@ -708,7 +706,7 @@ def test_a_tilde_that_is_no_users_is_part_of_the_name(tmp_path, monkeypatch, nam
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x")
-    assert find_files([name], (".txt",)) == [(tmp_path / name, Path(name).name)]
+    assert find_files([name], (".txt",)).files == [(tmp_path / name, Path(name).name)]
 
 
 def test_a_web_sites_manifest_hides_nothing(tmp_path):
@@ -716,7 +714,7 @@ def test_a_web_sites_manifest_hides_nothing(tmp_path):
     (tmp_path / "site" / "manifest.json").write_text('{"name": "a site", "fingerprint": "abc", "format_version": 1}')
     (tmp_path / "site" / "a.txt").write_text("some text")
     for path in (tmp_path, tmp_path / "**" / "*.txt"):
-        assert [name for _, name in find_files([str(path)], (".txt",))] == ["site/a.txt"]
+        assert [name for _, name in find_files([str(path)], (".txt",)).files] == ["site/a.txt"]
 
 
 GLOBS = ["**/*.txt", "**", "*/**/b.txt", "a/**", "**/c/**/*.txt", "**/.hidden/*.txt", "**/[ab].txt", "a/**/**/b.txt"]
@@ -729,7 +727,7 @@ def test_a_glob_of_any_depth_names_what_pythons_glob_names(tmp_path, pattern):
         (tmp_path / name).write_text(name)
     found = glob.glob(str(tmp_path / pattern), recursive=True)
     expected = {Path(name) for name in found if Path(name).is_file()}
-    assert {file for file, _ in find_files([str(tmp_path / pattern)], (".txt",))} == expected
+    assert {file for file, _ in find_files([str(tmp_path / pattern)], (".txt",)).files} == expected
 
 
 def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
@@ -737,7 +735,7 @@ def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
     (tmp_path / "d" / "t.txt").write_text("x")
     (tmp_path / "d" / "self").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "d" / "up").symlink_to("..", target_is_directory=True)
-    assert [name for _, name in find_files([str(tmp_path / "**" / "*.txt")], (".txt",))] == ["d/t.txt"]
+    assert [name for _, name in find_files([str(tmp_path / "**" / "*.txt")], (".txt",)).files] == ["d/t.txt"]
 
 
 def test_the_verdict_is_one_file(tmp_path):
@@ -791,3 +789,249 @@ def test_a_zstd_window_that_is_too_large_is_named_as_what_it_is(tmp_path):
     (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"\x01\x00\x00")
     with pytest.raises(ValueError, match=r"a.txt.zst: cannot be unpacked: .*window of more than 128 MiB"):
         read_all("text", tmp_path)
+
+
+def test_an_xz_dictionary_that_is_too_large_is_refused_and_that_of_xz_9_is_read(tmp_path):
+    for size, is_read in ((64 << 20, True), (128 << 20, True), (192 << 20, False)):
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": size}]
+        (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"some text", filters=filters))
+        if is_read:
+            assert [text for text, _, _ in read_all("text", tmp_path)[0]] == ["some text"]
+        else:
+            with pytest.raises(ValueError, match=r"a.txt.xz: cannot be unpacked: .*dictionary .*more than 128 MiB"):
+                read_all("text", tmp_path)
+
+
+BLANKS = ["", " ", "\n", " \t\r\n ", "\u3000", "\x85", "\xa0\u2028", "\x1c", " " * 5000]
+MARKED = ["\ufeff", "\u200b", "\x00", " \x00 ", " a ", "\u3000\u3042", " " * 5000 + "."]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "texts"])
+def test_documents_without_text_are_skipped_and_counted_by_reason(kind, tmp_path):
+    texts = [*BLANKS, *MARKED]
+    (tmp_path / "in").mkdir()
+    if kind == "text":
+        for number, text in enumerate(texts):
+            (tmp_path / "in" / f"{number:02}.txt").write_bytes(text.encode())
+    elif kind == "jsonl":
+        (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [None, *texts]))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": [None, *texts]}), tmp_path / "in" / "a.parquet")
+    options = sections(cache_path=tmp_path / "cache", tokenizer="bytes", max_length=4, on_bad="raise")
+    corpus = texts if kind == "texts" else CorpusConfig(name=kind, path=tmp_path / "in", on_bad="raise")
+    report = write_shards(tmp_path / "ds", **options | {"corpus": corpus})
+    nulls = {"null": 1} if kind in ("jsonl", "parquet") else {}
+    expected = {"blank": len(BLANKS) - 1, "empty": 1, **nulls}
+    assert report.skipped == report.manifest.corpus["skipped"] == expected
+    assert report.manifest.corpus["documents"] == len(MARKED)
+    assert report.manifest.corpus["bad"] == {}
+    assert not (tmp_path / "ds" / "quarantine.jsonl").exists()
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    stream = open_store(store).stream("train")
+    joined = bytes(np.where(stream.read(0, len(stream)) == 256, 0xFF, stream.read(0, len(stream))).astype(np.uint8))
+    assert joined == b"\xff".join(text.encode() for text in MARKED), "no separator is left of a skipped document"
+
+
+@settings(max_examples=200)
+@given(texts=st.lists(st.text(alphabet=" \n\t\u2003\x85\x00ab\u3042é", max_size=4), max_size=6))
+def test_what_is_skipped_is_what_python_calls_space(texts, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "blank.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    found, bad = read_all("jsonl", path)
+    assert {one.reason for one in bad} <= {"binary"}
+    kept = [text for text in texts if text.strip() and not (text.count("\0") > 1)]
+    assert [text for text, _, _ in found] == kept
+
+
+def test_a_corpus_of_nothing_but_empty_documents_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": null}\n{"text": " "}\n')
+    with pytest.raises(ValueError, match=r"no text: 3 documents skipped \(1 blank, 1 empty, 1 null\)"):
+        make_store("jsonl", tmp_path / "a.jsonl", tmp_path / "cache")
+
+
+def test_skipped_documents_are_not_counted_in_the_fraction_of_rejected_ones(tmp_path):
+    lines = ['{"text": ""}'] * 900 + ['{"text": "good"}'] * 9 + ['{"text": 5}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    write = {"tokenizer": "bytes", "max_length": 4, "corpus": "jsonl", "corpus_path": tmp_path / "a.jsonl"}
+    with pytest.raises(ValueError, match=r"1 of 10 documents are rejected \(1 not_string\)"):
+        write_shards(tmp_path / "ds", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.05, **write))
+    report = write_shards(tmp_path / "ds", **sections(cache_path=tmp_path / "cache", max_bad_fraction=0.1, **write))
+    assert report.skipped == {"empty": 900}
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("corpus", ["text", "jsonl"])
+def test_a_tar_archive_is_refused_as_one_however_packed(tmp_path, corpus, packing):
+    suffix = {"text": ".txt", "jsonl": ".jsonl"}[corpus]
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for number in range(3):
+            member = tarfile.TarInfo(f"{number}{suffix}")
+            text = b'{"text": "a line"}\n' * 5000
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    (tmp_path / f"a{suffix}{packing}").write_bytes(PACK[packing](content.getvalue()))
+    with pytest.raises(ValueError, match=r"is a tar archive; unpack it"):
+        read_all(corpus, tmp_path)
+
+
+BINARY = {
+    "UTF-16 without a mark": "Hello plain world\n".encode("utf-16-le"),
+    "UTF-16, big end first": "Hello plain world\n".encode("utf-16-be"),
+    "zeros": b"\0" * 100,
+    "a table of numbers": bytes(range(1, 100)) + b"\0" * 20,
+}
+
+
+@pytest.mark.parametrize("case", BINARY)
+@pytest.mark.parametrize("kind", ["text", "packed", "jsonl", "parquet"])
+def test_binary_data_is_rejected_with_a_reason_of_its_own(tmp_path, case, kind):
+    if kind == "text":
+        (tmp_path / "b.txt").write_bytes(BINARY[case])
+    elif kind == "packed":
+        (tmp_path / "b.txt.gz").write_bytes(gzip.compress(BINARY[case]))
+    elif kind == "jsonl":
+        (tmp_path / "b.jsonl").write_text(json.dumps({"text": BINARY[case].decode()}) + "\n")
+    else:
+        pq.write_table(pa.table({"text": [BINARY[case]]}), tmp_path / "b.parquet")
+    found, (bad,) = read_all("text" if kind == "packed" else kind, tmp_path)
+    assert (found, bad.reason) == ([], "binary")
+    assert ("UTF-16" in bad.detail) == ("UTF-16" in case)
+
+
+def test_a_long_text_that_turns_binary_late_is_left_out_completely(tmp_path, tiny):
+    tiny()
+    content = b"plain words " * 400 + b"\0 \0 " * 300
+    for name, packed in (("a.txt", bytes), ("a.txt.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(packed(content))
+    texts, bad = read_all("text", tmp_path)
+    assert texts == []
+    assert [one.reason for one in bad] == ["binary", "binary"]
+
+
+def test_a_stray_zero_byte_is_still_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a page of text with one \0 in it, and a second \0 far behind it" + b" words" * 9)
+    texts, bad = read_all("text", tmp_path)
+    assert (len(texts), bad) == (1, [])
+
+
+# What people have in hand under the name of JSON lines, and what the refusal says of it.
+FORMATS_IN_HAND = {
+    "gzip": (gzip.compress(b'{"text": "a"}\n'), "data compressed by gzip; rename it to end in .gz"),
+    "zstd": (PACK[".zst"](b'{"text": "a"}\n'), "data compressed by zstd; rename it to end in .zst"),
+    "xz": (lzma.compress(b'{"text": "a"}\n'), "data compressed by xz"),
+    "bzip2": (bz2.compress(b'{"text": "a"}\n'), "data compressed by bzip2"),
+    "zip": (b"PK\x03\x04" + b"x" * 60, "a zip archive; unpack it"),
+    "Parquet": (b"PAR1" + b"\x15" * 60, "a Parquet file; use corpus=parquet"),
+    "an array": (b' [\n {"text": "a"},\n {"text": "b"}]', "a JSON array of objects; .*one object on each line"),
+    "printed JSON": (b'{\n  "text": "a"\n}\n', "JSON printed over several lines"),
+    "UTF-16": ('{"text": "a"}\n'.encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
+    "UTF-16, no mark": ('{"text": "a"}\n'.encode("utf-16-le"), "UTF-16 text; convert it to UTF-8"),
+    "HTML": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "an HTML page"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n", "a Git LFS pointer.*git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("case", FORMATS_IN_HAND)
+def test_another_format_under_the_name_of_json_lines_is_named(tmp_path, case):
+    content, message = FORMATS_IN_HAND[case]
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.jsonl: is {message}"):
+        read_all("jsonl", tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("case", FORMATS_IN_HAND)
+def test_another_format_under_the_name_of_parquet_is_named(tmp_path, case):
+    content, message = FORMATS_IN_HAND[case]
+    if case == "Parquet":
+        content, message = b'{"text": "a"}\n', "JSON lines; use corpus=jsonl"
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.parquet: is not a complete Parquet file: it is {message}"):
+        read_all("parquet", tmp_path / "a.parquet")
+
+
+def touch(folder, *names, content="x"):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def test_hidden_files_of_a_folder_are_passed_over_and_those_that_are_named_are_not(tmp_path):
+    touch(tmp_path, "a.txt", ".git/description.txt", "sub/.ipynb_checkpoints/b.txt", "sub/._c.txt", "sub/d.txt")
+    (tmp_path / ".linked").symlink_to(tmp_path / "sub")
+    (tmp_path / "sub" / ".link.txt").symlink_to(tmp_path / "a.txt")
+    found = find_files([str(tmp_path)], (".txt",))
+    assert [name for _, name in found.files] == ["a.txt", "sub/d.txt"]
+    assert found.passed_over == {"hidden": (3, 3, ".git/description.txt")}
+    assert names_in(tmp_path / ".git") == ["description.txt"]
+    assert names_in(tmp_path / "sub" / "._c.txt") == ["._c.txt"]
+    assert names_in(tmp_path / "sub" / ".*.txt") == ["._c.txt", ".link.txt"]
+
+
+def test_files_that_a_folder_passes_over_are_counted_by_kind(tmp_path):
+    touch(tmp_path, "a.txt", "b.CSV", "sub/c.csv", "d.tar.gz", "Makefile", content="four")
+    found = find_files([str(tmp_path)], (".txt",))
+    assert found.passed_over == {
+        ".csv": (2, 8, "b.CSV"),
+        ".tar.gz": (1, 4, "d.tar.gz"),
+        "no ending": (1, 4, "Makefile"),
+    }
+    assert not find_files([str(tmp_path / "a.txt"), str(tmp_path / "*.CSV")], (".txt",)).passed_over
+    both = find_files([str(tmp_path), str(tmp_path / "b.CSV")], (".txt",))
+    assert both.passed_over[".csv"] == (1, 4, "sub/c.csv"), "what another path takes is not passed over"
+    with pytest.raises(ValueError, match=r"has no \.md file.*, but 2 \.csv, 1 \.tar\.gz, 1 \.txt, 1 no ending; use a"):
+        find_files([str(tmp_path)], (".md",))
+
+
+@pytest.mark.parametrize("number", [5, 40])
+def test_many_kinds_of_files_are_still_all_counted(tmp_path, number):
+    touch(tmp_path, "a.txt", *(f"{kind}.x{kind}" for kind in range(number)))
+    passed_over = find_files([str(tmp_path)], (".txt",)).passed_over
+    assert sum(one.files for one in passed_over.values()) == number
+    assert len(passed_over) == min(number, 21)
+
+
+def test_the_usual_spellings_of_json_lines_and_packings_are_read(tmp_path):
+    for number, name in enumerate(("a.jsonl.gz", "b.json.gz", "c.jsonl.gzip", "d.ndjson", "e.json", "f.jsonl.zstd")):
+        packing = PACK.get({".gzip": ".gz", ".zstd": ".zst"}.get(Path(name).suffix, Path(name).suffix), bytes)
+        (tmp_path / name).write_bytes(packing(b'{"text": "%d"}\n' % number))
+    touch(tmp_path, "package.json", content='{"name": "x"}')
+    touch(tmp_path, "array.json", content='[{"text": "x"}]')
+    touch(tmp_path, "printed.json", content='{\n "text": "x"\n}')
+    inputs = find_partitions(CorpusConfig(name="jsonl", path=tmp_path), cache=tmp_path, cut_safe=True, workers=1)
+    texts, bad = read_all("jsonl", tmp_path)
+    assert ([text for text, _, _ in texts], bad) == (list("012345"), [])
+    assert inputs.passed_over == {".json": (3, 44, "array.json")}
+
+
+def test_what_was_passed_over_is_in_the_report_the_plan_and_the_manifest(tmp_path):
+    touch(tmp_path, "in/a.jsonl", content='{"text": "some text"}\n')
+    touch(tmp_path, "in/b.csv", content="x,y")
+    options = sections(
+        cache_path=tmp_path / "cache", corpus="jsonl", corpus_path=tmp_path / "in", tokenizer="bytes", max_length=4
+    )
+    expected = {".csv": {"files": 1, "bytes": 3, "example": "b.csv"}}
+    assert plan_shards(tmp_path / "ds", **options).passed_over == expected
+    for _ in range(2):
+        report = write_shards(tmp_path / "ds", **options)
+        assert report.passed_over == report.manifest.corpus["passed_over"] == expected
+    assert read_manifest(tmp_path / "ds").corpus["passed_over"] == expected
+
+
+@pytest.mark.parametrize("mark", ["manifest", "writing", "cache", "run", "sweep"])
+def test_a_folder_that_this_program_wrote_is_not_a_corpus(tmp_path, mark):
+    touch(tmp_path, "a.txt", "own/b.txt", "own/data/c.txt")
+    own = tmp_path / "own"
+    marks = {
+        "manifest": lambda: touch(
+            own, "manifest.json", content=json.dumps({"fingerprint": "0" * 64, "tokenizer": {}}, indent=1)
+        ),
+        "writing": (own / ".writing").mkdir,
+        "cache": lambda: mark_as_cache(own),
+        "run": lambda: touch(own, ".hydra/hydra.yaml", content="hydra:\n  job:\n    name: stridemill\n"),
+        "sweep": lambda: touch(own, "multirun.yaml", content="hydra:\n  job:\n    name: stridemill\n"),
+    }
+    assert names_in(tmp_path) == ["a.txt", "own/b.txt", "own/data/c.txt"]
+    marks[mark]()
+    assert names_in(tmp_path) == names_in(tmp_path / "**" / "*.txt") == ["a.txt"]
+    assert not find_files([str(tmp_path)], (".txt",)).passed_over

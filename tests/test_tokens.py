@@ -43,7 +43,7 @@ def run(path, cache, *, encoder=None, workers=2, fraction=0.001, validation=0.0,
     encoder = encoder or load_tokenizer("bytes")
     corpus = CorpusConfig(name="jsonl", path=path, **rules)
     store, origins = tokenize(
-        find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers),
+        find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers).partitions,
         cache=cache,
         tokenizer=encoder,
         corpus=corpus,

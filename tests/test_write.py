@@ -252,17 +252,18 @@ def test_bad_documents_are_left_out_and_counted_or_stop_the_run(write, books):
     (books / "empty.txt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"bad\.txt.*byte 11 \(0xff\) is not UTF-8.*corpus\.on_bad=quarantine"):
         write("a", corpus="text", corpus_path=str(books), max_length=8, on_bad="raise")
-    with pytest.raises(ValueError, match=r"2 of 5 .* are rejected \(1 empty, 1 not_utf8\).*max_bad_fraction=0.01"):
+    with pytest.raises(ValueError, match=r"1 of 4 .* are rejected \(1 not_utf8\).*max_bad_fraction=0.01"):
         write("b", corpus="text", corpus_path=str(books), max_length=8)
     report = write("c", corpus="text", corpus_path=str(books), max_length=8, max_bad_fraction=0.5)
-    assert report.manifest.corpus["bad"] == {"empty": 1, "not_utf8": 1}
+    assert report.manifest.corpus["bad"] == {"not_utf8": 1}
+    assert report.skipped == {"empty": 1}
     assert report.manifest.corpus["documents"] == 3
 
 
 BAD_INPUT = {
     "a missing file": (lambda folder: folder / "none.txt", "no such file or folder"),
     "a folder without text": (lambda folder: make(folder / "empty_folder"), "has no .txt, .md, .rst file"),
-    "an empty corpus": (lambda folder: make(folder / "e.txt", b""), "1 of 1 documents are rejected (1 empty)"),
+    "an empty corpus": (lambda folder: make(folder / "e.txt", b""), "no text: 1 document skipped (1 empty)"),
     "a short text": (lambda folder: make(folder / "s.txt", b"too short"), "has 2 tokens in 1 segments, but a window"),
     "a binary file": (lambda folder: make(folder / "b.txt", b"\x7fELF\x02\x80\x81"), "byte 5 (0x80) is not UTF-8"),
 }

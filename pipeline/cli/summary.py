@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.wording import counted, percent, rate, seconds, size
 from pipeline.corpus.quarantine import QUARANTINE_NAME
@@ -36,6 +36,10 @@ def describe_write(report: WriteReport) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
         rejected = counted(sum(corpus["bad"].values()), "document")
         lines.append(_line("rejected", rejected, reasons, f"listed in {report.path / QUARANTINE_NAME}"))
+    if report.skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
+        lines.append(_line("skipped", counted(sum(report.skipped.values()), "document"), f"without text: {reasons}"))
+    lines += _describe_passed_over(report.passed_over)
     if corpus["special_text_found"]:
         lines.append(_line("special", f"{counted(corpus['special_text_found'], 'name')} of special tokens in the text"))
     if corpus["audited"]:
@@ -72,6 +76,14 @@ def describe_write(report: WriteReport) -> str:
     return "\n".join(["write", *lines, f"  {'in':<10}{report.path}"])
 
 
+def _describe_passed_over(passed_over: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a line for each kind of files in the corpus's folders that it does not take."""
+    return [
+        _line("not read", counted(one["files"], "file"), kind, size(one["bytes"]), f"such as {one['example']}")
+        for kind, one in passed_over.items()
+    ]
+
+
 def describe_unused(name: str, split: SplitEntry, unused: dict[str, int]) -> str:
     """Return how many tokens of a split no window contains."""
     tokens, documents = unused["tokens"], unused["documents"]
@@ -98,6 +110,7 @@ def describe_plan(report: PlanReport) -> str:
     lines = [
         _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share} of the input"),
         *(_line(name, _margin(getattr(report, name), show)) for name, show in PLANNED.items()),
+        *_describe_passed_over(report.passed_over),
     ]
     return "\n".join(["plan of the write stage", *lines, f"  {'for':<10}{report.path}"])
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 8 << 20  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
 RAW_BYTES = 256 << 10  # of a file that is hashed or searched
+MAX_WINDOW = 128 << 20  # a window above this is refused, as zstd does: its memory is taken from each worker
 INPUT_BYTES = 256 << 10  # of packed content: also how precisely an error knows its byte
 
 
@@ -52,14 +53,21 @@ class _Gzip:
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": _Gzip,
     ".bz2": bz2.BZ2Decompressor,
-    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_WINDOW + (1 << 20)),
 }
-SUFFIXES = (*DECOMPRESSORS, ".zst")
+ALIASES = {".gzip": ".gz", ".bzip2": ".bz2", ".zstd": ".zst"}  # other usual spellings
+SUFFIXES = (*DECOMPRESSORS, ".zst", *ALIASES)
+
+
+def packing_of(path: str | Path) -> str | None:
+    """Return how a file's name says that it is compressed: `.gz`, `.bz2`, `.xz`, `.zst` or None."""
+    suffix = Path(path).suffix.lower()
+    return ALIASES.get(suffix, suffix) if suffix in SUFFIXES else None
 
 
 def is_packed(path: str | Path) -> bool:
     """Tell whether a file's name says that it is compressed."""
-    return Path(path).suffix.lower() in SUFFIXES
+    return packing_of(path) is not None
 
 
 def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -118,7 +126,7 @@ def _read_full(file: FileIO, size: int) -> bytes:
 
 def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
     size = os.fstat(file.fileno()).st_size
-    suffix = path.suffix.lower()
+    suffix = packing_of(path) or ""
     unpack = _unpack_zstd if suffix == ".zst" else _unpack_streams
     unpacked = 0
     try:
@@ -132,10 +140,12 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
         ) from error
     except (OSError, zlib.error, lzma.LZMAError) as error:
         at = file.tell()
-        if "too much memory" in str(error):
+        if "too much memory" in str(error) or "Memory usage limit" in str(error):
+            what = "dictionary of more than 128 MiB (xz --lzma2=dict=)"
+            if suffix == ".zst":
+                what = "window of more than 128 MiB (zstd --long or --ultra)"
             raise ValueError(
-                f"{path}: cannot be unpacked: it was compressed with a window of more than 128 MiB (zstd --long or "
-                "--ultra); compress it again without"
+                f"{path}: cannot be unpacked: it was compressed with a {what}; compress it again with a smaller one"
             ) from error
         raise ValueError(
             f"{path}: damaged: its {path.suffix} data cannot be unpacked between byte {max(0, at - INPUT_BYTES)} and "

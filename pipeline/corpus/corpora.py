@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.atomic import replace_file
 from pipeline.base.paths import translate_os_errors
+from pipeline.corpus.compression import is_packed
 from pipeline.corpus.documents import Partition, hash_parts
 from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files
 from pipeline.corpus.huggingface import partition_huggingface
+from pipeline.corpus.jsonl import has_json_lines
 from pipeline.corpus.parquet import partition_parquet
 from pipeline.corpus.partitions import PARTITION_BYTES, partition_jsonl, partition_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pipeline.corpus.files import PassedOver
+    from pipeline.corpus.partitions import File
     from pipeline.settings import CorpusConfig
 
 
@@ -39,18 +43,38 @@ class Context(NamedTuple):
     workers: int  # threads that hash the input
 
 
+class FoundInput(NamedTuple):
+    """The input of a write job."""
+
+    partitions: list[Partition]
+    passed_over: dict[str, PassedOver]  # files of its folders that the corpus does not take, by kind
+
+
 def find_partitions(
     corpus: CorpusConfig, *, texts: Sequence[str] | None = None, cache: Path, cut_safe: bool, workers: int
-) -> list[Partition]:
+) -> FoundInput:
     """List a corpus's partitions in a stable order, their content hashed; `texts` in memory replace the corpus.
 
     Raises:
         ValueError: there is nothing to read, a file is not what it should be, or a download failed.
 
     """
+    context = Context(cache, cut_safe, workers)
     if texts is not None:
-        return partition_texts(texts)
-    return FINDERS[corpus.name](corpus, Context(cache, cut_safe, workers))
+        return FoundInput(partition_texts(texts), {})
+    if corpus.name in WITHOUT_FILES:
+        return FoundInput(WITHOUT_FILES[corpus.name](corpus, context), {})
+    suffixes, packed, divide = WITH_FILES[corpus.name]
+    files, passed_over = find_files(
+        corpus.paths, suffixes, packed=packed, is_meant=lambda file: _is_meant(file, corpus.text_field)
+    )
+    return FoundInput(divide(files, corpus, context), passed_over)
+
+
+def _is_meant(file: Path, field: str) -> bool:
+    """Tell whether a folder's file is input: one that ends in `.json` may be anything, so its first line decides."""
+    name = file.with_suffix("").name if is_packed(file) else file.name
+    return not name.lower().endswith(".json") or has_json_lines(file, field)
 
 
 def _python_docs(_: CorpusConfig, __: Context) -> list[Partition]:
@@ -111,18 +135,15 @@ def _the_verdict(corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_text([(path, "the-verdict.txt")], cut_safe=context.cut_safe, workers=1)
 
 
-def _text(corpus: CorpusConfig, context: Context) -> list[Partition]:
-    files = find_files(corpus.paths, TEXT_SUFFIXES)
+def _text(files: Sequence[File], _: CorpusConfig, context: Context) -> list[Partition]:
     return partition_text(files, cut_safe=context.cut_safe, workers=context.workers)
 
 
-def _jsonl(corpus: CorpusConfig, context: Context) -> list[Partition]:
-    files = find_files(corpus.paths, JSONL_SUFFIXES)
+def _jsonl(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_jsonl(files, field=corpus.text_field, workers=context.workers)
 
 
-def _parquet(corpus: CorpusConfig, context: Context) -> list[Partition]:
-    files = find_files(corpus.paths, PARQUET_SUFFIXES, packed=False)
+def _parquet(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_parquet(files, field=corpus.text_field, workers=context.workers)
 
 
@@ -152,11 +173,16 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
             file.write(content)
 
 
-FINDERS: dict[str, Callable[[CorpusConfig, Context], list[Partition]]] = {
+WITHOUT_FILES: dict[str, Callable[[CorpusConfig, Context], list[Partition]]] = {
     "python_docs": _python_docs,
     "the_verdict": _the_verdict,
-    "text": _text,
-    "jsonl": _jsonl,
-    "parquet": _parquet,
     "huggingface": _huggingface,
+}
+# Name -> the suffixes of its files in a folder, whether they may be packed, and how they are divided.
+WITH_FILES: dict[
+    str, tuple[tuple[str, ...], bool, Callable[[Sequence[File], CorpusConfig, Context], list[Partition]]]
+] = {
+    "text": (TEXT_SUFFIXES, True, _text),
+    "jsonl": (JSONL_SUFFIXES, True, _jsonl),
+    "parquet": (PARQUET_SUFFIXES, False, _parquet),
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,6 +73,7 @@ class DocumentBatch:
     sources: np.ndarray  # int32 [documents], index into the partition's names
     rows: np.ndarray  # int64 [documents], the document's row or line in its source, from 0
     rejected: list[RejectedDocument] = field(default_factory=list)
+    skipped: Counter[tuple[int, str]] = field(default_factory=Counter)  # documents without text: (source, reason)
     key: bytes | None = None  # not None: `texts` is one segment of a long text that starts with these `KEY_BYTES`
     offset: int = 0  # bytes of that text before this segment
     continues: bool = False  # that text continues in the next batch or partition
@@ -122,9 +126,16 @@ def not_utf8(text: bytes, offset: int = 0) -> DocumentFault | None:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        value = text[error.start]
-        return DocumentFault("not_utf8", f"byte {offset + error.start} (0x{value:02x}) is not UTF-8: {error.reason}")
+        value, what = text[error.start], "" if offset else describe_content(text[:SIGNATURE_BYTES])
+        where = f"byte {offset + error.start} (0x{value:02x}) is not UTF-8"
+        return DocumentFault("not_utf8", f"{where}: {what or error.reason}")
     return None
+
+
+def binary(head: bytes, num_nuls: int) -> DocumentFault:
+    """Describe data that is not text although its bytes are UTF-8."""
+    what = describe_content(head[:SIGNATURE_BYTES]) or "it is binary data"
+    return DocumentFault("binary", f"{what} ({num_nuls} NUL bytes)")
 
 
 def as_utf8(texts: pa.Array) -> pa.Array | None:

@@ -3,6 +3,9 @@
 A file's name is relative to the folder that was given, or to the part of a glob before its first wildcard; of several
 paths, to what they have in common. So it changes neither when another file is added or removed, nor when the folder
 is moved.
+
+A folder's other files are passed over and counted: those with other endings, and those whose name, or a folder's above
+them, starts with a dot. A file that is named by itself or by a glob is never passed over.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import glob
 import os
 import re
 import stat
+from collections import defaultdict, deque
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.atomic import part_of, replace_file
 from pipeline.base.paths import expand_user
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIXES = (".parquet",)
+MAX_KINDS = 20  # kinds of files passed over that are told apart; the others count as one
 
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"  # https://bford.info/cachedir/: backups skip it too
@@ -39,11 +44,33 @@ OWN_MARKS = {
 MARK_BYTES = 1 << 14
 
 
-def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool = True) -> list[tuple[Path, str]]:
-    """Return the files that paths, folders and globs name, each once, with their names, ordered by name.
+class PassedOver(NamedTuple):
+    """The files of one kind that a folder has and a corpus does not take."""
+
+    files: int
+    bytes: int
+    example: str  # one of their names
+
+
+class FoundFiles(NamedTuple):
+    """The files of a corpus."""
+
+    files: list[tuple[Path, str]]  # each once, with its name, ordered by name
+    passed_over: dict[str, PassedOver]  # by kind: an ending in small letters, `hidden`, `no ending` or `other`
+
+
+def find_files(
+    paths: Sequence[str],
+    suffixes: tuple[str, ...],
+    *,
+    packed: bool = True,
+    is_meant: Callable[[Path], bool] = lambda _: True,
+) -> FoundFiles:
+    """Return the files that paths, folders and globs name, and count those that are passed over.
 
     A folder is searched at any depth for files with one of the `suffixes` in small or capital letters, followed by
-    that of a compression if `packed`; links are followed. Folders that stridemill wrote are skipped.
+    that of a compression if `packed`; links are followed. Files with such a name that are not `is_meant` are passed
+    over, too. Folders that stridemill wrote are skipped without being counted.
 
     Raises:
         ValueError: one of `paths` does not exist, or is a folder without a file of the `suffixes`; a folder cannot be
@@ -52,18 +79,25 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     """
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
     roots, found = [], []
+    others: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         location = Path(os.path.abspath(expand_user(path)))  # noqa: PTH100 - keeps links, which give files their names
         mode = _mode(path, location)
         if mode and stat.S_ISDIR(mode):
             root = location
-            matches = [file for file in _walk(location) if file.name.lower().endswith(endings)]
+            kinds: dict[str, list[Path]] = defaultdict(list)
+            for file in _walk(location):
+                kinds[_kind(file, root, endings, is_meant)].append(file)
+            matches = kinds.pop("", [])
             if not matches:
                 plus = f" (or with {', '.join(SUFFIXES)} added)" if packed else ""
+                there = ", ".join(f"{len(kinds[kind])} {kind}" for kind in sorted(kinds)[:8])
                 raise ValueError(
-                    f"corpus.path={path!r}: the folder has no {', '.join(suffixes)} file{plus}; "
-                    "use a glob for files with other names"
+                    f"corpus.path={path!r}: the folder has no {', '.join(suffixes)} file{plus}"
+                    f"{there and f', but {there}'}; use a glob for files with other names"
                 )
+            for kind, files in kinds.items():
+                others[kind] += files
         elif mode:
             root, matches = location.parent, [location]
         else:
@@ -78,7 +112,44 @@ def find_files(paths: Sequence[str], suffixes: tuple[str, ...], *, packed: bool 
     first: dict[Path, tuple[Path, str]] = {}
     for file, name in named:  # a link's name says how its file is packed, so it is read by that name
         first.setdefault(file.resolve(), (file, name))
-    return list(first.values())
+    return FoundFiles(list(first.values()), _count_passed_over(others, list(first), shared))
+
+
+def _kind(file: Path, root: Path, endings: tuple[str, ...], is_meant: Callable[[Path], bool]) -> str:
+    """Return the kind under which a folder's file is passed over; nothing if it is taken."""
+    name = file.name.lower()
+    if any(part.startswith(".") for part in file.relative_to(root).parts):
+        return "hidden"
+    if name.endswith(endings) and is_meant(file):
+        return ""
+    suffixes = file.with_name(name).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in SUFFIXES else suffixes[-1:]) or "no ending"
+
+
+def _count_passed_over(others: dict[str, list[Path]], taken: Sequence[Path], shared: Path) -> dict[str, PassedOver]:
+    """Count files by kind, each once; a file that another path takes is not passed over."""
+    seen = {_identity(file)[0] for file in taken}
+    rare = set(sorted(others, key=lambda kind: (-len(others[kind]), kind))[MAX_KINDS:])
+    counts: dict[str, PassedOver] = {}
+    for kind in sorted(others):
+        label = "other" if kind in rare else kind
+        for file in sorted(others[kind]):
+            identity, size = _identity(file)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            files, size_before, example = counts.get(label, (0, 0, file.relative_to(shared).as_posix()))
+            counts[label] = PassedOver(files + 1, size_before + size, example)
+    return counts
+
+
+def _identity(file: Path) -> tuple[object, int]:
+    """Return what two paths to one file have in common, and its size."""
+    try:
+        status = file.stat()
+    except OSError:  # a link to nothing
+        return file, 0
+    return (status.st_dev, status.st_ino), status.st_size * stat.S_ISREG(status.st_mode)
 
 
 def mark_as_cache(cache: Path) -> None:
@@ -132,18 +203,25 @@ def _refuse(error: OSError) -> None:
 
 
 def _walk(root: Path, *, onerror: Callable[[OSError], None] | None = _refuse) -> Iterator[Path]:
-    """Yield every file below a folder, links followed, each folder once."""
-    entered = set()
-    for name, subfolders, files in os.walk(root, onerror=onerror, followlinks=True):
-        folder = Path(name)
-        status = folder.stat()
-        identity = status.st_dev, status.st_ino
-        if identity in entered or (folder != root and is_own_output(folder)):
-            subfolders.clear()
-            continue
-        entered.add(identity)
-        subfolders.sort()  # of two paths to one folder, every machine takes the same
-        yield from (folder / file for file in files)
+    """Yield every file below a folder, links followed, each folder once.
+
+    Hidden folders come last, so that a folder with two paths is entered by the visible one; their errors are ignored.
+    """
+    entered: set[tuple[int, int]] = set()
+    tops = deque([root])
+    while tops:
+        for name, subfolders, files in os.walk(tops.popleft(), onerror=onerror, followlinks=True):
+            folder = Path(name)
+            status = folder.stat()
+            identity = status.st_dev, status.st_ino
+            if identity in entered or (folder != root and is_own_output(folder)):
+                subfolders.clear()
+                continue
+            entered.add(identity)
+            tops += [folder / hidden for hidden in sorted(subfolders) if hidden.startswith(".")]
+            subfolders[:] = sorted(visible for visible in subfolders if not visible.startswith("."))
+            yield from (folder / file for file in files)
+        onerror = None
 
 
 def _match(pattern: Path, root: Path) -> Iterator[Path]:

@@ -14,13 +14,14 @@ Cost: Arrow 300 to 700 MB/s on one core, Python's json about 100.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from pipeline.corpus.compression import read_blocks
+from pipeline.corpus.compression import BLOCK_BYTES, read_blocks
 from pipeline.corpus.documents import (
     HEAD_BYTES,
     DocumentBatch,
@@ -32,9 +33,11 @@ from pipeline.corpus.documents import (
     reject,
     too_long,
 )
+from pipeline.corpus.signatures import check_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 BLANKS = b" \t\r"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -47,19 +50,40 @@ def read_jsonl(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
     for source, path in enumerate(partition.paths):
         row = partition.first_row
         blocks = read_blocks(path, start=partition.start, stop=partition.stop)
+        if partition.start == 0:
+            blocks = check_format(path, blocks)
         for block, size in _complete_lines(blocks, limit, is_start=partition.start == 0):
             if size:
                 yield only_rejected(reject(partition, source, row, too_long(size, limit, " of one line"), block))
                 row += 1
                 continue
             lines = parse_lines(block, partition.field)
+            faults = [one for one in lines.faults if one[1].reason != "null"]
+            num_nulls = len(lines.faults) - len(faults)
             yield DocumentBatch(
                 texts=lines.texts,
                 sources=np.full(len(lines.texts), source, np.int32),
                 rows=lines.rows + row,
-                rejected=[reject(partition, source, row + at, fault, line) for at, fault, line in lines.faults],
+                rejected=[reject(partition, source, row + at, fault, line) for at, fault, line in faults],
+                skipped=Counter({(source, "null"): num_nulls} if num_nulls else {}),
             )
             row += lines.num_lines
+
+
+def has_json_lines(path: Path, field: str) -> bool:
+    """Tell whether a file whose name ends in `.json` contains JSON lines: its first line is an object with the field.
+
+    A line that does not end in the file's first block is taken for one.
+    """
+    try:
+        block = next(read_blocks(path), b"").removeprefix(BYTE_ORDER_MARK).lstrip()
+    except ValueError:
+        return True  # its reader says what is wrong
+    line, end, _ = block.partition(b"\n")
+    if not line.startswith(b"{") or (not end and len(block) >= BLOCK_BYTES):
+        return line.startswith(b"{")
+    fault = parse_line(line, field)
+    return not isinstance(fault, DocumentFault) or fault.reason not in ("not_json", "not_object", "missing")
 
 
 def _complete_lines(blocks: Iterator[bytes], limit: int, *, is_start: bool) -> Iterator[tuple[bytes, int]]:

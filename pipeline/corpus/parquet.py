@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
 from pipeline.corpus.partitions import PARTITION_BYTES, file_stamp
+from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: is not a complete Parquet file: {error}") from error
+        head = next(read_raw(path, stop=min(path.stat().st_size, SIGNATURE_BYTES)), b"")
+        what = describe_content(head) if not head.startswith(b"PAR1") else ""
+        raise ValueError(f"{path}: is not a complete Parquet file: {what or error}") from error
     if schema.names.count(field) != 1 or not is_text(schema.field(field).type):
         raise no_such_column(path, field, schema)
     column = _leaf(metadata, field)

@@ -24,6 +24,7 @@ import pyarrow as pa
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus.compression import is_packed, read_raw
 from pipeline.corpus.documents import BATCH_BYTES, KEY_BYTES, MAX_BUFFERED_BYTES, Partition, as_utf8, hash_parts
+from pipeline.corpus.signatures import is_binary
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Hashed:
 
     digest: str
     newlines: int
-    is_utf8: bool
+    is_text: bool  # UTF-8, and no block is binary
     longest: int  # most bytes of consecutive blocks without a cut point
     stamps: tuple[tuple[int, int], ...]
     num_bytes: int
@@ -68,7 +69,7 @@ def partition_text(files: Sequence[File], *, cut_safe: bool, workers: int) -> li
     for ranges in _hash_ranges("text", files, find_text_cut if cut_safe else None, workers):
         # Otherwise one reader, which buffers the text between two cuts, finds the problem and rejects the document.
         longest = MAX_BUFFERED_BYTES - 2 * BATCH_BYTES
-        if len(ranges) > 1 and not all(hashed.is_utf8 and hashed.longest <= longest for _, hashed in ranges):
+        if len(ranges) > 1 and not all(hashed.is_text and hashed.longest <= longest for _, hashed in ranges):
             partitions.append(_join("text", ranges))
             continue
         head = _read_key(ranges[0][0].files[0][0]) if len(ranges) > 1 else b""
@@ -166,8 +167,8 @@ def _cut_file(path: Path, name: str, size: int, find_cut: FindCut | None) -> lis
 
 
 def _hash_range(files: FileRange, *, check: bool) -> Hashed:
-    """Hash a range of a file, or a group of files; `check` whether a range is UTF-8, and how far its cut points are."""
-    digest, newlines, is_utf8, size = hashlib.sha256(), 0, True, 0
+    """Hash a range of a file, or a group of files; `check` whether a range is text, and how far its cut points are."""
+    digest, newlines, is_text, size = hashlib.sha256(), 0, True, 0
     stamps = []
     longest = uncut = 0
     for path, _ in files.files:
@@ -178,15 +179,16 @@ def _hash_range(files: FileRange, *, check: bool) -> Hashed:
             size += len(block)
             if files.start or files.stop is not None:
                 newlines += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
-                if check and is_utf8:
-                    is_utf8, tail = _check_utf8(tail + block)
+                if check and is_text:
+                    is_text, tail = _check_utf8(tail + block)
+                    is_text = is_text and not is_binary(block.count(b"\0"), len(block))
                     uncut = 0 if next(safe_cuts(block), None) is not None else uncut + len(block)
                     longest = max(longest, uncut)
         digest.update(size.to_bytes(8, "little"))  # where a file ends
-        is_utf8 = is_utf8 and not tail
+        is_text = is_text and not tail
         if file_stamp(path) != stamps[-1]:
             raise _changed(path)
-    return Hashed(digest.hexdigest(), newlines, is_utf8, longest, tuple(stamps), size)
+    return Hashed(digest.hexdigest(), newlines, is_text, longest, tuple(stamps), size)
 
 
 def _check_utf8(text: bytes) -> tuple[bool, bytes]:

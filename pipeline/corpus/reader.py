@@ -1,15 +1,18 @@
 """Read a partition as batches of documents, in memory that does not grow with the partition.
 
-Each format's reader yields texts as they are. `read_partition` then rejects what is null, empty, too long or not UTF-8.
+Each format's reader yields texts as they are. `read_partition` then skips the documents without text (null, empty or
+only white space), and rejects what is too long, binary or not UTF-8.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.corpus.documents import (
     BATCH_BYTES,
@@ -19,6 +22,7 @@ from pipeline.corpus.documents import (
     DocumentFault,
     Partition,
     as_utf8,
+    binary,
     not_utf8,
     one_batch,
     reject,
@@ -29,10 +33,16 @@ from pipeline.corpus.jsonl import read_jsonl
 from pipeline.corpus.parquet import read_parquet
 from pipeline.corpus.partitions import check_unchanged
 from pipeline.corpus.quarantine import REMEDY
+from pipeline.corpus.signatures import is_binary
 from pipeline.corpus.text import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+NUL = re.compile(b"\0")
+BLANK_STARTS = np.zeros(256, bool)  # the bytes with which white space starts: ASCII, or a longer character's first
+BLANK_STARTS[[*range(0x09, 0x0E), *range(0x1C, 0x21), 0xC2, 0xE1, 0xE2, 0xE3]] = True
 
 
 class Limits(NamedTuple):
@@ -50,7 +60,7 @@ class Limits(NamedTuple):
 def read_partition(
     partition: Partition, *, max_document_bytes: int | None, on_bad: str, cut_safe: bool
 ) -> Iterator[DocumentBatch]:
-    """Yield the documents of one partition: valid UTF-8, none of them empty; rejected ones are listed apart.
+    """Yield the documents of one partition: valid UTF-8 with some text; rejected ones are listed, skipped ones counted.
 
     Without `max_document_bytes` the limit is `MAX_BUFFERED_BYTES`; a text that may be read in segments has no limit.
 
@@ -70,36 +80,60 @@ def read_partition(
 
 
 def _sort_out(partition: Partition, raw: DocumentBatch, limit: int) -> DocumentBatch:
-    """Move the documents of a batch that cannot be used to its rejected ones."""
+    """Move the documents of a batch that cannot be used to its rejected or skipped ones."""
     texts, as_text = raw.texts, as_utf8(raw.texts)
-    lengths = pc.binary_length(texts)
-    sizes = (lengths.fill_null(0) if texts.null_count else lengths).to_numpy(zero_copy_only=False)
-    if as_text is None:
-        suspects = np.arange(len(texts))
-    else:
-        suspects = np.flatnonzero((sizes == 0) | (sizes > limit))
-        if not len(suspects):
-            return DocumentBatch(texts=as_text, sources=raw.sources, rows=raw.rows, rejected=raw.rejected)
-    rejected, is_good = list(raw.rejected), np.ones(len(texts), bool)
-    for at in suspects.tolist():
-        head, fault = _find_fault(texts[at], limit)
-        if fault:
-            is_good[at] = False
-            rejected.append(reject(partition, int(raw.sources[at]), int(raw.rows[at]), fault, head))
+    if not len(texts):
+        return dataclasses.replace(raw, texts=as_text)
+    offsets = np.frombuffer(texts.buffers()[1], np.int64, len(texts) + 1, texts.offset * 8)
+    data = texts.buffers()[2]
+    content = np.frombuffer(data if data is not None else b"", np.uint8)
+    sizes, nuls = np.diff(offsets), _count_nuls(content, offsets)
+    is_suspect = (sizes == 0) | (sizes > limit) | (nuls > 1) | (as_text is None)
+    some = np.flatnonzero(sizes)
+    is_suspect[some] |= BLANK_STARTS[content[offsets[:-1][some]]]
+    is_null = texts.is_null().to_numpy(zero_copy_only=False)
+    rejected, skipped, is_good = list(raw.rejected), Counter(raw.skipped), np.ones(len(texts), bool)
+    for at in np.flatnonzero(is_suspect | is_null).tolist():
+        source, text = int(raw.sources[at]), content[offsets[at] : offsets[at + 1]].data
+        if reason := "null" if is_null[at] else _why_skipped(text):
+            skipped[source, reason] += 1
+        elif fault := _find_fault(text, int(nuls[at]), limit):
+            rejected.append(reject(partition, source, int(raw.rows[at]), fault, bytes(text[:HEAD_BYTES])))
+        else:
+            continue
+        is_good[at] = False
+    if is_good.all():
+        return dataclasses.replace(raw, texts=as_text)
     rejected.sort(key=lambda one: (partition.names.index(one.source), one.row))
-    texts = texts.filter(pa.array(is_good)).cast(pa.large_string())
-    return DocumentBatch(texts=texts, sources=raw.sources[is_good], rows=raw.rows[is_good], rejected=rejected)
+    return DocumentBatch(
+        texts=texts.filter(pa.array(is_good)).cast(pa.large_string()),
+        sources=raw.sources[is_good],
+        rows=raw.rows[is_good],
+        rejected=rejected,
+        skipped=skipped,
+    )
 
 
-def _find_fault(document: pa.LargeBinaryScalar, limit: int) -> tuple[bytes, DocumentFault | None]:
-    """Return a document's first bytes, and what is wrong with it."""
-    if not document.is_valid:
-        return b"", DocumentFault("null", "the field is null")
-    buffer = document.as_buffer()
-    if not buffer.size:
-        return b"", DocumentFault("empty", "the document has no text")
-    head = buffer.slice(0, min(buffer.size, HEAD_BYTES)).to_pybytes()
-    return head, too_long(buffer.size, limit) if buffer.size > limit else not_utf8(buffer.to_pybytes())
+def _count_nuls(content: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Count the NUL bytes of each text."""
+    if not NUL.search(content[offsets[0] : offsets[-1]].data):
+        return np.zeros(len(offsets) - 1, np.int64)
+    return np.diff(np.searchsorted(np.flatnonzero(content[: offsets[-1]] == 0), offsets))
+
+
+def _why_skipped(text: memoryview) -> str:
+    """Return the reason for which a document without text is skipped; nothing if it has some."""
+    head = bytes(text[:HEAD_BYTES]).decode(errors="ignore")  # the last character may be cut
+    if head and not head.isspace():
+        return ""
+    return ("blank" if bytes(text).decode(errors="replace").isspace() else "") if len(text) else "empty"
+
+
+def _find_fault(text: memoryview, num_nuls: int, limit: int) -> DocumentFault | None:
+    """Return what is wrong with a document that has some text."""
+    if len(text) > limit:
+        return too_long(len(text), limit)
+    return not_utf8(bytes(text)) or (binary(bytes(text), num_nuls) if is_binary(num_nuls, len(text)) else None)
 
 
 def _read_python_docs(_: Partition, __: Limits) -> Iterator[DocumentBatch]:

@@ -22,12 +22,14 @@ from pipeline.corpus.documents import (
     DocumentFault,
     Partition,
     as_utf8,
+    binary,
     not_utf8,
     one_batch,
     only_rejected,
     reject,
     too_long,
 )
+from pipeline.corpus.signatures import check_format, is_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +73,8 @@ def _read_file(
     key = b"".join(read_blocks(path, stop=KEY_BYTES)) if partition.is_segment else None
     buffered, searched, num_read = bytearray(), 0, 0
     head = b""
-    for block in read_blocks(path, start=partition.start, stop=partition.stop):
+    blocks = read_blocks(path, start=partition.start, stop=partition.stop)
+    for block in blocks if partition.start else check_format(path, blocks, text=True):
         buffered += block
         head = head or bytes(buffered[:HEAD_BYTES])
         num_read += len(block)
@@ -106,6 +109,8 @@ def _segment(
         fault = not_utf8(text, offset)
         assert fault, "Arrow refuses what Python reads as UTF-8"
         return _drop(partition, source, fault, head)
+    if not partition.is_segment and is_binary(num_nuls := text.count(b"\0"), len(text)):  # else the hashing looked
+        return _drop(partition, source, binary(text, num_nuls), head)
     return DocumentBatch(
         texts=texts,
         sources=np.array([source], np.int32),

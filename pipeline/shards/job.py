@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.corpus.documents import Partition
+    from pipeline.corpus.files import PassedOver
     from pipeline.settings import CorpusConfig, TokenizerConfig
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.tokens.store import TokenStore
@@ -90,6 +91,7 @@ class Job:
     sections: Sections
     encoder: Tokenizer
     partitions: list[Partition]
+    passed_over: dict[str, PassedOver]  # files of the corpus's folders that it does not take, by kind
     chunk_ids: list[str]  # of the partitions, in their order
     layout: Layout
     seconds: float  # to load the tokenizer, and to find and hash the input
@@ -165,7 +167,7 @@ def prepare_job(sections: Sections) -> Job:
     """
     started = time.perf_counter()
     encoder = load_tokenizer(sections.tokenizer)
-    partitions = find_partitions(
+    partitions, passed_over = find_partitions(
         sections.corpus,
         texts=sections.texts,
         cache=sections.cache_folder,
@@ -177,6 +179,7 @@ def prepare_job(sections: Sections) -> Job:
         sections=sections,
         encoder=encoder,
         partitions=partitions,
+        passed_over=passed_over,
         chunk_ids=ids,
         layout=choose_layout(sections.window, sections.shards),
         seconds=time.perf_counter() - started,

@@ -84,6 +84,7 @@ class PlanReport:
     shards: Estimate
     bytes: Estimate  # of the data set, on disk
     memory: Estimate  # peak resident bytes; they include the mapped token store, which the system can take back
+    passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
     seconds: Estimate  # of the write stage that follows
 
     def __repr__(self) -> str:
@@ -192,6 +193,7 @@ def plan_job(job: Job) -> PlanReport:
         path=sections.folder,
         input_bytes=total,
         sampled_bytes=sum(sizes),
+        passed_over={kind: one._asdict() for kind, one in job.passed_over.items()},
         documents=documents,
         tokens=tokens,
         windows=windows,

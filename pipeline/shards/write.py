@@ -27,7 +27,7 @@ from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, r
 from pipeline.shards.job import Job, as_sections, prepare_job
 from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.shard import shard_names, write_split
-from pipeline.tokens.chunk import count_bad
+from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.encode import describe_tokenizer, rejected_lists, tokenize
 from pipeline.windows import count_unused
 
@@ -61,6 +61,8 @@ class WriteReport:
     chunks_made: int  # the others were found in the cache
     chunks_mended: int  # how many of these replaced a damaged one
     bytes_tokenized: int  # of text, in the chunks that this run made
+    skipped: dict[str, int]  # documents without text, by reason
+    passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
@@ -134,6 +136,7 @@ def write_shards(
         WriteReport,
         path=folder,
         chunks=len(job.partitions),
+        passed_over=describe_passed_over(job),
         engine=job.encoder.engine,
         start_seconds=ready - started,
     )
@@ -149,6 +152,7 @@ def write_shards(
             return report(
                 manifest=finished,
                 finished_before=True,
+                skipped=finished.corpus.get("skipped", {}),
                 chunks_made=0,
                 chunks_mended=0,
                 bytes_tokenized=0,
@@ -163,7 +167,7 @@ def write_shards(
             manifest = Manifest(
                 fingerprint=job.fingerprint,
                 tokenizer=describe_tokenizer(job.encoder),
-                corpus=count_corpus(store),
+                corpus={**count_corpus(store), "passed_over": describe_passed_over(job)},
                 store=store.id,
                 windows={
                     **job.stored,
@@ -183,6 +187,7 @@ def write_shards(
     return report(
         manifest=manifest,
         finished_before=False,
+        skipped=manifest.corpus["skipped"],
         chunks_made=origins["made"] + origins["mended"],
         chunks_mended=origins["mended"],
         bytes_tokenized=origins["bytes"],
@@ -268,7 +273,13 @@ def count_corpus(store: TokenStore) -> dict[str, Any]:
         "special_text_found": sum(chunk.special_text_found for chunk in store.chunks),
         "audited": sum(chunk.audited for chunk in store.chunks),
         "bad": dict(sorted(count_bad(store.chunks).items())),
+        "skipped": dict(sorted(count_skipped(store.chunks).items())),
     }
+
+
+def describe_passed_over(job: Job) -> dict[str, dict[str, Any]]:
+    """Return the files that the corpus passed over, for the manifest and the summary."""
+    return {kind: one._asdict() for kind, one in job.passed_over.items()}
 
 
 def _bar(name: str, total: int, unit: str) -> tqdm[Any]:

@@ -19,7 +19,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +61,8 @@ class Chunk:
     bytes: int
     special_text_found: int  # names of special tokens in the text
     audited: int  # documents that a second engine encoded to the same IDs, in full or their start
-    bad: dict[str, int]  # reason -> documents
+    bad: dict[str, int]  # reason -> rejected documents
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents without text; release 0.1.0 has none
     sources: list[str]
     continued: bool  # its first document started in the chunk before
     files: dict[str, list[int]]  # name -> its bytes and its checksum (`FileSum`)
@@ -95,6 +96,14 @@ def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
     for chunk in chunks:
         bad.update(chunk.bad)
     return bad
+
+
+def count_skipped(chunks: Iterable[Chunk]) -> Counter[str]:
+    """Count the documents without text of some chunks by reason."""
+    skipped: Counter[str] = Counter()
+    for chunk in chunks:
+        skipped.update(chunk.skipped)
+    return skipped
 
 
 def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:

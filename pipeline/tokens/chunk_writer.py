@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import uuid
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -98,6 +99,7 @@ class ChunkWriter:
         self._num_documents = [0 for _ in SPLITS]
         self._tables: list[np.ndarray] = []
         self._bad: dict[str, int] = {}
+        self._skipped: Counter[str] = Counter()
         self._totals = Totals()
         self._open: _OpenDocument | None = None
         self._continued = False
@@ -167,6 +169,11 @@ class ChunkWriter:
             self._file(QUARANTINE_NAME).write(as_line(one).encode("utf-8", "backslashreplace"))
             self._bad[one.reason] = self._bad.get(one.reason, 0) + 1
 
+    def add_skipped(self, skipped: Counter[tuple[int, str]]) -> None:
+        """Count documents without text, by source and reason."""
+        for (_, reason), count in skipped.items():
+            self._skipped[reason] += count
+
     def finish(self, *, sources: Sequence[str], tokenizer: str) -> Chunk:
         """Give the chunk its name. Return the chunk that is there afterwards, which another run may have written.
 
@@ -187,6 +194,7 @@ class ChunkWriter:
             tokens=dict(zip(SPLITS, self._tokens, strict=True)),
             num_documents=dict(zip(SPLITS, self._num_documents, strict=True)),
             bad=dict(sorted(self._bad.items())),
+            skipped=dict(sorted(self._skipped.items())),
             sources=list(sources),
             continued=self._continued,
             files={name: self._files[name].finish() for name in sorted(self._files)},

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.base.hashing import hash_json
 from pipeline.base.memory import keep_freed_memory
+from pipeline.base.wording import counted
 from pipeline.corpus.documents import KEY_BYTES, describe_location
 from pipeline.corpus.quarantine import (
     QUARANTINE_NAME,
@@ -32,7 +33,7 @@ from pipeline.corpus.reader import read_partition
 from pipeline.executor.local import run_and_flush
 from pipeline.tokenizer.audit import AT_LEAST, choose_documents
 from pipeline.tokenizer.engines import DocumentError
-from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, find_chunk
+from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_skipped, find_chunk
 from pipeline.tokens.chunk_writer import ChunkWriter, Totals, remove_leftovers
 from pipeline.tokens.store import FORMAT, TokenStore, save_store
 
@@ -92,10 +93,16 @@ def tokenize(
     check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
         what = f"none of {bad.total()} documents is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
-        raise ValueError(what if bad else "the corpus contains no document; check corpus.path")
+        raise ValueError(what if bad else f"the corpus contains no text{describe_skipped(chunks)}; check corpus.path")
     assert len(chunks) == len(partitions), "a run that stops early has too many rejected documents"
     save_store(store)
     return store, origins
+
+
+def describe_skipped(chunks: Sequence[Chunk]) -> str:
+    """Say how many documents of some chunks have no text, if any."""
+    skipped = count_skipped(chunks)
+    return f": {counted(skipped.total(), 'document')} skipped ({count_reasons(skipped)})" if skipped else ""
 
 
 def chunk_id(partition: Partition, *, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig) -> str:
@@ -144,6 +151,7 @@ def encode_partition(
             if batch.rollback:
                 writer.drop_document()
             writer.add_bad(batch.rejected)
+            writer.add_skipped(batch.skipped)
             if not len(batch.texts):
                 continue
             sample = choose_documents(
