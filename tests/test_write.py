@@ -161,18 +161,62 @@ def test_tokens_are_made_once_for_all_windows(write, books):
     assert write("c", corpus="text", corpus_path=str(books), max_length=9).chunks_made == 0
 
 
-def test_another_data_set_in_the_folder_is_refused_with_both_fingerprints_and_the_ways_out(write, books):
+def test_another_data_set_in_the_folder_is_refused_with_the_key_that_differs_and_the_ways_out(write, books):
     first = write(corpus="text", corpus_path=str(books), max_length=8)
     with pytest.raises(ValueError, match="holds another data set") as refusal:
         write(corpus="text", corpus_path=str(books), max_length=9)
     message = str(refusal.value)
-    assert first.manifest.fingerprint[:12] in message
+    assert "holds another data set: window.max_length is 8 there and 9 here. Choose" in message
+    assert first.manifest.fingerprint[:12] not in message
     assert "Choose another shards.path" in message
     assert "shards.overwrite=true" in message
     assert read_manifest(first.path) == first.manifest
     other = write(corpus="text", corpus_path=str(books), max_length=9, overwrite=True)
-    assert other.manifest.fingerprint[:12] in message
     assert len(rows_of(other.path)[0]["input_ids"]) == 9
+
+
+OTHER_VALUES = {
+    "max_length": ("window.max_length", 8, 9),
+    "stride": ("window.stride", 4, 3),
+    "tail": ("window.tail", "drop", "pad"),
+    "documents": ("window.documents", "join", "separate"),
+    "validation": ("split.validation", 0.5, 0.25),
+    "split_seed": ("split.seed", 0, 1),
+    "order": ("shards.order", "shuffled", "sequential"),
+    "order_seed": ("shards.seed", 0, 7),
+    "windows_per_group": ("shards.windows_per_group", 16, 32),
+    "compression": ("shards.compression", "zstd", "none"),
+    "max_document_bytes": ("corpus.max_document_bytes", 1 << 20, 2000),
+    "special_text": ("tokenizer.special_text", "literal", "error"),
+    "tokenizer": ("tokenizer.name", "bytes", "gpt2"),
+}
+OFTEN_REFUSED = {"corpus": "text", "on_bad": "quarantine"} | {name: old for name, (_, old, _) in OTHER_VALUES.items()}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_the_refusal_of_another_data_set_names_the_key_that_differs_and_no_other(write, books, name):
+    key, old, new = OTHER_VALUES[name]
+    write(corpus_path=str(books), **OFTEN_REFUSED)
+    with pytest.raises(ValueError, match="holds another data set") as refusal:
+        write(corpus_path=str(books), **{**OFTEN_REFUSED, name: new, "max_bad_fraction": 0.5, "audit": 0.5})
+    assert f"holds another data set: {key} is {old} there and {new} here. Choose" in str(refusal.value)
+
+
+def test_the_refusal_of_another_text_says_which_files_changed_and_how_much_text_there_is(write, tmp_path):
+    for name, sizes in {"a.txt": 50_000, "b.txt": 60_000, "c.txt": 70_000}.items():
+        (tmp_path / name).write_text(f"The words of {name}. " * (sizes // 20))
+    options = {"corpus": "text", "corpus_path": str(tmp_path / "*.txt"), "tokenizer": "bytes", "max_length": 8}
+    write(**options)
+    (tmp_path / "b.txt").rename(tmp_path / "d.txt")
+    (tmp_path / "d.txt").write_text("Other words. " * 5000)
+    with pytest.raises(ValueError, match=r"the keys agree and the text is another: .*added d\.txt") as refusal:
+        write(**options)
+    assert "removed b.txt" in str(refusal.value)
+    size = sum(file.stat().st_size for file in tmp_path.glob("*.txt"))
+    assert f"3 files with {size:,} bytes here" in str(refusal.value)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"the text is another: 3 documents with .* bytes there, 3 files with"):
+        write(**options)
 
 
 def test_a_folder_with_files_of_somebody_else_is_left_alone(write, books, tmp_path):

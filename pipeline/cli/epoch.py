@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
+from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.embedding import TokenEmbedding, embed_batches
 from pipeline.loader.loader import ShardLoader
@@ -89,7 +88,7 @@ def load_batches(
     with (
         torch.no_grad(),
         closing(iter(batches)) as loaded,
-        tqdm(desc="load", total=total, unit="tok", unit_scale=True, disable=None, file=sys.stderr) as bar,
+        ProgressBar("load", total, "tok") as bar,
     ):
         while True:
             asked = time.perf_counter()

@@ -20,7 +20,7 @@ import os
 import re
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,13 @@ from pipeline.base.locks import try_to_hold
 from pipeline.base.paths import make_folder
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.card import CARD_NAME, is_card
+from pipeline.shards.differences import explain, explain_plan, job_facts
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.shards.job import Job
 
 WRITING = ".writing"
 _SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
@@ -49,6 +52,7 @@ class FolderLock:
     folder: Path
     identity: str  # the fingerprint of the data set to be written
     recorded: dict[str, ShardEntry]  # shards that an earlier run finished, by path; their bytes are not yet verified
+    facts: dict[str, Any] = field(default_factory=dict)  # what defines the data set: the plan records these
 
 
 def find_finished(folder: Path, identity: str) -> Manifest | None:
@@ -71,8 +75,10 @@ def find_finished(folder: Path, identity: str) -> Manifest | None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, identity: str, *, overwrite: bool) -> Iterator[FolderLock]:
+def lock_folder(folder: Path, identity: str, *, overwrite: bool, job: Job | None = None) -> Iterator[FolderLock]:
     """Make this process the folder's only writer. Nothing in the folder is changed before `prepare_folder`.
+
+    With the `job`, the refusal of another data set says how the two differ.
 
     Raises:
         ValueError: another process writes there, or the folder holds another data set, other files or links.
@@ -82,9 +88,10 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool) -> Iterator[Fol
     try:
         _refuse_links(folder)
         with _locked(folder):
-            recorded = _find_recorded(folder, identity, overwrite=overwrite)
+            recorded = _find_recorded(folder, identity, overwrite=overwrite, job=job)
+            facts = dataclasses.asdict(job_facts(job)) if job else {}
             try:
-                yield FolderLock(folder=folder, identity=identity, recorded=recorded)
+                yield FolderLock(folder=folder, identity=identity, facts=facts, recorded=recorded)
             finally:
                 is_finished = find_finished(folder, identity) is not None
                 if is_finished or not (folder / WRITING / "plan.json").is_file():
@@ -116,7 +123,8 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
     if not _is_plan(_read_plan(folder), lock.identity):
         for record in working.glob("*.parquet.json"):
             record.unlink()
-        write_json(working / "plan.json", {"fingerprint": lock.identity, "pyarrow": pa.__version__})
+        plan = {"fingerprint": lock.identity, "pyarrow": pa.__version__, "facts": lock.facts}
+        write_json(working / "plan.json", plan)
         for entry in lock.recorded.values():  # of a finished data set that has lost a file
             record_shard(folder, entry)
         sync_folder(working)
@@ -181,7 +189,7 @@ def _refuse_links(folder: Path) -> None:
         raise ValueError(f"{lock} is a hard link to another file; remove it, or choose another shards.path")
 
 
-def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str, ShardEntry]:
+def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | None) -> dict[str, ShardEntry]:
     """Return what an earlier run has finished of this data set; refuse a folder that holds anything else."""
     plan, manifest, damage = _read_plan(folder), None, None
     try:
@@ -195,18 +203,21 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool) -> dict[str,
         if manifest.fingerprint == identity:  # a file is missing or truncated
             return {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
         if not overwrite:
-            raise ValueError(
-                f"{folder} holds another data set: its fingerprint is {manifest.fingerprint[:12]}, this config's is "
-                f"{identity[:12]}. {_REMEDY}"
-            )
+            why = explain(manifest, job) if job else "its fingerprint differs"
+            raise ValueError(f"{folder} holds another data set: {why}. {_REMEDY}")
     elif _is_plan(plan, identity):
         records = map(_read_record, sorted((folder / WRITING).glob("*.parquet.json")))
         return {entry.path: entry for entry in records if entry}
     elif plan is not None and plan.get("fingerprint") != identity and not overwrite:
         found = len(list(folder.glob("data/*")))
         if found:
-            what = _name_plan(folder, plan, identity)
-            raise ValueError(f"{folder} holds {found} finished shards of {what}. {_REMEDY}")
+            shards = f"{found} finished {'shard' if found == 1 else 'shards'}"
+            if not plan:
+                why = f"a data set whose writing has not ended, and {folder / WRITING / 'plan.json'} is damaged"
+            else:
+                why = "another data set whose writing has not ended"
+                why += f": {explain_plan(plan, job)}" if job else ""
+            raise ValueError(f"{folder} holds {shards} of {why}. {_REMEDY}")
     return {}
 
 
@@ -270,15 +281,6 @@ def _remove(paths: Iterator[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _name_plan(folder: Path, plan: dict[str, Any], identity: str) -> str:
-    if not plan:
-        return f"a data set whose writing has not ended, and {folder / WRITING / 'plan.json'} is damaged"
-    return (
-        f"another data set whose writing has not ended: its fingerprint is {str(plan.get('fingerprint'))[:12]}, this "
-        f"config's is {identity[:12]}"
-    )
 
 
 def _is_plan(plan: dict[str, Any] | None, identity: str) -> bool:

@@ -110,11 +110,15 @@ class Job:
         }
 
     @property
+    def store_id(self) -> str:
+        """The ID of the token store that the windows are cut from."""
+        return store_id(self.chunk_ids, validation=self.sections.split.validation)
+
+    @property
     def fingerprint(self) -> str:
         """The data set's identity: a hash of the token store's ID, the windows, their order, and the layout."""
         layout = [self.layout.windows_per_group, self.layout.windows_per_shard, self.layout.compression]
-        store = store_id(self.chunk_ids, validation=self.sections.split.validation)
-        return hash_json([FORMAT_VERSION, store, self.stored, *layout])
+        return hash_json([FORMAT_VERSION, self.store_id, self.stored, *layout])
 
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
         """Return a split's windows in their stored order."""

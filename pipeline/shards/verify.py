@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from pipeline.base.progress import ProgressBar
 from pipeline.executor.local import run_tasks
 from pipeline.settings import WindowConfig
 from pipeline.shards.format import open_shard, shard_schema
@@ -124,7 +123,7 @@ def verify_shards(
     entries = [rows.entry.shards[index] for rows, index in tasks]
     faults += _check_names(folder, manifest)
     total = sum(entry.bytes for entry in entries)
-    with tqdm(desc="verify", total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+    with ProgressBar("verify", total, "B") as bar:
         found = run_tasks(partial(_check_shard, folder), tasks, workers=workers)
         for entry, shard_faults in zip(entries, found, strict=True):
             faults += shard_faults

@@ -7,7 +7,6 @@ the disk.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipeline.base.atomic import sync_folder
 from pipeline.base.memory import peak_memory
 from pipeline.base.paths import translate_os_errors
+from pipeline.base.progress import ProgressBar
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.shards.card import write_card
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
@@ -160,7 +159,7 @@ def write_shards(
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
-        with lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite) as lock:
+        with lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job) as lock:
             store, origins = _tokenize(job)
             tokenized = time.perf_counter()
             splits, unused = _write_splits(job, store, lock)
@@ -199,7 +198,7 @@ def write_shards(
 
 def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
     sections, total = job.sections, sum(partition.num_bytes for partition in job.partitions)
-    with _bar("tokenize", total, "B") as bar, translate_os_errors(sections.cache_folder, "cache.path"):
+    with ProgressBar("tokenize", total, "B") as bar, translate_os_errors(sections.cache_folder, "cache.path"):
         return tokenize(
             job.partitions,
             cache=sections.cache_folder,
@@ -220,7 +219,7 @@ def _write_splits(
     names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
     prepare_folder(lock, names)
     splits, unused = {}, {}
-    with _bar("write", sum(map(len, plans.values())), "windows") as bar:
+    with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():
             entries = write_split(
                 lock,
@@ -280,7 +279,3 @@ def count_corpus(store: TokenStore) -> dict[str, Any]:
 def describe_passed_over(job: Job) -> dict[str, dict[str, Any]]:
     """Return the files that the corpus passed over, for the manifest and the summary."""
     return {kind: one._asdict() for kind, one in job.passed_over.items()}
-
-
-def _bar(name: str, total: int, unit: str) -> tqdm[Any]:
-    return tqdm(desc=name, total=total, unit=unit, unit_scale=True, disable=None, file=sys.stderr)
