@@ -24,8 +24,6 @@ from pydoc_data.topics import topics
 import pytest
 from support import ROOT, run_python
 
-from pipeline.cli.compose import check_command_line, register_schema
-
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 COMMANDS, SESSIONS = 16, 17  # what must be found in it, so that nothing is passed over
@@ -240,22 +238,3 @@ def test_a_block_of_every_kind_is_read():
         ("python", "x\n", "4\n"),
         ("python", "y\n", ""),
     ]
-
-
-DOCUMENTED = [
-    (page.name, " ".join(command.split()))
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for command in re.findall(r"^(?:\$ )?python -m pipeline\b([^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    if "window.strid=" not in command  # README shows how that one is refused
-]
-
-
-@pytest.mark.parametrize(("page", "command"), DOCUMENTED)
-def test_a_command_of_the_readme_and_the_docs_has_keys_and_values_that_exist(page, command):
-    register_schema()
-    check_command_line([word for word in shlex.split(command) if word != "..."])
-
-
-def test_the_commands_of_the_readme_and_the_docs_are_found():
-    assert {"README.md", "corpora.md", "data-set.md", "sweeps.md", "tutorial.md"} <= {page for page, _ in DOCUMENTED}
-    assert sum(page == "README.md" for page, _ in DOCUMENTED) >= 6
