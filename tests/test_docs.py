@@ -188,7 +188,7 @@ def test_files_keys_and_names_that_a_page_mentions_exist(page):
 def test_a_file_a_key_or_a_name_that_does_not_exist_is_found():
     assert missing_file("pipeline/nothing.py")
     assert missing_file("nothing.py")
-    assert not missing_file("scripts/prove.py PATH")
+    assert not missing_file("scripts/train.py train.steps=4")
     assert not missing_file("order.py")
     assert "there is no key" in wrong_key("window.length")
     assert "must be one of" in wrong_key("window.tail=cut")
