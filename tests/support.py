@@ -1,6 +1,7 @@
 """What tests share: the config's sections by short names, and programs run as a user runs them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,10 @@ def run_python(*arguments, cwd=ROOT, timeout=300, **more):
         text=True,
         timeout=timeout,
     )
+
+
+def write_config_files(page, folder):
+    """Write the `yaml` blocks of a page of the docs, each named by its first line, as files below a folder."""
+    for name, body in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(body)

@@ -12,10 +12,10 @@ import re
 import shlex
 import tomllib
 from functools import cache
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from support import ROOT, write_config_files
 from training_config import TrainConfig
 from yaml import safe_load
 
@@ -23,7 +23,6 @@ import pipeline
 from pipeline.cli.compose import check_command_line, find_conf, register_schema, schema_keys
 from pipeline.settings import Config, ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -135,7 +134,7 @@ def keys():
 
 def wrong_key(span):
     """What is wrong with a span that is a config key or an override; None if it is neither, or right."""
-    found = re.fullmatch(r"'?(\w+)((?:\.\w+)?)(?:=([^'{]*))?'?", span)
+    found = re.fullmatch(r"'?(\w+)((?:\.\w+)?)(?:=([^'{ ]*))?'?", span)
     sections = {key.split(".")[0] for key in keys()}
     if not found or found[1] not in {*sections, *groups()} or found[2] in EXTENSIONS:
         return None
@@ -245,15 +244,17 @@ def refused_by_zsh(command):
 
 
 TYPED = [
-    pytest.param(command, shown, id=f"{page.name}-{number}")
+    pytest.param(page, command, shown, id=f"{page.name}-{number}")
     for page in PAGES
     for number, (command, shown) in enumerate(commands(page))
 ]
 
 
-@pytest.mark.parametrize(("command", "shown"), TYPED)
-def test_a_command_is_taken_by_every_shell_and_composes(command, shown):
+@pytest.mark.parametrize(("page", "command", "shown"), TYPED)
+def test_a_command_is_taken_by_every_shell_and_composes(page, command, shown, tmp_path, monkeypatch):
     assert refused_by_zsh(command) is None, command
+    monkeypatch.chdir(tmp_path)
+    write_config_files(page.read_text(encoding="utf-8"), tmp_path)
     if PIPELINE.match(command):
         compose(PIPELINE.sub("", command), shown, Config, "config")
     elif TRAINING.match(command):

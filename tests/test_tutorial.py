@@ -12,6 +12,7 @@ default corpus, are others than the tutorial's, the counts are others too.
 
 import code
 import contextlib
+import csv
 import hashlib
 import io
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from support import ROOT, run_python
+from support import ROOT, run_python, write_config_files
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
@@ -215,6 +216,19 @@ def test_the_readme_shows_what_the_first_run_prints(tmp_path):
     assert status == 0, errors
     different = first_difference(shown, output, by_form=not SAME_TOPICS)
     assert different is None, f"the README has\n{different}\n\nprinted was\n{output}"
+
+
+def test_pairs_of_values_run_as_the_page_on_sweeps_says(tmp_path):
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    write_config_files(page, tmp_path)
+    (tmp_path / "a.txt").write_text("The kettle sang. She poured the tea.")
+    (tmp_path / "b.jsonl").write_text('{"text": "The tea was too hot to drink, so she let the tea stand."}')
+    (command,) = re.findall(r"^(python -m pipeline --config-dir .*)$", page, re.MULTILINE)
+    status, _, errors = run(command, tmp_path)
+    assert status == 0, errors
+    (table,) = tmp_path.glob("outputs/sweeps/*/*/sweep.csv")
+    points = [(row["status"], int(row["tokens"])) for row in csv.DictReader(table.read_text().splitlines())]
+    assert points == [("done", 36), ("done", 9), ("done", 55), ("done", 15)]
 
 
 def test_this_pythons_help_topics_are_the_tutorials():
