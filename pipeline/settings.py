@@ -13,6 +13,7 @@ import difflib
 import operator
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -37,6 +38,7 @@ MAX_SEED = 2**63 - 1
 MAX_EPOCH = 2**64 - 1
 MAX_LENGTH = 2**24  # tokens of a window: its IDs alone are 64 MiB
 MAX_DIM = 2**16
+MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
 MAX_WORKERS = 1024
 MEMORY_BUDGET = 1 << 29  # 512 MiB: what `loader.shuffle=auto` needs fits, whatever the windows and the vocabulary
 PATHS = "must be a file, folder or glob, or a list of them"
@@ -144,6 +146,31 @@ def check_list(key: str, values: object, one: Callable[..., Any], *arguments: An
     return [one(key, value, *arguments, **options) for value in values]
 
 
+def check_token(key: str, value: object) -> str | int:
+    """Return a token's name or ID; refuse anything else."""
+    if isinstance(value, str):
+        return check_text(key, value, empty=False)
+    if not is_number(value) and not hasattr(value, "__index__"):
+        reject(key, "must be a token's name or ID", value)
+    return check_range(key, value, 0, MAX_TOKEN_ID)
+
+
+def check_special_tokens(key: str, value: object) -> dict[str, int]:
+    """Return a map of names to different IDs; refuse anything else."""
+    if not isinstance(value, Mapping) or not value:
+        reject(key, "must map names to IDs, such as {'<|endoftext|>': 50256}", value)
+    tokens = {
+        check_text(key, name, empty=False): check_range(f"{key}.{name}", token, 0, MAX_TOKEN_ID)
+        for name, token in value.items()
+    }
+    if len(set(tokens.values())) < len(tokens):
+        reject(key, "must give each name an ID of its own", value)
+    for name in tokens:
+        if longer := next((other for other in tokens if other != name and other.startswith(name)), None):
+            reject(key, f"must not have a name that another one, {longer!r}, starts with", name)
+    return tokens
+
+
 def is_number(value: object) -> bool:
     """Tell whether a value is a number; true and false, which Python counts as numbers, are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -237,6 +264,9 @@ class TokenizerConfig(Section):
         special_text: what a control token's name inside the text means: `literal` text, the `control` token, or an
             `error`.
         audit: fraction of the documents that a second engine re-encodes, to compare the IDs.
+        eos: the token after each document, by name or ID; `auto` is the vocabulary's own end-of-text token.
+        bos: a token before each document, by name or ID; None adds none.
+        special_tokens: for rank files, which name no special tokens: a map of names to IDs.
 
     """
 
@@ -248,6 +278,9 @@ class TokenizerConfig(Section):
     engine: str = _choice(*ENGINES)
     special_text: str = _choice(*SPECIAL_TEXTS)
     audit: float = _checked(0.001, check_fraction)
+    eos: Any = _checked("auto", check_token)  # noqa: RUF009 - it makes a field
+    bos: Any = _checked(None, check_token)  # noqa: RUF009 - it makes a field
+    special_tokens: Any = _checked(None, check_special_tokens)  # noqa: RUF009 - it makes a field
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -258,8 +291,12 @@ class TokenizerConfig(Section):
             conflict("tokenizer.path", f"tokenizer={self.name} has its own vocabulary and takes no path", self.path)
         if self.name != "tiktoken_file" and self.pattern is not None:
             conflict("tokenizer.pattern", f"is for tokenizer=tiktoken_file, not {self.name}", self.pattern)
-        if self.name in ("huggingface", "bytes") and self.engine != "auto":
-            conflict("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
+        if self.name in ("huggingface", "bytes"):
+            if self.engine != "auto":
+                conflict("tokenizer.engine", f"tokenizer={self.name} is its own engine: leave it auto", self.engine)
+            if self.special_tokens is not None:
+                rule = f"is for rank files; tokenizer={self.name} has its own: leave it out"
+                conflict("tokenizer.special_tokens", rule, self.special_tokens)
 
 
 @dataclass(kw_only=True, slots=True)

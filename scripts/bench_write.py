@@ -199,7 +199,7 @@ def encode_text(file: Path, *, megabytes: int) -> np.ndarray:
             if left < 0:
                 break
     ids, counts = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
-    joined = np.full(len(ids) + len(counts), tokenizer.end_of_text, np.uint16)
+    joined = np.full(len(ids) + len(counts), tokenizer.eos, np.uint16)
     is_text = np.ones(len(joined), bool)
     is_text[np.cumsum(counts + 1) - 1] = False
     joined[is_text] = ids

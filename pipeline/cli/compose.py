@@ -207,5 +207,5 @@ def one_line(error: BaseException) -> ConfigError:
 def _keys_of(tree: Any, prefix: str = "") -> Iterable[str]:
     for name, value in tree.items():
         yield f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _keys_of(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and not prefix:  # a map inside a section is one value
+            yield from _keys_of(value, f"{name}.")

@@ -32,6 +32,7 @@ def describe_write(report: WriteReport) -> str:
         _line("corpus", counted(corpus["documents"], "document"), characters, size(corpus["bytes"])),
         _line("tokens", counted(tokens, "token"), f"{tokenizer['name']} by {report.engine}", per_token),
     ]
+    lines += describe_document_tokens(tokenizer)
     if corpus["bad"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
         rejected = counted(sum(corpus["bad"].values()), "document")
@@ -82,6 +83,16 @@ def _describe_passed_over(passed_over: dict[str, dict[str, Any]]) -> list[str]:
         _line("not read", counted(one["files"], "file"), kind, size(one["bytes"]), f"such as {one['example']}")
         for kind, one in passed_over.items()
     ]
+
+
+def describe_document_tokens(tokenizer: dict[str, Any]) -> list[str]:
+    """Return which token starts and which ends a document, and what the vocabulary says otherwise."""
+    lines = [
+        _line(role, f"{one['name']} ({one['id']}) {where} each document, from {one['source']}")
+        for role, where in (("bos", "before"), ("eos", "after"))
+        if (one := tokenizer.get(role))
+    ]
+    return lines + [_line("note", note) for note in tokenizer.get("notes", ())]
 
 
 def describe_unused(name: str, split: SplitEntry, unused: dict[str, int]) -> str:

@@ -129,7 +129,7 @@ class Job:
             windows=cut_windows(window, num_tokens=len(stream), documents=documents),
             order=shards.order,
             seed=shards.seed,
-            pad_id=self.encoder.end_of_text,
+            pad_id=self.encoder.eos,
         )
 
 

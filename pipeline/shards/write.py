@@ -170,8 +170,8 @@ def write_shards(
                 store=store.id,
                 windows={
                     **job.stored,
-                    "end_of_text": job.encoder.end_of_text,
-                    "pad_id": job.encoder.end_of_text if sections.window.tail == "pad" else None,
+                    "end_of_text": job.encoder.eos,
+                    "pad_id": job.encoder.eos if sections.window.tail == "pad" else None,
                     "left_over": unused,
                 },
                 splits=splits,

@@ -8,19 +8,23 @@ Cost: loading GPT-2 takes 0.1 s. A loaded tokenizer is kept, and all threads of 
 pickled: another process calls `load_tokenizer` with the same arguments.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.paths import expand_user
 from pipeline.settings import TokenizerConfig, closest, reject
 from pipeline.tokenizer import engines, rank_files
 from pipeline.tokenizer.huggingface import load_huggingface
-from pipeline.tokenizer.rank_files import END_OF_TEXT, PATTERNS, PUBLISHED
-from pipeline.tokenizer.tokenizer import Tokenizer, identity_of, unknown_id
+from pipeline.tokenizer.rank_files import PATTERNS, PUBLISHED, Published, Ranks
+from pipeline.tokenizer.special_tokens import END_OF_TEXT, DocumentToken, choose_token, usual_end_of_text
+from pipeline.tokenizer.token_texts import unknown_id
+from pipeline.tokenizer.tokenizer import Tokenizer, identity_of
 
 if TYPE_CHECKING:
     import tiktoken
@@ -36,6 +40,9 @@ def load_tokenizer(
     pattern: str | None = None,
     engine: str = "auto",
     special_text: str = "literal",
+    eos: str | int = "auto",
+    bos: str | int | None = None,
+    special_tokens: Mapping[str, int] | None = None,
 ) -> Tokenizer:
     """Load a tokenizer by its name, or the one that a section describes.
 
@@ -45,7 +52,7 @@ def load_tokenizer(
 
     Raises:
         ConfigError: a value is refused.
-        ValueError: the vocabulary cannot be loaded.
+        ValueError: the vocabulary cannot be loaded, or does not say which token ends a document.
 
     >>> tokenizer = load_tokenizer("gpt2")
     >>> tokenizer.encode("hello world")
@@ -57,34 +64,34 @@ def load_tokenizer(
 
     """
     if not isinstance(tokenizer, TokenizerConfig):
-        given = None if path is None else os.fspath(path)
         tokenizer = TokenizerConfig(
-            name=tokenizer, path=given, pattern=pattern, engine=engine, special_text=special_text
+            name=tokenizer,
+            path=None if path is None else os.fspath(path),
+            pattern=pattern,
+            engine=engine,
+            special_text=special_text,
+            eos=eos,
+            bos=bos,
+            special_tokens=special_tokens,
         )
-    return load_cached(
-        tokenizer.name,
-        tokenizer.path,
-        _stamp(tokenizer.path),
-        tokenizer.engine,
-        tokenizer.special_text,
-        tokenizer.pattern,
-    )
+    values = dataclasses.asdict(tokenizer) | {"audit": 0.0}  # it does not affect the tokenizer
+    values["special_tokens"] = values["special_tokens"] and tuple(values["special_tokens"].items())
+    return load_cached(tuple(values.items()), _stamp(tokenizer.path))
 
 
 @functools.lru_cache(maxsize=16)
-def load_cached(
-    name: str, path: str | None, _: object, engine: str, special_text: str, pattern: str | None
-) -> Tokenizer:
-    """Load a tokenizer; the third argument is the `_stamp` of `path`."""
-    if name == "bytes":
-        return _load_bytes(special_text)
-    if name == "huggingface":
-        assert path is not None, "load_tokenizer refuses huggingface without a path"
-        return load_huggingface(path, special_text)
-    return _load_ranks(name, path, engine, special_text, pattern)
+def load_cached(fields: tuple[tuple[str, Any], ...], _: object) -> Tokenizer:
+    """Load a tokenizer by the fields of its section; the second argument is the `_stamp` of its path."""
+    values = dict(fields)
+    values["special_tokens"] = values["special_tokens"] and dict(values["special_tokens"])
+    section = TokenizerConfig(**values)
+    if section.name == "bytes":
+        return _load_bytes(section)
+    return load_huggingface(section) if section.name == "huggingface" else _load_ranks(section)
 
 
-def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pattern: str | None) -> Tokenizer:
+def _load_ranks(section: TokenizerConfig) -> Tokenizer:
+    name, path, pattern = section.name, section.path, section.pattern
     encoding: str | None = name
     rank_file = b""
     if name in ("gpt2", "r50k_base"):
@@ -93,52 +100,126 @@ def _load_ranks(name: str, path: str | None, engine: str, special_text: str, pat
         ranks = rank_files.downloaded_ranks(name)
     else:
         ranks, encoding, digest = rank_files.file_ranks(path)
-        if encoding is not None and pattern not in (None, PUBLISHED[encoding].pattern):
-            encoding = None  # published ranks under another pattern are another encoding
         name = encoding or f"{name}:{Path(path).name}"
         if encoding is None and pattern is None:
             raise ValueError(
-                f"tokenizer.path={path}: a rank file has no pattern, and this one is not a published encoding (its "
-                f"sha256 is {digest}), so give tokenizer.pattern: {', '.join(PATTERNS)}, or a regular expression. "
-                f"If it should be one of {', '.join(PUBLISHED)}, it is truncated or changed; fetch it again."
+                f"tokenizer.pattern: give {', '.join(PATTERNS)} or a regular expression: a rank file has no pattern, "
+                f"and tokenizer.path={path} is not a published one (its sha256 is {digest}). If it should be one of "
+                f"{', '.join(PUBLISHED)}, it is truncated or changed; fetch it again."
             )
 
     published = PUBLISHED[encoding] if encoding else None
-    if published:
-        regex, special_tokens = PATTERNS[published.pattern], dict(published.special_tokens)
-    else:
+    if published and pattern in (None, published.pattern):
+        regex, gigatoken_pattern = PATTERNS[published.pattern], published.pattern if published.gigatoken else None
+    else:  # published ranks with another pattern are another encoding
         assert pattern is not None, "a rank file without a pattern is refused above"
-        regex, special_tokens = _checked_pattern(pattern), {END_OF_TEXT: max(ranks.values()) + 1}
-    if not published and END_OF_TEXT.encode() in ranks:
-        raise ValueError(f"tokenizer.path={path}: {END_OF_TEXT} must be a special token, but has a rank in this file")
-    engine = _choose_engine(engine, name, published is not None and published.gigatoken)
+        regex, gigatoken_pattern = _checked_pattern(pattern), None
+        name = section.name if path is None else f"{section.name}:{Path(path).name}"
+    special_tokens = _special_tokens(section, ranks, published)
+    default = _usual_end(section, encoding, special_tokens)
+    end_token, start_token = _document_tokens(section, default, special_tokens, ranks)
+    engine = _choose_engine(section.engine, name, gigatoken_pattern is not None)
 
-    control = special_text == "control"
+    control = section.special_text == "control"
     core = _make_core(name, regex, ranks, special_tokens)
     tokens = {rank: token for token, rank in ranks.items()}
+    never_from_text = frozenset({end_token.id, start_token.id if start_token else end_token.id} & tokens.keys())
     tokens |= {token: special.encode() for special, token in special_tokens.items()}
     rank_file = rank_file or rank_files.canonical_rank_file(ranks)  # the packaged one is canonical
     encode = by_tiktoken = engines.tiktoken_encoder(core, control=control)
     if engine == "gigatoken":
-        assert published is not None, "gigatoken is chosen for published encodings only"
+        assert gigatoken_pattern is not None, "gigatoken is chosen for published encodings only"
         encode = engines.gigatoken_encoder(
-            rank_file=rank_file, pattern=published.pattern, special_tokens=special_tokens if control else {}
+            rank_file=rank_file, pattern=gigatoken_pattern, special_tokens=special_tokens if control else {}
         )
     elif regex not in PATTERNS.values():
         encode = engines.refuse_lost_text(encode, {token: len(text) for token, text in tokens.items()}, regex)
+    vocab_size = max(tokens) + 1
     return Tokenizer(
         name=name,
-        hash=identity_of(ranks=rank_file, pattern=regex, special_tokens=special_tokens, vocab_size=max(tokens) + 1),
-        vocab_size=max(tokens) + 1,
+        hash=identity_of(
+            ranks=rank_file,
+            pattern=regex,
+            special_tokens=special_tokens,
+            vocab_size=vocab_size,
+            **_chosen(end_token, start_token, special_tokens),
+        ),
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
-        end_of_text=special_tokens[END_OF_TEXT],
+        end_token=end_token,
+        start_token=start_token,
         engine=engine,
-        special_text=special_text,
+        special_text=section.special_text,
         cut_safe=regex in PATTERNS.values(),
         _encode=encode,
         _encode_reference=by_tiktoken if engine == "gigatoken" else None,
         _token_texts=functools.partial(_look_up, name, tokens),
+        _never_from_text=never_from_text,
     )
+
+
+def _special_tokens(section: TokenizerConfig, ranks: Ranks, published: Published | None) -> dict[str, int]:
+    """Return the special tokens of a rank file: the published ones and the user's."""
+    known = dict(published.special_tokens) if published else {}
+    taken = {token: name for name, token in known.items()}
+    by_rank = {rank: token for token, rank in ranks.items()}
+    for name, token in (section.special_tokens or {}).items():
+        if known.get(name, token) != token or taken.get(token, name) != name or token in by_rank:
+            other = known.get(name) if name in known else repr(taken.get(token) or by_rank.get(token))
+            reject("tokenizer.special_tokens", f"contradicts the vocabulary, which has {other} there", {name: token})
+        known[name] = token
+    ranked = next((name for name in [*known, END_OF_TEXT] if name.encode() in ranks), None)
+    if ranked:
+        raise ValueError(
+            f"tokenizer.path={section.path}: {ranked} must be a special token, but has a rank in this file"
+        )
+    return known
+
+
+def _usual_end(section: TokenizerConfig, encoding: str | None, special_tokens: dict[str, int]) -> DocumentToken | None:
+    source = f"the published encoding {encoding}" if encoding else "the only usual name in tokenizer.special_tokens"
+    return usual_end_of_text(special_tokens, source) if section.eos == "auto" else None
+
+
+def _document_tokens(
+    section: TokenizerConfig, default: DocumentToken | None, special_tokens: dict[str, int], ranks: Ranks
+) -> tuple[DocumentToken, DocumentToken | None]:
+    """Return the tokens that end and start a document; a new one becomes a special token of the vocabulary."""
+    by_rank = {rank: token for token, rank in ranks.items()}
+
+    def find(name: str) -> int | None:
+        return ranks.get(name.encode("utf-8", "surrogatepass"))
+
+    def name_of(token: int) -> str | None:
+        return by_rank[token].decode("utf-8", "backslashreplace") if token in by_rank else None
+
+    def choose(key: str, wanted: str | int) -> DocumentToken:
+        names = (token.decode("utf-8", "replace") for token in ranks)
+        chosen = choose_token(
+            key, wanted, special_tokens=special_tokens, names=lambda: names, find=find, name_of=name_of
+        )
+        if chosen.id not in by_rank:
+            special_tokens.setdefault(chosen.name, chosen.id)
+        return chosen
+
+    if section.eos == "auto" and default is None:
+        free = max([*ranks.values(), *special_tokens.values()]) + 1
+        raise ValueError(
+            f"tokenizer.eos: give the ID of the token that ends a document; {free} is the first free one. A rank file "
+            f"does not say which it is, and tokenizer.path={section.path} is not a published one. "
+            "tokenizer.special_tokens names the others"
+        )
+    end_token = choose("tokenizer.eos", section.eos) if default is None else default
+    return end_token, None if section.bos is None else choose("tokenizer.bos", section.bos)
+
+
+def _chosen(
+    end_token: DocumentToken, start_token: DocumentToken | None, special_tokens: dict[str, int]
+) -> dict[str, int]:
+    """Return what a tokenizer's hash must cover besides its vocabulary: document tokens that are not its own."""
+    own = usual_end_of_text(special_tokens, "")
+    chosen = {} if own and own.id == end_token.id else {"eos": end_token.id}
+    return chosen | ({"bos": start_token.id} if start_token else {})
 
 
 def _make_core(name: str, regex: str, ranks: dict[bytes, int], special_tokens: dict[str, int]) -> "tiktoken.Encoding":
@@ -155,20 +236,34 @@ def _make_core(name: str, regex: str, ranks: dict[bytes, int], special_tokens: d
         ) from error
 
 
-def _load_bytes(special_text: str) -> Tokenizer:
+def _load_bytes(section: TokenizerConfig) -> Tokenizer:
     special_tokens = {END_OF_TEXT: 256}
-    tokens = {byte: bytes([byte]) for byte in range(256)} | {256: END_OF_TEXT.encode()}
+    default = usual_end_of_text(special_tokens, "the tokenizer bytes") if section.eos == "auto" else None
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    end_token, start_token = _document_tokens(section, default, special_tokens, ranks)
+    tokens = {byte: bytes([byte]) for byte in range(256)}
+    never_from_text = frozenset({end_token.id, start_token.id if start_token else end_token.id} & tokens.keys())
+    tokens |= {token: name.encode() for name, token in special_tokens.items()}
+    vocab_size = max(tokens) + 1
     return Tokenizer(
         name="bytes",
-        hash=identity_of(ranks=bytes(range(256)), pattern="", special_tokens=special_tokens, vocab_size=257),
-        vocab_size=257,
+        hash=identity_of(
+            ranks=bytes(range(256)),
+            pattern="",
+            special_tokens=special_tokens,
+            vocab_size=vocab_size,
+            **_chosen(end_token, start_token, special_tokens),
+        ),
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
-        end_of_text=256,
+        end_token=end_token,
+        start_token=start_token,
         engine="bytes",
-        special_text=special_text,
+        special_text=section.special_text,
         cut_safe=True,
-        _encode=engines.bytes_encoder(special_tokens, control=special_text == "control"),
+        _encode=engines.bytes_encoder(special_tokens, control=section.special_text == "control"),
         _token_texts=functools.partial(_look_up, "bytes", tokens),
+        _never_from_text=never_from_text,
     )
 
 

@@ -4,21 +4,24 @@ A rank file has a token in base64, a space and the token's rank on each line. It
 and its hash, where one is known, is right.
 
 Patterns, special tokens and hashes of the published encodings are taken from tiktoken 0.14,
-`tiktoken_ext/openai_public.py` (MIT licence). A test compares them with the installed tiktoken.
+`tiktoken_ext/openai_public.py` (MIT licence). A test compares them with the installed tiktoken. Those of Meta's files
+are taken from its package llama-models 0.3.0, `llama3/tokenizer.py` and `llama4/tokenizer.py`.
 """
 
 import base64
 import binascii
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.paths import expand_user
+from pipeline.tokenizer.formats import RANK_FILE, reason, recognise, shorten
+from pipeline.tokenizer.special_tokens import END_OF_TEXT
 
 Ranks = dict[bytes, int]
 
-END_OF_TEXT = "<|endoftext|>"
 PACKAGED_RANKS = Path(__file__).with_name("gpt2.tiktoken")
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/{}.tiktoken"
 
@@ -35,13 +38,40 @@ PATTERNS = {
 
 
 class Published(NamedTuple):
-    """What tiktoken knows about an encoding besides its ranks."""
+    """What is known about an encoding besides its ranks."""
 
     sha256: str  # of the rank file
     pattern: str
     special_tokens: dict[str, int]
     gigatoken: bool  # gigatoken needs ranks without gaps, and p50k has one
 
+
+def _number(first: int, names: Iterable[str]) -> dict[str, int]:
+    return {name: first + index for index, name in enumerate(names)}
+
+
+def _reserved(name: str, first: int, last: int) -> list[str]:
+    return [f"<|{name}_{index}|>" for index in range(first, last + 1)]
+
+
+_LLAMA3 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", *_reserved("reserved_special_token", 0, 1)),
+    *("<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>", *_reserved("reserved_special_token", 2, 245)),
+]
+_LLAMA4 = [
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
+    *("<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>"),
+    *_reserved("text_post_train_reserved_special_token", 0, 5),
+    *("<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>"),
+    *_reserved("text_post_train_reserved_special_token", 8, 68),
+    *("<|image_start|>", "<|image_end|>", *_reserved("vision_reserved_special_token", 0, 1)),
+    *("<|tile_x_separator|>", "<|tile_y_separator|>", *_reserved("vision_reserved_special_token", 2, 5)),
+    *("<|image|>", *_reserved("vision_reserved_special_token", 6, 6), "<|patch|>"),
+    *_reserved("vision_reserved_special_token", 7, 1047),
+    *_reserved("reasoning_reserved_special_token", 0, 7),
+    *("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>", *_reserved("reserved_special_token", 0, 903)),
+]
 
 PUBLISHED = {
     "r50k_base": Published(
@@ -67,6 +97,12 @@ PUBLISHED = {
         "o200k",
         {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
         True,
+    ),
+    "llama3": Published(
+        "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55", "cl100k", _number(128000, _LLAMA3), True
+    ),
+    "llama4": Published(
+        "d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed", "o200k", _number(200000, _LLAMA4), True
     ),
 }
 
@@ -95,7 +131,7 @@ def downloaded_ranks(encoding: str) -> Ranks:
         cached_name = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
         raise ValueError(
             f"tokenizer={encoding}: its rank file is not in tiktoken's cache folder (TIKTOKEN_CACHE_DIR is {cache}), "
-            f"and downloading {url} failed: {error}. Download the file on a machine with a network. Then set "
+            f"and downloading {url} failed: {reason(error)}. Download the file on a machine with a network. Then set "
             f"tokenizer=tiktoken_file tokenizer.path=<file>, or name it {cached_name} and set TIKTOKEN_CACHE_DIR to "
             "its folder."
         ) from error
@@ -107,6 +143,9 @@ def file_ranks(path: str) -> tuple[Ranks, str | None, str]:
         data = expand_user(path).read_bytes()
     except OSError as error:
         raise ValueError(f"tokenizer.path={path} cannot be read: {error.strerror}") from error
+    known_format = recognise(data)
+    if known_format not in (None, RANK_FILE):
+        raise ValueError(f"tokenizer.path={path}: {known_format.remedy}. It is {known_format.what}, not a rank file")
     digest = hashlib.sha256(data).hexdigest()
     encoding = next((name for name, known in PUBLISHED.items() if known.sha256 == digest), None)
     return parse_ranks(data, path), encoding, digest
@@ -130,9 +169,13 @@ def parse_ranks(data: bytes, source: object) -> Ranks:
         if not 0 <= rank < 2**31 - 1:
             raise ValueError(f"{source}, line {number}: a rank must be from 0 to 2**31 - 2 (int32), found {rank}")
         if token in ranks:
-            raise ValueError(f"{source}, line {number}: the token {token!r} already has the rank {ranks[token]}")
+            raise ValueError(
+                f"{source}, line {number}: the token {shorten(repr(token), 60)} already has the rank {ranks[token]}"
+            )
         if rank in token_by_rank:
-            raise ValueError(f"{source}, line {number}: the rank {rank} already belongs to {token_by_rank[rank]!r}")
+            raise ValueError(
+                f"{source}, line {number}: the rank {rank} already belongs to {shorten(repr(token_by_rank[rank]), 60)}"
+            )
         ranks[token] = rank
         token_by_rank[rank] = token
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]

@@ -18,6 +18,7 @@ from pipeline.base.cut_points import safe_cuts
 from pipeline.base.hashing import hash_json
 from pipeline.tokenizer.audit import START_BYTES
 from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids
+from pipeline.tokenizer.special_tokens import DocumentToken
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -28,17 +29,30 @@ class Tokenizer:
     hash: str  # sha256, in hex; `special_text` is a rule about documents and not part of it
     vocab_size: int  # the largest ID plus one, so that an embedding with this many rows has one for every ID
     special_tokens: dict[str, int]
-    end_of_text: int  # the ID that separates documents; encode_batch never adds it
+    end_token: DocumentToken  # between documents; encode_batch never adds it
     engine: str  # the one in use: tiktoken, gigatoken, huggingface or bytes
     special_text: str
     cut_safe: bool  # text may be cut before an ASCII space that follows a character that is not white space
+    start_token: DocumentToken | None = None  # before each document; encode_batch never adds it
+    notes: tuple[str, ...] = ()  # what the vocabulary asks for and is not done, for the summary
     _encode: Encode
     _token_texts: Callable[[list[int]], list[bytes]]
     _encode_reference: Encode | None = None
     _decode: Callable[[list[int]], str] | None = None  # None: join the token texts
+    _never_from_text: frozenset[int] = frozenset()  # control tokens that the engine could make out of a text
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.name}: {self.vocab_size:,} IDs, eos {self.eos}, encoded by {self.engine}>"
+
+    @property
+    def eos(self) -> int:
+        """The ID of the end-of-text token, which separates documents."""
+        return self.end_token.id
+
+    @property
+    def bos(self) -> int | None:
+        """The ID of the token before each document, if there is one."""
+        return self.start_token.id if self.start_token else None
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
@@ -49,11 +63,6 @@ class Tokenizer:
     def audited(self) -> bool:
         """Whether `audit` compares anything: true for gigatoken, whose reference is tiktoken."""
         return self._encode_reference is not None
-
-    @property
-    def eos(self) -> int:
-        """The ID of the end-of-text token, which separates documents."""
-        return self.end_of_text
 
     def encode(self, text: str) -> list[int]:
         """Encode one text; no token is added. See `encode_batch` for what is refused."""
@@ -67,8 +76,8 @@ class Tokenizer:
         caller has verified to be UTF-8*.
 
         Raises:
-            ValueError: a str has a lone surrogate or, with `special_text="error"`, a special token's name. The message
-                has the document's index in the batch and the position in it.
+            ValueError: a str has a lone surrogate or, with `special_text="error"`, a special token's name; or a text
+                can be encoded only with a control token. The message has the document's index in the batch.
 
         """
         array = _as_arrow(texts)
@@ -77,16 +86,34 @@ class Tokenizer:
         if not len(array):
             return np.empty(0, self.dtype), np.empty(0, np.int64)
         ids, counts_D = self._encode(array)
+        if self._never_from_text and self.special_text != "control":
+            self._refuse_control(ids, counts_D)
         return ids.astype(self.dtype, copy=False), counts_D
 
     def count_special(self, texts: Sequence[str] | pa.Array) -> Counts:
         """Count the names of special tokens in the text of each of D documents, int64 `[D]`."""
         import pyarrow.compute as pc
 
+        if not self.special_tokens:
+            return np.zeros(len(texts), np.int64)
         # One pass for all names, the longest first: one name may be the start of another.
         names = sorted(self.special_tokens, key=len, reverse=True)
         counts = pc.count_substring_regex(_as_arrow(texts), "|".join(map(re.escape, names)))
         return np.asarray(counts.to_numpy(zero_copy_only=False), np.int64)
+
+    def _refuse_control(self, ids: Ids, counts_D: Counts) -> None:
+        found = np.flatnonzero(np.isin(ids, np.fromiter(self._never_from_text, np.int64)))
+        if not len(found):
+            return
+        token = int(ids[found[0]])
+        name = next((name for name, other in self.special_tokens.items() if other == token), None)
+        name = name or self.decode_pieces([token])[0]
+        raise DocumentError(
+            int(np.searchsorted(np.cumsum(counts_D), found[0], "right")),
+            f"contains text that {self.name} encodes only as its control token {name!r} ({token}). Choose another "
+            "tokenizer.eos or tokenizer.bos if it is one of them, set tokenizer.special_text=control, or remove the "
+            "document from the corpus.",
+        )
 
     def _refuse_special(self, array: pa.Array) -> None:
         found_D = self.count_special(array)
@@ -158,11 +185,6 @@ def identity_of(**facts: Any) -> str:
     """Hash named facts (sha256); bytes count by their own sha256."""
     plain = {key: hashlib.sha256(fact).hexdigest() if isinstance(fact, bytes) else fact for key, fact in facts.items()}
     return hash_json(plain)
-
-
-def unknown_id(token: int, name: str) -> ValueError:
-    """Make the error for an ID that cannot be decoded."""
-    return ValueError(f"the ID {token} is not in the vocabulary of the tokenizer {name}")
 
 
 def _first_difference(got: Ids, expected: Ids) -> str:

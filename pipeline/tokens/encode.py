@@ -73,7 +73,7 @@ def tokenize(
     keep_freed_memory()
     remove_leftovers(cache)
     task = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
-    description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.end_of_text}
+    description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.eos}
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
     num_bad, some_good = 0, False
@@ -143,9 +143,7 @@ def encode_partition(
         cut_safe=tokenizer.cut_safe,
     )
     with ExitStack() as stack:
-        writer = stack.enter_context(
-            ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.end_of_text)
-        )
+        writer = stack.enter_context(ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.eos))
         number = 0  # of the batches with texts
         for batch in batches:
             if batch.rollback:
@@ -201,6 +199,9 @@ def _encode(
         offset = f" (Positions count from byte {batch.offset}, where a segment starts.)" if batch.offset else ""
         source = partition.names[batch.sources[error.document]]
         raise ValueError(f"{source}{location and ', '}{location} {error.what}{offset}") from error
+    if tokenizer.bos is not None and not batch.offset:
+        ids = np.insert(ids, np.cumsum(counts) - counts, tokenizer.bos)
+        counts = counts + 1
     return (
         ids,
         counts,
@@ -239,4 +240,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
         "hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "special_tokens": tokenizer.special_tokens,
+        "eos": tokenizer.end_token.describe(),
+        "bos": tokenizer.start_token.describe() if tokenizer.start_token else None,
+        **({"notes": list(tokenizer.notes)} if tokenizer.notes else {}),
     }
