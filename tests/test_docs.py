@@ -266,6 +266,15 @@ def test_a_command_is_taken_by_every_shell_and_composes(page, command, shown, tm
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_messages_ask_for_the_packages_that_the_project_declares():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {requirement for extra in extras.values() for requirement in extra}
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "pipeline").rglob("*.py"))
+    asked = set(re.findall(r"pip install '([^']+)'", sources))
+    assert len(asked) >= 3
+    assert asked <= declared
+
+
 def compose(overrides, shown, kind, config_name):
     """A command composes; or it is refused in the words that are shown below it."""
     register_schema(kind)

@@ -44,7 +44,7 @@ def load_huggingface(section: TokenizerConfig) -> Tokenizer:
         import tokenizers
     except ImportError as error:
         raise ValueError(
-            "tokenizer=huggingface needs the package tokenizers: pip install 'stridemill[huggingface]'"
+            "tokenizer=huggingface needs the package tokenizers: pip install 'tokenizers>=0.20'"
         ) from error
 
     path = section.path

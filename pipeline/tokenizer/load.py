@@ -276,7 +276,7 @@ def _choose_engine(engine: str, name: str, gigatoken_knows: bool) -> str:
             "use tokenizer.engine=auto or tiktoken"
         )
     if engine == "gigatoken" and not importlib.util.find_spec("gigatoken"):
-        raise ValueError("tokenizer.engine=gigatoken needs the package gigatoken: pip install 'stridemill[fast]'")
+        raise ValueError("tokenizer.engine=gigatoken needs the package gigatoken: pip install 'gigatoken>=0.10,<0.11'")
     return engine
 
 

@@ -34,7 +34,7 @@ FORMAT = 3
 
 
 class TokenStream:
-    """The token IDs of one split, concatenated: `read(start, stop)` copies any range of them from the mapped files."""
+    """The token IDs of one split, concatenated; a range that lies in one mapped file is read without a copy."""
 
     def __init__(
         self,
