@@ -510,10 +510,10 @@ def test_gigatoken_is_refused_for_an_encoding_that_it_does_not_know(tmp_path):
         load_tokenizer("tiktoken_file", path=path, pattern="gpt2", engine="gigatoken", eos=258)
 
 
-def test_without_gigatoken_auto_takes_tiktoken_and_gigatoken_names_the_extra(monkeypatch, fresh_cache):
+def test_without_gigatoken_auto_takes_tiktoken_and_gigatoken_names_the_package(monkeypatch, fresh_cache):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     assert load_tokenizer("gpt2").engine == "tiktoken"
-    with pytest.raises(ValueError, match=r"pip install 'stridemill\[fast\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'gigatoken>=0.10,<0.11'"):
         load_tokenizer("gpt2", engine="gigatoken")
 
 
@@ -675,7 +675,7 @@ def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_p
     with pytest.raises(ValueError, match=r"nobody/nothing is not a local file or folder.*Hugging Face hub failed"):
         load_tokenizer("huggingface", path="nobody/nothing")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"pip install 'stridemill\[huggingface\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'tokenizers>=0.20'"):
         load_tokenizer("huggingface", path=str(tmp_path))
 
 
