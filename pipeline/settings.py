@@ -95,11 +95,10 @@ def check_text(key: str, value: object, *, empty: bool = True) -> str:
 
 def check_range(key: str, value: Any, least: int, most: int) -> int:
     """Return a whole number (numpy's becomes Python's); refuse anything outside least .. most, both included."""
+    is_bool = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
     try:
-        number = operator.index(value)
+        number = operator.index("" if is_bool else value)
     except TypeError:
-        reject(key, "must be a whole number", value)
-    if isinstance(value, bool):
         reject(key, "must be a whole number", value)
     if number < least:
         reject(key, f"must be at least {least}", number)

@@ -133,7 +133,7 @@ class TokenStore:
             path = self.cache / "chunks" / chunk.id / "documents.npy"
             if self.checks:
                 _check_once(path, chunk.files[path.name][1])
-            table = np.load(path, mmap_mode="r")
+            table = np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's copies are read-only before numpy 2.2.6
             mine = table["split"] == SPLITS.index(split)
             continued = chunk.continued and bool(mine[0])  # otherwise that document is in the other split
             first, count = table["first"][mine] + base, table["count"][mine]
