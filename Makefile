@@ -1,11 +1,16 @@
 # make run   the main job on the embedded corpus, in a virtual environment of its own
 # make test  the linter, the type checker and all tests, in the same environment
 # make fast  the same without the slow tests: under a minute
+# make lowest   the fast tests with the lowest releases that pyproject.toml declares, in a second environment
+# make release  build the source archive and the wheel, check both, and run what the wheel installs
 PYTHON ?= python3
 VENV ?= .venv
-INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+LOWEST ?= .venv-lowest
+PIP = -m pip install --quiet --disable-pip-version-check
+INSTALL = $(VENV)/bin/python $(PIP) -c constraints.txt
+FAST = -m "not slow" --hypothesis-profile=fast
 
-.PHONY: run test fast lint clean
+.PHONY: run test fast lowest release lint clean
 run: $(VENV)/.run
 	$(VENV)/bin/python -m pipeline
 
@@ -13,7 +18,20 @@ test: lint
 	$(VENV)/bin/python -m pytest
 
 fast: lint
-	$(VENV)/bin/python -m pytest -m "not slow" --hypothesis-profile=fast
+	$(VENV)/bin/python -m pytest $(FAST)
+
+lowest: $(LOWEST)/.test
+	$(LOWEST)/bin/python -m pytest $(FAST) -p no:cacheprovider
+
+release: $(VENV)/.test
+	rm -rf dist build/release
+	$(INSTALL) twine
+	$(VENV)/bin/python -m build
+	$(VENV)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/release
+	build/release/bin/python $(PIP) -c constraints.txt "$$(echo dist/*.whl)[fast]"
+	mkdir build/release/empty
+	cd build/release/empty && ../bin/stridemill --version && ../bin/stridemill
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -29,5 +47,10 @@ $(VENV)/.test: $(VENV)/.run
 	$(INSTALL) -e '.[fast,huggingface,dev]'
 	touch $@
 
+$(LOWEST)/.test: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python $(PIP) -c constraints-lowest.txt -e '.[fast,huggingface,parallel,test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,49 @@
+"""The project's own files agree: what pyproject.toml declares is what the jobs install and test."""
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from support import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+USED = ["fast", "huggingface", "parallel"]  # extras that the package itself imports
+EXTRAS = PROJECT["optional-dependencies"]
+DECLARED = [
+    Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in USED for line in EXTRAS[extra])]
+]
+# torch's lowest release has no file for every machine that runs the tests.
+TESTED_ELSEWHERE = {"torch"}
+
+
+def pins(name):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def lowest(requirement):
+    (bound,) = (one.version for one in requirement.specifier if one.operator == ">=")
+    return bound
+
+
+@pytest.mark.parametrize("requirement", DECLARED, ids=lambda requirement: requirement.name)
+def test_the_lowest_release_of_each_dependency_is_the_one_that_is_tested(requirement):
+    pinned = pins("constraints-lowest.txt")[requirement.name]
+    if requirement.name in TESTED_ELSEWHERE:
+        assert pinned in requirement.specifier
+    else:
+        assert pinned in SpecifierSet(f"=={lowest(requirement)}")
+
+
+def test_the_job_of_lowest_releases_pins_nothing_but_dependencies():
+    assert set(pins("constraints-lowest.txt")) == {requirement.name for requirement in DECLARED}
+
+
+def test_the_pythons_that_are_promised_are_tested():
+    named = (re.fullmatch(r"Programming .* :: (3\.\d+)", line) for line in PROJECT["classifiers"])
+    promised = {match[1] for match in named if match}
+    supported = SpecifierSet(PROJECT["requires-python"])
+    assert promised == {version for version in (f"3.{minor}" for minor in range(20)) if version in supported}
+    assert promised == set(re.findall(r'"(3\.\d+)"', (ROOT / ".github/workflows/ci.yml").read_text()))
