@@ -95,9 +95,10 @@ def check_text(key: str, value: object, *, empty: bool = True) -> str:
 
 def check_range(key: str, value: Any, least: int, most: int) -> int:
     """Return a whole number (numpy's becomes Python's); refuse anything outside least .. most, both included."""
-    is_bool = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":  # or numpy's
+        reject(key, "must be a whole number", value)
     try:
-        number = operator.index("" if is_bool else value)
+        number = operator.index(value)
     except TypeError:
         reject(key, "must be a whole number", value)
     if number < least:

@@ -141,7 +141,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_refused(shards, tmp_path)
     first.unlink()
     table = pq.read_table(shards / "data/train-00001-of-00010.parquet")
     pq.write_table(table.slice(0, 39), first, row_group_size=10, store_schema=True)
-    with pytest.raises(OSError, match=r"row group 0 cannot be read: it has [\d,]+ bytes, and [\d,]+ by the manifest"):
+    with pytest.raises(OSError, match=rf"^{first} cannot be read: it has [\d,]+ bytes, and [\d,]+ by"):
         list(ShardLoader(copy))
 
 
@@ -271,7 +271,7 @@ def damaged(folder, tmp_path, damage):
 )
 def test_a_shard_with_a_damaged_footer_is_named(shards, tmp_path, damage):
     copy = damaged(shards, tmp_path, damage)
-    with pytest.raises((OSError, ValueError), match=r"train-00009-of-00010.parquet: row group \d (cannot be read|has)"):
+    with pytest.raises((OSError, ValueError), match=r"train-00009-of-00010\.parquet(: row group \d)? (cannot|has)"):
         list(ShardLoader(copy))
 
 

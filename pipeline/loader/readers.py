@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.shards.manifest import Manifest
 
 FOOTERS_KEPT = 128  # of about 0.4 MB each
+# Whatever a damaged shard causes.
+UNREADABLE = (OSError, pa.ArrowException, KeyError, AttributeError, IndexError, UnicodeDecodeError)
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
@@ -127,13 +129,17 @@ class ShardReader:
     def _decode(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
         path, number = self._files[group]
         try:
-            with open_shard(self.folder / path, footer=self._footer(path)) as file:
+            footer = self._footer(path)
+        except UNREADABLE as error:  # all of the shard: the error names no row group, whichever a thread needed first
+            raise OSError(f"{self.folder / path} cannot be read: {error}") from error
+        try:
+            with open_shard(self.folder / path, footer=footer) as file:
                 # No checksum covers a footer: `_footer` has checked where columns lie, the manifest knows the rest.
                 if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self.padded)):
                     raise ValueError(f"{self._name(group)} has other columns than its manifest; run stages=[verify]")
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
-        except (OSError, pa.ArrowException, KeyError, AttributeError, IndexError, UnicodeDecodeError) as error:
-            raise OSError(f"{self._name(group)} cannot be read: {error}") from error  # whatever a damaged footer causes
+        except UNREADABLE as error:
+            raise OSError(f"{self._name(group)} cannot be read: {error}") from error
         shape = (len(starts), self.max_length if inputs_BT is None else inputs_BT.shape[1])
         if shape != (self.groups[group], self.max_length):
             expected = (self.groups[group], self.max_length)
