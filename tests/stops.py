@@ -157,9 +157,14 @@ def prepare(start, scenario):
     return {**options, **more}
 
 
-def main():
-    for name in ("numpy.random", "numpy.ma", "pandas"):  # pyarrow imports these late: once here, not in every child
+def preload():
+    """Import what pyarrow imports late: once, not in every child."""
+    for name in ("numpy.random", "numpy.ma", "pandas"):
         import_module(name)
+
+
+def main():
+    preload()
     root, scenario, kinds, every = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
     start = root / "start"
     options = prepare(start, scenario)

@@ -1,9 +1,11 @@
 """Exactly once: what a crash, a second writer, a full disk or a foreign file does to a data set's folder."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -372,3 +374,191 @@ def test_a_damaged_plan_is_named_and_overwriting_gets_over_it(tmp_path, options,
         write_shards(interrupted, **sections(**options))
     write_shards(interrupted, **sections(**options, overwrite=True))
     assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **sections(**options)).path)
+
+
+def lay(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+# Where one of the data set's own files or folders belongs lies a link: its name, and what is there before.
+LINKS = {
+    "the lock": ".writing/lock",
+    "the working folder": ".writing",
+    "the plan": ".writing/plan.json",
+    "a shard that is being written": ".writing/train-00000-of-00020.parquet",
+    "the folder of shards": "data",
+    "a shard": "data/train-00000-of-00020.parquet",
+    "the manifest": "manifest.json",
+    "the card": "README.md",
+    "the list of rejected documents": "quarantine.jsonl",
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["new", "another data set"])
+@pytest.mark.parametrize("case", LINKS)
+def test_a_link_where_a_file_of_ours_belongs_is_refused_and_leads_no_write_outside(
+    tmp_path, options, case, place, overwrite
+):
+    home = lay(tmp_path / "home", {"notes.txt": "mine", "train-00000-of-00020.parquet": "mine"})
+    folder = tmp_path / "shards"
+    if place != "new":
+        write_shards(folder, **sections(**{**options, "max_length": 30}))
+    link = folder / LINKS[case]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_dir():
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(home if link.name in ("data", ".writing") else home / "notes.txt")
+    before = contents(folder)
+    with pytest.raises(
+        ValueError, match=rf"{link} is a symbolic link.* remove the link, or choose another shards\.path"
+    ):
+        write_shards(folder, **sections(**options, overwrite=overwrite))
+    assert contents(folder) == before
+    assert link.is_symlink()
+    assert contents(home) == {"notes.txt": b"mine", "train-00000-of-00020.parquet": b"mine"}
+
+
+def test_a_hard_link_at_the_locks_name_is_refused_and_not_written_to(tmp_path, options):
+    lay(tmp_path, {"notes.txt": "mine"})
+    (tmp_path / "shards" / ".writing").mkdir(parents=True)
+    (tmp_path / "shards" / ".writing" / "lock").hardlink_to(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match="is a hard link to another file; remove it"):
+        write_shards(tmp_path / "shards", **sections(**options))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_copy_by_hard_links_keeps_its_bytes_when_the_data_set_is_written_again(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    whole = contents(report.path)
+    shutil.copytree(report.path, tmp_path / "copy", copy_function=os.link)
+    write_shards(report.path, **sections(**{**options, "max_length": 30}, overwrite=True))
+    assert contents(tmp_path / "copy") == whole
+
+
+def test_the_folders_that_the_user_names_may_be_links(tmp_path, options):
+    whole = write_shards(tmp_path / "whole", **sections(**options))
+    (tmp_path / "disk" / "shards").mkdir(parents=True)
+    (tmp_path / "disk" / "cache").mkdir()
+    (tmp_path / "shards").symlink_to(tmp_path / "disk" / "shards")
+    (tmp_path / "my-cache").symlink_to(tmp_path / "disk" / "cache")
+    write_shards(tmp_path / "shards", **sections(**{**options, "cache_path": tmp_path / "my-cache"}))
+    assert contents(tmp_path / "disk" / "shards") == contents(whole.path)
+
+
+def test_a_finished_data_set_of_links_is_found_and_nothing_is_written(tmp_path, options):
+    whole = write_shards(tmp_path / "whole", **sections(**options))
+    for file in contents(whole.path):
+        (tmp_path / "hub" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "hub" / file).symlink_to(whole.path / file)
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert write_shards(tmp_path / "hub", **sections(**options)).finished_before
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+# Files of the user's with names that this program gives, too.
+THEIRS = {
+    "quarantine.jsonl": {"quarantine.jsonl": "mine"},
+    "README.md": {"README.md": "# My notes"},
+    "manifest.json": {"manifest.json": '{"name": "my app"}'},
+    ".writing/notes.txt": {".writing/notes.txt": "mine"},
+    ".manifest.json.part/x": {".manifest.json.part/x": "mine"},
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_file_of_the_users_with_a_name_of_ours_is_refused_and_kept(tmp_path, options, name, overwrite):
+    folder = lay(tmp_path / "shards", THEIRS[name])
+    before = contents(folder)
+    with pytest.raises(ValueError, match=rf"contains '{name.split('/x')[0]}', which is not part of a data set"):
+        write_shards(folder, **sections(**options, overwrite=overwrite))
+    assert contents(folder) == before
+
+
+def test_a_list_of_rejected_documents_that_the_manifest_does_not_know_is_the_users(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    lay(report.path, {"quarantine.jsonl": "mine"})
+    assert write_shards(report.path, **sections(**options)).finished_before
+    with pytest.raises(ValueError, match=r"contains 'quarantine\.jsonl', which is not part of a data set"):
+        write_shards(report.path, **sections(**{**options, "max_length": 30}, overwrite=True))
+    assert (report.path / "quarantine.jsonl").read_text() == "mine"
+
+
+def test_a_damaged_manifest_is_ours_where_a_card_or_a_plan_says_so(tmp_path, options):
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    whole = contents(report.path)
+    for content in ("{", whole["manifest.json"].decode().replace("32", "31")):
+        lay(report.path, {"manifest.json": content})
+        with pytest.raises(ValueError, match=r"manifest\.json: .*Choose another shards\.path, or replace it"):
+            write_shards(report.path, **sections(**options))
+        write_shards(report.path, **sections(**options, overwrite=True))
+        assert contents(report.path) == whole
+
+
+# What killed runs of this and of earlier releases left.
+LEFT = (".manifest.json.part", ".README.md.part", ".quarantine.jsonl.0123abcd.part", ".manifest.json-17-0123abcd")
+LEFT_AT_WORK = (
+    ".writing/plan.json",
+    ".writing/.plan.json.part",
+    ".writing/train-00003-of-00020.parquet",
+    ".writing/train-00003-of-00020.parquet.part",
+    ".writing/.train-00003-of-00020.parquet.json.part",
+)
+
+
+@pytest.mark.parametrize("state", ["new", "finished", "another data set"])
+def test_what_killed_runs_left_is_removed(tmp_path, options, state):
+    folder = tmp_path / "shards"
+    if state != "new":
+        write_shards(folder, **sections(**{**options, "max_length": 32 if state == "finished" else 30}))
+    lay(folder, dict.fromkeys(LEFT + LEFT_AT_WORK, '{"fingerprint": "0"}'))
+    write_shards(folder, **sections(**options, overwrite=True))
+    assert contents(folder) == contents(write_shards(tmp_path / "whole", **sections(**options)).path)
+
+
+def test_a_file_system_without_locks_is_named_with_a_way_out(tmp_path, options, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(
+        ValueError, match=r"shards/\.writing/lock: this file system cannot lock files \(Function"
+    ) as error:
+        write_shards(tmp_path / "shards", **sections(**options))
+    assert "Choose another shards.path, on a local disk" in str(error.value)
+
+
+LITTLE_MEMORY = """
+import resource, sys
+sys.path.insert(0, "tests")
+from stops import preload
+from support import sections
+from pipeline import write_shards
+preload()
+options = sections(**eval(sys.argv[2]))
+write_shards(sys.argv[1] + "-first", **options)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]) * 2**20,) * 2)
+try:
+    write_shards(sys.argv[1], **{**options, "corpus": ["word " * 2_000_000] * 4, "cache": sys.argv[1] + "-cache"})
+    print("done")
+except (MemoryError, ValueError) as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+@pytest.mark.parametrize("mebibytes", [0, 4, 20, 50, 90])
+def test_little_memory_ends_in_one_line_that_names_keys(tmp_path, options, mebibytes):
+    given = repr({**options, "cache_path": str(options["cache_path"]), "workers": 2})
+    done = run_python("-c", LITTLE_MEMORY, tmp_path / "shards", given, mebibytes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith("refused: the memory did not suffice")
+    assert "executor.workers" in done.stdout

@@ -65,9 +65,17 @@ def replace_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    r"""Replace a file by a text in UTF-8. A surrogate, from a file name that is not UTF-8, becomes \udcNN."""
+    r"""Replace a file by a text in UTF-8. A surrogate, from a file name that is not UTF-8, becomes \udcNN.
+
+    A file that has this content already is left as it is, so it may be another user's or on a read-only disk.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    if path.is_file() and path.read_bytes() == content:
+        with contextlib.suppress(OSError):
+            remove_part(path)
+        return
     with replace_file(path, sync=sync) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(content)
 
 
 def write_json(path: Path, fields: dict[str, Any], *, sync: bool = True) -> None:

@@ -1,9 +1,17 @@
 """The memory of this process."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
 import resource
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def peak_memory() -> int:
@@ -20,3 +28,23 @@ def keep_freed_memory() -> None:
     the tokenizer's. A training job soon frees a large block; here one is freed at once, without touching its pages.
     """
     np.empty(3 << 23, np.uint8)
+
+
+@contextlib.contextmanager
+def translate_memory_errors(keys: str) -> Iterator[None]:
+    """Turn a lack of memory into a `MemoryError` that says which config keys to lower."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        is_lack = (
+            isinstance(error, MemoryError)
+            or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+            or "can't start new thread" in str(error)
+        )
+        if not is_lack:
+            raise
+        peak = peak_memory() // 2**20
+        raise MemoryError(
+            f"the memory did not suffice ({peak:,} MiB used so far). Lower {keys}, or allow more memory (`ulimit -v`). "
+            "Finished work is kept; run the same command again to resume"
+        ) from error

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -48,6 +48,16 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def allow_read_only() -> Iterator[None]:
+    """Pass over a write that a run can do without, where writing is forbidden."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+
+
+@contextlib.contextmanager
 def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
     """Turn errors of the operating system into a `ValueError` that says what to do; `key` is the config's."""
     try:
@@ -61,7 +71,7 @@ def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
             raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows. {kept}") from error
         if error.errno == errno.EIO:
             raise ValueError(f"{path}: the disk failed: {error.strerror}. Choose another {key}. {kept}") from error
-        if error.errno in FORBIDDEN:
+        if error.errno in _FORBIDDEN:
             raise ValueError(f"{path}: cannot be written: {error.strerror}. Choose another {key}") from error
         if error.errno in _WRONG_KIND:
             raise ValueError(f"{path}: cannot be created or read: {error.strerror}. Choose another {key}") from error

@@ -30,12 +30,18 @@ def as_line(rejected: RejectedDocument) -> str:
 
 
 def write_quarantine(lists: Iterable[Path], path: Path) -> None:
-    """Join lists of rejected documents, in their order, into one file. Without any list the file is removed."""
+    """Join lists of rejected documents, in their order, into one file. Without any list the file is removed.
+
+    A file that has this content already is left as it is, so it may be another user's or on a read-only disk.
+    """
     lists = list(lists)
     if not lists:
         path.unlink(missing_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size == sum(one.stat().st_size for one in lists):
+        with path.open("rb") as file:
+            if all(file.read(one.stat().st_size) == one.read_bytes() for one in lists):
+                return
     with replace_file(path) as file:
         for one in lists:
             file.write(one.read_bytes())

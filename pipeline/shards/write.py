@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.base.atomic import sync_folder
-from pipeline.base.memory import peak_memory
+from pipeline.base.memory import peak_memory, translate_memory_errors
 from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
@@ -27,6 +28,7 @@ from pipeline.shards.job import Job, as_sections, prepare_job
 from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
+from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lists, tokenize
 from pipeline.windows import count_unused
 
@@ -79,6 +81,7 @@ class WriteReport:
         return f"<p>{escape(repr(self))}</p>{self.manifest._repr_html_()}"
 
 
+@translate_memory_errors("executor.workers, corpus.max_document_bytes or shards.windows_per_group")
 def write_shards(
     path: str | os.PathLike[str],
     *,
@@ -148,6 +151,8 @@ def write_shards(
             limit = corpus_section.max_bad_fraction
             check_fraction(bad, good, max_bad_fraction=limit, path=folder / QUARANTINE_NAME)
             remove_leftovers(folder, job.fingerprint)
+            with suppress(OSError):
+                remove_unfinished_chunks(sections.cache_folder)
             return report(
                 manifest=finished,
                 finished_before=True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.base.hashing import hash_json
 from pipeline.base.memory import keep_freed_memory
+from pipeline.base.paths import allow_read_only, make_folder
 from pipeline.base.wording import counted
 from pipeline.corpus.documents import KEY_BYTES, describe_location
 from pipeline.corpus.quarantine import (
@@ -88,14 +89,20 @@ def tokenize(
             break
     store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=split.validation)
     quarantine = cache / "quarantine" / f"{store.id}.jsonl"
-    write_quarantine(rejected_lists(store), quarantine)
+    # Chunks that were all found are enough: then the cache need not be writable.
+    needed = nullcontext if origins["made"] or origins["mended"] else allow_read_only
+    with needed():
+        if rejected := rejected_lists(store):
+            make_folder(quarantine.parent)
+            write_quarantine(rejected, quarantine)
     bad = count_bad(chunks)
     check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
         what = f"none of {bad.total()} documents is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
         raise ValueError(what if bad else f"the corpus contains no text{describe_skipped(chunks)}; check corpus.path")
     assert len(chunks) == len(partitions), "a run that stops early has too many rejected documents"
-    save_store(store)
+    with needed():
+        save_store(store)
     return store, origins
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.base.atomic import write_json
 from pipeline.base.hashing import hash_json
+from pipeline.base.paths import make_folder
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import Chunk, check_file, find_chunk
 
@@ -173,7 +174,8 @@ def store_id(chunk_ids: list[str], *, validation: float) -> str:
 def save_store(store: TokenStore) -> Path:
     """Write the file that lists the store's chunks, and return its path: `<cache>/stores/<id>.json`."""
     path = store.cache / "stores" / f"{store.id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        make_folder(path.parent)
     fields = {"format": FORMAT, "tokenizer": store.tokenizer, "validation": store.validation}
     write_json(path, {**fields, "chunks": [chunk.id for chunk in store.chunks]})
     return path
