@@ -1,11 +1,14 @@
 """The token store under audit, bad documents, kills and company: whole chunks, each made once, nothing wrong unseen."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
 import random
+import shutil
 import signal
+import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import sections
+from support import run_python, sections
 
 from pipeline import read_manifest, write_shards
+from pipeline.base.atomic import part_of
 from pipeline.corpus import partitions
 from pipeline.corpus.corpora import find_partitions
 from pipeline.settings import CorpusConfig, SplitConfig
@@ -396,3 +400,161 @@ def test_chunks_of_segments_by_eye(tmp_path):
         3,
     )
     assert find_chunk(tmp_path, chunk.id) == chunk
+
+
+READ_ONLY = """
+import os, sys
+sys.path.insert(0, "tests")
+from support import run_python, sections
+from stops import preload
+from pipeline import write_shards
+import pipeline.shards.write
+preload()
+os.umask(0o022)
+os.setuid(65534)
+for name, options in eval(sys.argv[2]).items():
+    try:
+        report = write_shards(f"{sys.argv[1]}/{name}", **sections(**options))
+        print("made", report.chunks_made)
+    except ValueError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.fixture
+def shared():
+    """A cache that another user has filled, in a folder that all may enter; and a folder for this user's data sets."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are private to the user who runs it
+        yield _fill_shared(Path(folder))
+
+
+def _fill_shared(tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "in.jsonl").write_text('{"text": 5}\n' + "\n".join(LINES[:200]))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets").chmod(0o777)
+    options = {"corpus": "jsonl", "corpus_path": str(tmp_path / "in.jsonl"), "tokenizer": "bytes", "max_length": 64}
+    options["cache_path"] = str(tmp_path / "cache")
+    write_shards(tmp_path / "first", **sections(**options))
+    return tmp_path, options
+
+
+def write_as_nobody(shared, **runs):
+    tmp_path, options = shared
+    runs = {name: {**options, **more} for name, more in runs.items()}
+    done = run_python("-c", READ_ONLY, tmp_path / "sets", repr(runs))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permission")
+
+
+@ONLY_ROOT
+@pytest.mark.parametrize("mode", [0o555, 0o1777])
+def test_a_complete_cache_of_another_user_is_read_and_not_written(shared, mode):
+    cache = shared[0] / "cache"
+    cache.chmod(mode)
+    before = {path: path.lstat().st_mtime_ns for path in cache.rglob("*")}
+    assert write_as_nobody(shared, same={}, other={"max_length": 32}) == ["made 0", "made 0"]
+    assert {path: path.lstat().st_mtime_ns for path in cache.rglob("*")} == before
+
+
+@ONLY_ROOT
+@pytest.mark.parametrize("lost", ["stores", "quarantine", "CACHEDIR.TAG"])
+def test_chunks_are_enough_where_nothing_can_be_written(shared, lost):
+    path = shared[0] / "cache" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (shared[0] / "cache").chmod(0o555)
+    assert write_as_nobody(shared, same={}) == ["made 0"]
+
+
+@ONLY_ROOT
+def test_where_the_cache_must_be_written_and_may_not_one_line_names_the_key(shared):
+    (line,) = write_as_nobody(shared, more={"validation": 0.5})
+    assert line.startswith(f"refused: {shared[0] / 'cache' / 'chunks'}")
+    assert line.endswith("cannot be written: Permission denied. Choose another cache.path")
+
+
+@ONLY_ROOT
+def test_what_another_users_killed_run_has_left_stops_nobody(shared):
+    cache = shared[0] / "cache"
+    (store,) = (cache / "stores").iterdir()
+    left = [part_of(store), part_of(cache / "CACHEDIR.TAG"), cache / "chunks" / f".{'a' * 64}-{'0' * 32}.lock"]
+    for path in left:
+        path.touch()
+        path.chmod(0o600)
+    (cache / "chunks" / f".{'a' * 64}-{'0' * 32}").mkdir(mode=0o700)
+    assert write_as_nobody(shared, same={}, other={"max_length": 32}) == ["made 0", "made 0"]
+    for name in ("chunks", "stores", "quarantine"):
+        (cache / name).chmod(0o1777)
+    assert write_as_nobody(shared, more={"validation": 0.5}) == ["made 1"]
+    assert all(path.exists() for path in left)
+
+
+def test_the_cache_is_written_through_no_link(corpus, tmp_path):
+    home = tmp_path / "home"
+    (home / "below").mkdir(parents=True)
+    (home / "notes.txt").write_text("mine")
+    for number, name in enumerate(("chunks", "stores", "quarantine")):
+        cache = tmp_path / f"cache-{number}"
+        cache.mkdir()
+        (cache / ".CACHEDIR.TAG.part").symlink_to(home / "notes.txt")
+        (cache / name).symlink_to(home / "below")
+        corpus.write_text('{"text": 5}\n' + "\n".join(LINES))
+        with pytest.raises(ValueError, match=f"{cache / name} is a symbolic link, and nothing is written through"):
+            run(corpus, cache)
+    assert {path.relative_to(home).as_posix() for path in home.rglob("*")} == {"below", "notes.txt"}
+    assert (home / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_chunk_that_is_a_link_is_not_replaced(corpus, tmp_path):
+    store, _ = run(corpus, tmp_path / "cache")
+    chunk = tmp_path / "cache" / "chunks" / store.chunks[0].id
+    chunk.rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    assert run(corpus, tmp_path / "cache")[1] == {"found": len(store.chunks)}
+    flip(tmp_path / "elsewhere" / "train.npy", 500)
+    before = contents(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{chunk}: its train\.npy .* it is a symbolic link: remove it"):
+        run(corpus, tmp_path / "cache")
+    assert contents(tmp_path / "elsewhere") == before
+
+
+def test_only_what_has_exactly_our_names_is_removed_from_a_cache(corpus, tmp_path):
+    run(corpus, tmp_path / "cache")
+    whole = contents(tmp_path / "cache")
+    chunks = tmp_path / "cache" / "chunks"
+    a, b = "a" * 64, "b" * 64
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "notes.txt").write_text("mine")
+    kept = ["..lock", "...lock", ".lock", f".{a[:-1]}.lock", f".{a.upper()}.lock", f"{a}.lock", f".{a}-x.lock"]
+    for name in kept:
+        (chunks / name).touch()
+    (chunks / ".my-folder").mkdir()
+    (chunks / f".{b}").symlink_to(tmp_path / "home")  # the name is ours, but we make no links
+    gone = [f".{a}.lock", f".{a}-{'0' * 32}.lock"]
+    for name in gone:
+        (chunks / name).touch()
+    for name in (f".{a}", f".{a}-{'1' * 32}"):
+        (chunks / name).mkdir()
+        (chunks / name / "train.npy").touch()
+    remove_leftovers(tmp_path / "cache")
+    made = {path.parts[1] for path in whole if path.parts[0] == "chunks"}
+    assert {path.name for path in chunks.iterdir()} == {*kept, *made, ".my-folder", f".{b}"}
+    assert (tmp_path / "home" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_named_with_the_caches_key(tmp_path, monkeypatch):
+    calls = []
+
+    def flock(*_):
+        calls.append(1)
+        if len(calls) > 1:  # the data set's folder has locks
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ValueError, match=r"\.lock: this file system cannot lock files .* Choose another cache\.path"):
+        write_shards(tmp_path / "shards", corpus=["some text"] * 9, tokenizer="bytes", cache=tmp_path / "cache")

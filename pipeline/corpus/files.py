@@ -19,8 +19,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.base.atomic import part_of, replace_file
-from pipeline.base.paths import expand_user
+from pipeline.base.atomic import remove_part, write_text
+from pipeline.base.paths import allow_read_only, expand_user
 from pipeline.corpus.compression import SUFFIXES
 
 if TYPE_CHECKING:
@@ -153,14 +153,16 @@ def _identity(file: Path) -> tuple[object, int]:
 
 
 def mark_as_cache(cache: Path) -> None:
-    """Write the file that marks a folder as a cache.
+    """Write the file that marks a folder as a cache, if that is allowed.
 
-    If a process is killed while two threads write it, the second one's temporary file remains: it is overwritten too.
+    If a process is killed while two threads write it, the second one's temporary file remains: it is removed.
     """
     tag = cache / CACHE_TAG
-    if not OWN_MARKS[CACHE_TAG].match(_read_start(tag)) or part_of(tag).exists():
-        with replace_file(tag) as file:
-            file.write(CACHE_SIGNATURE + b"\n# stridemill can write everything in this folder again\n")
+    with allow_read_only():
+        if OWN_MARKS[CACHE_TAG].match(_read_start(tag)):
+            remove_part(tag)
+        else:
+            write_text(tag, CACHE_SIGNATURE.decode() + "\n# stridemill can write everything in this folder again\n")
 
 
 def is_own_output(folder: Path) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.locks import hold, try_to_hold
-from pipeline.base.paths import allow_read_only, make_folder
+from pipeline.base.paths import make_folder
 from pipeline.corpus.files import mark_as_cache
 from pipeline.corpus.quarantine import QUARANTINE_NAME, as_line
 from pipeline.settings import SPLITS
@@ -346,8 +346,7 @@ def remove_leftovers(cache: Path) -> None:
     folder = cache / "chunks"
     if folder.is_symlink() or not folder.is_dir():
         return
-    with allow_read_only():
-        mark_as_cache(cache)
+    mark_as_cache(cache)
     found = {match["folder"] for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))}
     for name in sorted(found):
         with contextlib.suppress(OSError):  # another user's
