@@ -10,7 +10,9 @@ import json
 import lzma
 import os
 import re
+import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -395,7 +397,7 @@ def test_any_bytes_may_be_a_files_name(tmp_path):
     lines = (report.path / "quarantine.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["source"] for line in lines) == sorted(odd)
     (store,) = (tmp_path / "cache" / "stores").iterdir()
-    assert sorted({name for chunk in open_store(store).chunks for name in chunk.sources}) == sorted(odd)
+    assert sorted({name for names in open_store(store).names for name in names}) == sorted(odd)
     (row,) = [line for line in (report.path / "README.md").read_text().splitlines() if line.startswith("| sources")]
     assert row == r"| sources | 2: `caf\udce9.jsonl`, `two\nlines \| 'a'.jsonl` |"
 
@@ -1035,3 +1037,179 @@ def test_a_folder_that_this_program_wrote_is_not_a_corpus(tmp_path, mark):
     marks[mark]()
     assert names_in(tmp_path) == names_in(tmp_path / "**" / "*.txt") == ["a.txt"]
     assert not find_files([str(tmp_path)], (".txt",)).passed_over
+
+
+def write_many(folder, kind, *, number=30, start=0, bad=True):
+    """Small files and a few that are cut; each third has a document that is rejected, and an empty one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for at in range(start, start + number):
+        lines = [
+            {"text": f"file {at}, line {line} " + "word " * (at % 9)} for line in range(200 if at % 10 == 3 else 3)
+        ]
+        lines += [{"text": 5}, {"text": ""}] * (bad and at % 3 == 0)
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        if kind == "text":
+            content = " ".join(str(line["text"]) for line in lines)
+        packing = ".gz" if at % 7 == 1 else ""
+        (folder / f"{at:03}.{ {'text': 'txt', 'jsonl': 'jsonl'}[kind] }{packing}").write_bytes(
+            PACK[packing](content.encode())
+        )
+
+
+def describe(store):
+    """All that a store says, whatever its chunks: IDs, documents with their names and rows, and what is left out."""
+    documents = [
+        (names[entry["source"]], *entry[["split", "row", "count"]].item())
+        for names, table in zip(store.names, store.tables(), strict=True)
+        for entry in table
+    ]
+    rejected = [json.loads(line) for line in encode.rejected_lines(store)]
+    counts = [
+        sum(getattr(chunk, name) for chunk in store.chunks) for name in ("characters", "bytes", "special_text_found")
+    ]
+    skipped = sum((Counter(chunk.skipped) for chunk in store.chunks), Counter())
+    return store.id, [hash_ids(store, split) for split in store.splits()], documents, rejected, counts, skipped
+
+
+def rename(folder):
+    files = sorted(folder.rglob("*.*"))
+    for number, file in enumerate(files):
+        file.rename(file.with_name(f"{(number * 7) % len(files):03}-new{''.join(file.suffixes)}"))
+
+
+def move_some(folder):
+    (folder / "0").mkdir()
+    for file in folder.glob("*5.*"):
+        file.rename(folder / "0" / f"x{file.name}")
+
+
+def copy_some(folder):
+    for file in sorted(folder.glob("*3.*")):
+        shutil.copy(file, folder / f"z{file.name}")
+
+
+def remove_some(folder):
+    for file in folder.glob("00*"):
+        file.unlink()
+
+
+# Each: what happens to the folder, and the corpus's path afterwards. All tokens are known already.
+CHANGES = {
+    "nothing": lambda folder: folder,
+    "all are renamed into another order": lambda folder: (rename(folder), folder)[1],
+    "the folder moves": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "some move into a folder": lambda folder: (move_some(folder), folder)[1],
+    "some are copied": lambda folder: (copy_some(folder), folder)[1],
+    "some are gone": lambda folder: (remove_some(folder), folder)[1],
+    "a list": lambda folder: sorted(folder.iterdir(), reverse=True),
+    "a glob": lambda folder: folder / "*",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("kind", "validation"), [("text", 0.0), ("jsonl", 0.4)])
+def test_files_are_known_by_their_content_whatever_their_names(tmp_path, tiny, kind, validation, change):
+    tiny()
+    write_many(tmp_path / "in", kind)
+    options = {"tokenizer": "bytes", "validation": validation}
+    first, made = make_store(kind, tmp_path / "in", tmp_path / "cache", **options)
+    assert made == len(first.chunks) > 5
+    before = describe(first)
+    path = CHANGES[change](tmp_path / "in")
+    again, made = make_store(kind, path, tmp_path / "cache", **options)
+    assert made == 0
+    fresh, _ = make_store(kind, path, tmp_path / "fresh", **options)
+    assert describe(again) == describe(fresh)
+    assert (describe(again) == before) == (change in ("nothing", "the folder moves", "a list", "a glob"))
+    assert describe(open_store(tmp_path / "cache" / "stores" / f"{again.id}.json")) == describe(again)
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+@pytest.mark.parametrize("name", ["before", "in the middle", "z after"])
+def test_a_folder_that_is_added_costs_its_own_files_alone(tmp_path, tiny, kind, name):
+    tiny()
+    write_many(tmp_path / "in" / "c", kind)
+    write_many(tmp_path / "in" / "web", kind, start=30)
+    first, _ = make_store(kind, tmp_path / "in", tmp_path / "cache")
+    write_many(tmp_path / "new", kind, start=60, number=12)
+    own, _ = make_store(kind, tmp_path / "new", tmp_path / "other")
+    (tmp_path / "new").rename(tmp_path / "in" / name)
+    again, _ = make_store(kind, tmp_path / "in", tmp_path / "cache")
+    made = {chunk.id: chunk for chunk in again.chunks if chunk.id not in {chunk.id for chunk in first.chunks}}
+    assert sum(chunk.bytes for chunk in made.values()) == sum(chunk.bytes for chunk in own.chunks)
+    assert describe(again) == describe(make_store(kind, tmp_path / "in", tmp_path / "fresh")[0])
+
+
+def test_other_packings_fields_and_tokenizers_are_not_mistaken_for_each_other(tmp_path):
+    (tmp_path / "a.txt").write_bytes(gzip.compress(b"some text", mtime=0))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"some text", mtime=0))
+    store, made = make_store("text", tmp_path, tmp_path / "cache")
+    assert (made, store.num_documents) == (1, 1), "one is text in a packing, the other one no text"
+    assert len({*store.chunks[0].units}) == 2
+    (tmp_path / "c.jsonl").write_text('{"text": "one", "body": "two"}')
+    stores = [
+        make_store("jsonl", tmp_path / "c.jsonl", tmp_path / "cache", **options)[0]
+        for options in ({}, {"text_field": "body"}, {"tokenizer": "gpt2"})
+    ]
+    assert len({store.id for store in stores}) == len({store.chunks[0].id for store in stores}) == 3
+
+
+def test_a_damaged_chunk_of_which_some_files_are_used_is_made_again_for_these(tmp_path, tiny):
+    tiny()
+    write_many(tmp_path / "in", "jsonl")
+    make_store("jsonl", tmp_path / "in", tmp_path / "cache")
+    remove_some(tmp_path / "in")
+    again, made = make_store("jsonl", tmp_path / "in", tmp_path / "cache")
+    assert made == 0
+    chunk = next(chunk for chunk in again.chunks if chunk.offsets)
+    with (tmp_path / "cache" / "chunks" / chunk.id / "train.npy").open("r+b") as file:
+        file.seek(200)
+        file.write(b"\xff\xff")
+    mended, made = make_store("jsonl", tmp_path / "in", tmp_path / "cache")
+    assert made == sum(one.id == chunk.id for one in again.chunks) >= 1
+    assert describe(mended) == describe(again)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "garbage"])
+def test_an_index_of_files_that_is_damaged_costs_only_work(tmp_path, tiny, damage):
+    tiny()
+    write_many(tmp_path / "in", "text", number=12)
+    make_store("text", tmp_path / "in", tmp_path / "cache")
+    (index,) = (tmp_path / "cache" / "files").iterdir()
+    content = index.read_bytes()
+    index.write_bytes({"gone": b"", "cut": content[:100], "garbage": os.urandom(len(content))}[damage])
+    rename(tmp_path / "in")
+    again, made = make_store("text", tmp_path / "in", tmp_path / "cache")
+    assert made > 0
+    assert describe(again) == describe(make_store("text", tmp_path / "in", tmp_path / "fresh")[0])
+    rename(tmp_path / "in")
+    assert make_store("text", tmp_path / "in", tmp_path / "cache")[1] == 0, "it was written again"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "text"])
+def test_a_renamed_large_file_is_found_and_named_anew(tmp_path, tiny, kind):
+    tiny()
+    corpus, path = write_corpus(tmp_path / "in", kind)
+    make_store(corpus, path, tmp_path / "cache")
+    (file, *_) = sorted((tmp_path / "in").iterdir())
+    file.rename(tmp_path / "in" / f"new{file.suffix}")
+    again, made = make_store(corpus, tmp_path / "in", tmp_path / "cache")
+    assert made == 0
+    assert f"new{file.suffix}" in {name for names in again.names for name in names}
+    assert file.name not in {name for names in again.names for name in names}
+
+
+def test_the_quarantine_file_has_the_names_of_this_run(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": 5}\n' + '{"text": "good text"}\n' * 200)
+    options = {"cache_path": tmp_path / "cache", "corpus": "jsonl", "tokenizer": "bytes", "max_length": 8}
+    for name in ("a.jsonl", "b.jsonl"):
+        path = tmp_path / "in" / name
+        if name != "a.jsonl":
+            (tmp_path / "in" / "a.jsonl").rename(path)
+        report = write_shards(tmp_path / name, **sections(corpus_path=path, **options))
+        (line,) = (tmp_path / name / "quarantine.jsonl").read_text().splitlines()
+        assert json.loads(line)["source"] == name
+        with pytest.raises(ValueError, match=rf"{name}, line 1: not_string: .*on_bad=quarantine"):
+            write_shards(tmp_path / "other", **sections(corpus_path=path, on_bad="raise", **options))
+    assert (report.chunks, report.chunks_made) == (1, 0)

@@ -27,7 +27,7 @@ from pipeline.tokenizer import audit
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens import encode
 from pipeline.tokens.chunk import chunk_fields, find_chunk, npy_header
-from pipeline.tokens.chunk_writer import ChunkWriter, Totals, remove_leftovers
+from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
 from pipeline.tokens.encode import tokenize
 from pipeline.tokens.store import open_store
 
@@ -110,9 +110,9 @@ def test_two_threads_that_make_one_chunk_both_get_it(corpus, tmp_path):
 
 
 def test_leftovers_are_removed_when_their_process_is_gone_and_only_then(tmp_path):
-    bytes_ = np.dtype(np.uint16)
-    ChunkWriter(tmp_path, "a" * 64, dtype=bytes_, end_of_text=256)  # of a run that is alive: this one
-    child = in_a_child(lambda: ChunkWriter(tmp_path, "b" * 64, dtype=bytes_, end_of_text=256))
+    options = {"units": ["c" * 64], "dtype": np.dtype(np.uint16), "end_of_text": 256}
+    ChunkWriter(tmp_path, "a" * 64, **options)  # of a run that is alive: this one
+    child = in_a_child(lambda: ChunkWriter(tmp_path, "b" * 64, **options))
     os.waitpid(child, 0)
     assert len(list((tmp_path / "chunks").iterdir())) == 4
     remove_leftovers(tmp_path)
@@ -385,14 +385,15 @@ def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_chunks_of_segments_by_eye(tmp_path):
     def add(writer, ids, **more):
-        writer.add_segment(np.array(ids, np.uint16), held_out=0, source=0, row=0, totals=Totals(bytes=len(ids)), **more)
+        totals = np.array([(0, len(ids), 0, 0)], TOTALS)
+        writer.add_segment(np.array(ids, np.uint16), held_out=0, source=0, row=0, totals=totals, **more)
 
-    with ChunkWriter(tmp_path, "a" * 64, dtype=np.dtype(np.uint16), end_of_text=9) as writer:
+    with ChunkWriter(tmp_path, "a" * 64, units=["b" * 64], dtype=np.dtype(np.uint16), end_of_text=9) as writer:
         add(writer, [1, 2], continued=False, is_last=False)
         writer.drop_document()
         add(writer, [3], continued=False, is_last=True)
         add(writer, [4, 5], continued=False, is_last=False)
-        chunk = writer.finish(sources=["x"], tokenizer="t")
+        chunk = writer.finish(tokenizer="t")
     assert np.load(tmp_path / "chunks" / chunk.id / "train.npy").tolist() == [3, 9, 4, 5]
     assert (chunk.num_documents, chunk.tokens, chunk.bytes) == (
         {"train": 2, "validation": 0},

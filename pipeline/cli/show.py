@@ -201,15 +201,13 @@ def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list
     base = -len(store.stream("train")) if is_cut and split == "validation" else 0
     found: list[str] = []
     carried = 0  # tokens of a document in the previous chunks
-    for chunk in store.chunks:
-        table = np.load(store.cache / "chunks" / chunk.id / "documents.npy", mmap_mode="r", allow_pickle=False)
-        if not is_cut:
-            table = table[table["split"] == SPLITS.index(split)]
+    for chunk, names, documents in zip(store.chunks, store.names, store.tables(), strict=True):
+        table = documents if is_cut else documents[documents["split"] == SPLITS.index(split)]
         for index in np.flatnonzero((table["first"] + base < stop) & (table["first"] + table["count"] + base > start)):
             entry = table[index]
             first, count = int(entry["first"]) + base, int(entry["count"])
             offset = (carried if chunk.continued and index == 0 else 0) - first
-            source = name_document(chunk.sources[int(entry["source"])], int(entry["row"]))
+            source = name_document(names[int(entry["source"])], int(entry["row"]))
             found.append(f"{source}, {_span('token', max(start, first) + offset, min(stop, first + count) + offset)}")
         if len(table):
             last = int(table["count"][-1])

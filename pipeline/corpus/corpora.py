@@ -84,7 +84,7 @@ def _python_docs(_: CorpusConfig, __: Context) -> list[Partition]:
     size = sum(map(len, texts))
     name = "pydoc_data.topics"
     return [
-        Partition(reader="python_docs", paths=(), names=(name,), fingerprint=hash_parts([name, *texts]), num_bytes=size)
+        Partition(reader="python_docs", paths=(), names=(name,), keys=(hash_parts([name, *texts]),), num_bytes=size)
     ]
 
 
@@ -111,7 +111,7 @@ def _of_texts(texts: list[bytes], first_row: int, size: int) -> Partition:
         reader="texts",
         paths=(),
         names=("texts",),
-        fingerprint=hash_parts(["texts", first_row, *texts]),
+        keys=(hash_parts(["texts", first_row, *texts]),),
         num_bytes=size,
         first_row=first_row,
         texts=tuple(texts),

@@ -29,8 +29,8 @@ class Partition:
 
     reader: str  # a key of `reader.READERS`
     paths: tuple[str, ...]  # the files to read; empty for a built-in corpus
-    names: tuple[str, ...]  # the same relative to the corpus: equal on every machine
-    fingerprint: str  # sha256 over everything that decides its documents: reader, names, range and content
+    names: tuple[str, ...]  # the same relative to the corpus: equal on every machine. They decide no document
+    keys: tuple[str, ...]  # for each name a sha256 over what decides its documents: reader, range and content
     num_bytes: int  # size of the input as it is on disk
     start: int = 0  # first byte, row group or row of a single file
     stop: int | None = None  # the one after the last; None: to the end
@@ -38,8 +38,22 @@ class Partition:
     field: str = ""  # which field of a line or row holds the text
     is_segment: bool = False  # it is a segment of a long text
     continues: bool = False  # that text continues in the next partition
+    is_group: bool = False  # of small files, each of which is complete
     stamps: tuple[tuple[int, int], ...] = ()  # each file's size and modification time when it was hashed
     texts: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)  # of a corpus in memory
+
+    def select(self, start: int, stop: int) -> Partition:
+        """Return a group of only some of its files."""
+        assert self.is_group, "only a group can be divided"
+        chosen = slice(start, stop)
+        return dataclasses.replace(
+            self,
+            paths=self.paths[chosen],
+            names=self.names[chosen],
+            keys=self.keys[chosen],
+            stamps=self.stamps[chosen],
+            num_bytes=sum(size for size, _ in self.stamps[chosen]),
+        )
 
 
 class DocumentFault(NamedTuple):
@@ -54,6 +68,7 @@ class RejectedDocument:
     """A document that cannot be used."""
 
     source: str
+    index: int  # of the source in its partition
     location: str  # in the source, as people count: `line 3`, `row 2`; empty for all of it
     row: int  # the same from 0
     reason: str
@@ -103,6 +118,7 @@ def reject(partition: Partition, source: int, row: int, fault: DocumentFault, he
     """Describe a document of a partition that cannot be used."""
     return RejectedDocument(
         source=partition.names[source],
+        index=source,
         location=describe_location(partition.reader, row),
         row=row,
         reason=fault.reason,

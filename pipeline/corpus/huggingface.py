@@ -99,7 +99,7 @@ def _hash_rows(data: Any, names: tuple[str, str, str], field: str, step: int, st
         reader="huggingface",
         paths=names,
         names=(name,),
-        fingerprint=hash_parts(["huggingface", name, field, start, digest.hexdigest()]),
+        keys=(hash_parts(["huggingface", field, start, digest.hexdigest()]),),
         num_bytes=size,
         start=start,
         stop=stop,

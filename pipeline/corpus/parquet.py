@@ -143,12 +143,12 @@ def _hash_row_groups(draft: RowGroups) -> Partition:
         digest.update(f"{size} {codec} ".encode())
         for block in read_raw(draft.path, start=offset, stop=offset + size):
             digest.update(block)
-    what = [draft.name, draft.field, draft.kind, draft.first_row, draft.rows]
+    what = [draft.field, draft.kind, draft.first_row, draft.rows]
     return Partition(
         reader="parquet",
         paths=(str(draft.path),),
         names=(draft.name,),
-        fingerprint=hash_parts(["parquet", *what, digest.hexdigest()]),
+        keys=(hash_parts(["parquet", *what, digest.hexdigest()]),),
         num_bytes=sum(size for _, size, _ in draft.ranges),
         start=draft.start,
         stop=draft.stop,

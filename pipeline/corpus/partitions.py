@@ -1,11 +1,11 @@
 """Divide files into partitions: what one task reads, and the hash by which finished work is found again.
 
-Files under `SMALL_BYTES` are grouped. The hash of a file's name ends a group, not the group's size, so a file that
-grows, is added or is removed changes only its own group. A larger file is a partition of its own. One over
-`PARTITION_BYTES` is cut at the first cut point after each multiple of it (of half of it, if that gives few):
-JSON lines after a line feed, and a long text before an ASCII space that follows a character other than white space. A
-text is cut only if the tokenizer allows it, all of it is UTF-8, and every span between cut points fits into memory. A
-compressed file is never cut.
+Files under `SMALL_BYTES` are grouped. Each is known by its own hash, so the groups only decide how many tasks there
+are; the hash of a file's content ends a group. A larger file is a partition of its own. One over `PARTITION_BYTES` is
+cut at the first cut point after each multiple of it (of half of it, if that gives few): JSON lines after a line feed,
+and a long text before an ASCII space that follows a character other than white space. A text is cut only if the
+tokenizer allows it, all of it is UTF-8, and every span between cut points fits into memory. A compressed file is never
+cut.
 
 All workers together hash every byte before anything is tokenized: 1.8 GB/s on each core.
 """
@@ -13,7 +13,7 @@ All workers together hash every byte before anything is tokenized: 1.8 GB/s on e
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
-from pipeline.corpus.compression import is_packed, read_raw
+from pipeline.corpus.compression import is_packed, packing_of, read_raw
 from pipeline.corpus.documents import BATCH_BYTES, KEY_BYTES, MAX_BUFFERED_BYTES, Partition, as_utf8, hash_parts
 from pipeline.corpus.signatures import is_binary
 from pipeline.executor.local import run_tasks
@@ -37,7 +37,7 @@ PARTITION_BYTES = 16 << 20  # large enough to amortize a chunk's files, small en
 MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewer workers are idle at the end
 SMALL_BYTES = 1 << 20
 GROUP_FILES = 64  # files in a group, on average
-MAX_GROUP_FILES = 1024
+MAX_GROUP_FILES = 256
 
 File = tuple[Path, str]
 
@@ -49,13 +49,14 @@ class FileRange:
     files: tuple[File, ...]
     start: int = 0
     stop: int | None = None
+    is_group: bool = False  # complete small files
 
 
 @dataclass(frozen=True, slots=True)
 class Hashed:
     """What reading all bytes of a file range shows."""
 
-    digest: str
+    digests: tuple[str, ...]  # of each file
     newlines: int
     is_text: bool  # UTF-8, and no block is binary
     longest: int  # most bytes of consecutive blocks without a cut point
@@ -127,29 +128,43 @@ def _hash_ranges(
     ranges = (one for group in groups for one in group)
     hashed = run_tasks(partial(_hash_range, check=reader == "text"), ranges, workers=workers)
     for group in groups:
-        yield [(one, next(hashed)) for one in group]
+        found = [(one, next(hashed)) for one in group]
+        if found[0][0].is_group:
+            yield from ([one] for one in _divide_group(*found[0]))
+        else:
+            yield found
     assert next(hashed, None) is None, "each range is hashed once"
 
 
 def _group_files(files: Sequence[File], find_cut: FindCut | None) -> Iterator[list[FileRange]]:
+    """Yield consecutive small files together, and the ranges of each larger one."""
     group: list[File] = []
     for path, name in files:
         size = _stat(path).st_size
         small = size < SMALL_BYTES
-        if group and (not small or len(group) == MAX_GROUP_FILES or _ends_group(name)):
-            yield [FileRange(tuple(group))]
+        if group and (not small or len(group) == MAX_GROUP_FILES):
+            yield [FileRange(tuple(group), is_group=True)]
             group = []
         if small:
             group.append((path, name))
         else:
             yield _cut_file(path, name, size, find_cut)
     if group:
-        yield [FileRange(tuple(group))]
+        yield [FileRange(tuple(group), is_group=True)]
 
 
-def _ends_group(name: str) -> bool:
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % GROUP_FILES == 0
+def _divide_group(files: FileRange, hashed: Hashed) -> Iterator[tuple[FileRange, Hashed]]:
+    """Divide small files after each whose content's hash says so: a file that is added or removed moves few borders."""
+    start = 0
+    for stop, digest in enumerate(hashed.digests, 1):
+        if int(digest[:8], 16) % GROUP_FILES == 0 or stop == len(hashed.digests):
+            chosen = slice(start, stop)
+            stamps = hashed.stamps[chosen]
+            yield (
+                FileRange(files.files[chosen], is_group=True),
+                replace(hashed, digests=hashed.digests[chosen], stamps=stamps, num_bytes=sum(n for n, _ in stamps)),
+            )
+            start = stop
 
 
 def _cut_file(path: Path, name: str, size: int, find_cut: FindCut | None) -> list[FileRange]:
@@ -168,12 +183,12 @@ def _cut_file(path: Path, name: str, size: int, find_cut: FindCut | None) -> lis
 
 def _hash_range(files: FileRange, *, check: bool) -> Hashed:
     """Hash a range of a file, or a group of files; `check` whether a range is text, and how far its cut points are."""
-    digest, newlines, is_text, size = hashlib.sha256(), 0, True, 0
-    stamps = []
+    newlines, is_text, size = 0, True, 0
+    stamps, digests = [], []
     longest = uncut = 0
     for path, _ in files.files:
         stamps.append(file_stamp(path))
-        tail = b""
+        digest, tail = hashlib.sha256(), b""
         for block in read_raw(path, start=files.start, stop=files.stop):
             digest.update(block)
             size += len(block)
@@ -184,11 +199,11 @@ def _hash_range(files: FileRange, *, check: bool) -> Hashed:
                     is_text = is_text and not is_binary(block.count(b"\0"), len(block))
                     uncut = 0 if next(safe_cuts(block), None) is not None else uncut + len(block)
                     longest = max(longest, uncut)
-        digest.update(size.to_bytes(8, "little"))  # where a file ends
+        digests.append(digest.hexdigest())
         is_text = is_text and not tail
         if file_stamp(path) != stamps[-1]:
             raise _changed(path)
-    return Hashed(digest.hexdigest(), newlines, is_text, longest, tuple(stamps), size)
+    return Hashed(tuple(digests), newlines, is_text, longest, tuple(stamps), size)
 
 
 def _check_utf8(text: bytes) -> tuple[bool, bytes]:
@@ -221,13 +236,16 @@ def _partition(
     is_segment: bool = False,
     continues: bool = False,
 ) -> Partition:
-    names = tuple(name for _, name in files.files)
     what = [first_row, field, is_segment, files.start > 0, continues, head]
     return Partition(
         reader=reader,
         paths=tuple(str(path) for path, _ in files.files),
-        names=names,
-        fingerprint=hash_parts([reader, len(names), *names, *what, hashed.digest]),
+        names=tuple(name for _, name in files.files),
+        keys=tuple(
+            hash_parts([reader, packing_of(path), *what, digest])
+            for (path, _), digest in zip(files.files, hashed.digests, strict=True)
+        ),
+        is_group=files.is_group,
         num_bytes=hashed.num_bytes,
         start=files.start,
         stop=files.stop,
@@ -241,10 +259,10 @@ def _partition(
 
 def _join(reader: str, ranges: list[tuple[FileRange, Hashed]]) -> Partition:
     """Make one partition of all ranges of a file."""
-    digest = hash_parts(hashed.digest for _, hashed in ranges)
+    digest = hash_parts(digest for _, hashed in ranges for digest in hashed.digests)
     size = sum(hashed.num_bytes for _, hashed in ranges)
     files, first = ranges[0]
-    return _partition(reader, FileRange(files.files), Hashed(digest, 0, False, 0, first.stamps, size))
+    return _partition(reader, FileRange(files.files), Hashed((digest,), 0, False, 0, first.stamps, size))
 
 
 def _changed(path: str | Path) -> ValueError:

@@ -104,7 +104,7 @@ def _sort_out(partition: Partition, raw: DocumentBatch, limit: int) -> DocumentB
         is_good[at] = False
     if is_good.all():
         return dataclasses.replace(raw, texts=as_text)
-    rejected.sort(key=lambda one: (partition.names.index(one.source), one.row))
+    rejected.sort(key=lambda one: (one.index, one.row))
     return DocumentBatch(
         texts=texts.filter(pa.array(is_good)).cast(pa.large_string()),
         sources=raw.sources[is_good],

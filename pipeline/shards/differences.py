@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tokens.store import open_store
@@ -121,18 +122,23 @@ def _compare_texts(manifest: Manifest, job: Job) -> str:
         store = open_store(job.sections.cache_folder / "stores" / f"{manifest.store}.json")
     except (OSError, ValueError):
         return f"the keys agree and the text is another: {amounts}"
-    old = {chunk.id: chunk.sources for chunk in store.chunks}
-    new = {chunk: partition.names for chunk, partition in zip(job.chunk_ids, job.partitions, strict=True)}
-    only_old = {name for chunk, names in old.items() if chunk not in new for name in names}
-    only_new = {name for chunk, names in new.items() if chunk not in old for name in names}
-    both = only_old & only_new  # small files share a chunk, so which of them changed is not known
+    old = _collect(zip(chain(*store.names), chain(*(chunk.units for chunk in store.chunks)), strict=False))
+    new = _collect(zip(chain(*(one.names for one in job.partitions)), job.units, strict=True))
     changes = {
-        "added": only_new - only_old,
-        "removed": only_old - only_new,
-        "changed one or more of" if len(both) > 1 else "changed": both,
+        "added": new.keys() - old.keys(),
+        "removed": old.keys() - new.keys(),
+        "changed": {name for name in old.keys() & new.keys() if old[name] != new[name]},
     }
     parts = [f"{what} {_list(names)}" for what, names in changes.items() if names]
     return f"the keys agree and the text is another: {'; '.join(parts) or 'its parts are in another order'} ({amounts})"
+
+
+def _collect(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return for each file the units of its ranges."""
+    units: dict[str, list[str]] = {}
+    for name, unit in named:
+        units.setdefault(name, []).append(unit)
+    return units
 
 
 def _list(names: Iterable[str]) -> str:

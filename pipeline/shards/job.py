@@ -25,7 +25,7 @@ from pipeline.settings import (
 from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.tokenizer.load import load_tokenizer
-from pipeline.tokens.encode import chunk_id
+from pipeline.tokens.chunk_tasks import hash_rules, units_of
 from pipeline.tokens.store import store_id
 from pipeline.windows import StoredWindows, cut_windows
 
@@ -92,7 +92,8 @@ class Job:
     encoder: Tokenizer
     partitions: list[Partition]
     passed_over: dict[str, PassedOver]  # files of the corpus's folders that it does not take, by kind
-    chunk_ids: list[str]  # of the partitions, in their order
+    rules: str  # hash of what decides the tokens besides the text
+    units: list[str]  # what identifies the tokens of the partitions' sources, in their order
     layout: Layout
     seconds: float  # to load the tokenizer, and to find and hash the input
 
@@ -112,7 +113,7 @@ class Job:
     @property
     def store_id(self) -> str:
         """The ID of the token store that the windows are cut from."""
-        return store_id(self.chunk_ids, validation=self.sections.split.validation)
+        return store_id(self.units, validation=self.sections.split.validation)
 
     @property
     def fingerprint(self) -> str:
@@ -178,13 +179,14 @@ def prepare_job(sections: Sections) -> Job:
         cut_safe=encoder.cut_safe,
         workers=sections.executor.num_workers,
     )
-    ids = [chunk_id(one, tokenizer=encoder, corpus=sections.corpus, split=sections.split) for one in partitions]
+    rules = hash_rules(tokenizer=encoder, corpus=sections.corpus, split=sections.split)
     return Job(
         sections=sections,
         encoder=encoder,
         partitions=partitions,
         passed_over=passed_over,
-        chunk_ids=ids,
+        rules=rules,
+        units=[unit for partition in partitions for unit in units_of(partition, rules)],
         layout=choose_layout(sections.window, sections.shards),
         seconds=time.perf_counter() - started,
     )

@@ -29,6 +29,7 @@ from pipeline.executor.local import run_tasks
 from pipeline.shards.format import group_table, shard_schema, shard_writer
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.tokens.chunk import DamagedChunk, count_bad, find_chunk
+from pipeline.tokens.chunk_tasks import plan_chunks
 from pipeline.tokens.encode import describe_tokenizer, tokenize_partition
 from pipeline.tokens.store import TokenStore
 
@@ -142,11 +143,13 @@ def plan_job(job: Job) -> PlanReport:
         ValueError: the sample has no document, or a document is bad and `corpus.on_bad=raise`.
 
     """
-    inputs, sections = job.partitions, job.sections
+    sections = job.sections
     cache, workers = sections.cache_folder, sections.executor.num_workers
+    tasks = plan_chunks(job.partitions, cache=cache, rules=job.rules)
+    inputs = [task.partition for task in tasks]
     chosen = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_PARTITIONS, len(inputs))).round().astype(int))
     sample = [inputs[index] for index in chosen]
-    task = partial(
+    run_task = partial(
         tokenize_partition,
         cache=cache,
         tokenizer=job.encoder,
@@ -156,7 +159,7 @@ def plan_job(job: Job) -> PlanReport:
     )
     started = time.perf_counter()
     with translate_os_errors(cache, "cache.path"):
-        made = list(run_tasks(task, sample, workers=workers))
+        made = list(run_tasks(run_task, [tasks[index] for index in chosen], workers=workers))
     taken = time.perf_counter() - started
     chunks = [chunk for chunk, _ in made]
     new_bytes = sum(part.num_bytes for part, (_, origin) in zip(sample, made, strict=True) if origin != "found")
@@ -181,8 +184,7 @@ def plan_job(job: Job) -> PlanReport:
     shards = _add([_count_shards(job, windows_of_split) for _, windows_of_split in parts])
     per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_complete=is_complete)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
-    chunks_by_partition = zip(inputs, job.chunk_ids, strict=True)
-    remaining = sum(part.num_bytes for part, chunk in chunks_by_partition if not _is_cached(cache, chunk))
+    remaining = sum(task.partition.num_bytes for task in tasks if not _is_cached(cache, task.chunk))
     stored = windows.value * per_window.value + shards.value * per_shard
     busy = min(workers, max(1.0, shards.value))
     seconds = job.seconds + remaining / rate + windows.value * seconds_per_window / busy

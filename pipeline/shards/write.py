@@ -29,7 +29,7 @@ from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
-from pipeline.tokens.encode import describe_tokenizer, rejected_lists, tokenize
+from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
 from pipeline.windows import count_unused
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ def write_shards(
     report = partial(
         WriteReport,
         path=folder,
-        chunks=len(job.partitions),
         passed_over=describe_passed_over(job),
         engine=job.encoder.engine,
         start_seconds=ready - started,
@@ -156,6 +155,7 @@ def write_shards(
             return report(
                 manifest=finished,
                 finished_before=True,
+                chunks=len(job.partitions),
                 skipped=finished.corpus.get("skipped", {}),
                 chunks_made=0,
                 chunks_mended=0,
@@ -183,14 +183,15 @@ def write_shards(
                 written_by={"pyarrow": pa.__version__},
                 config=sections.describe(),
             )
-            write_card(folder, manifest, [name for chunk in store.chunks for name in chunk.sources])
-            write_quarantine(rejected_lists(store), folder / QUARANTINE_NAME)
+            write_card(folder, manifest, [name for names in store.names for name in names])
+            write_quarantine(rejected_lines(store), folder / QUARANTINE_NAME)
             sync_folder(folder / "data")
             write_manifest(folder, manifest)
             sync_folder(folder)
     return report(
         manifest=manifest,
         finished_before=False,
+        chunks=len({chunk.id for chunk in store.chunks}),
         skipped=manifest.corpus["skipped"],
         chunks_made=origins["made"] + origins["mended"],
         chunks_mended=origins["mended"],

@@ -4,7 +4,10 @@
                                                     a split without tokens has no file
     <cache>/chunks/<id>/documents.npy               one row for each document (DOCUMENT)
     <cache>/chunks/<id>/quarantine.jsonl            its rejected documents, if it has any
-    <cache>/chunks/<id>/chunk.json                  counts, sources, each file's size and checksum, and its own
+    <cache>/chunks/<id>/chunk.json                  counts by source, each file's size and checksum, and its own
+
+A chunk contains no file names: it is known by its content, and a store says which names its sources have. Of a chunk
+with several sources, which are small files, a store may use only some: a file is found again next to any others.
 
 Guarantee: `find_chunk` notices a missing file, a file of another size and a changed `chunk.json`; `check_chunk` and
 `check_file` notice a changed byte in any file. The checksum is CRC-32, as on Parquet's pages: it finds every run of up
@@ -24,12 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.settings import SPLITS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 NPY_HEADER_BYTES = 128
 BLOCK_BYTES = 1 << 20
+COUNTS = ("characters", "bytes", "special_text_found", "audited")  # of a source's documents
 DOCUMENT = np.dtype(
     [
         ("split", "u1"),  # index into settings.SPLITS
@@ -62,10 +68,29 @@ class Chunk:
     special_text_found: int  # names of special tokens in the text
     audited: int  # documents that a second engine encoded to the same IDs, in full or their start
     bad: dict[str, int]  # reason -> rejected documents
-    skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents without text; release 0.1.0 has none
-    sources: list[str]
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents without text
+    by_source: list[dict[str, Any]] = field(default_factory=list)  # `unit`, the source's hash, and these counts
+    sources: list[str] = field(default_factory=list)  # their names, in chunks of release 0.1.0 alone
     continued: bool  # its first document started in the chunk before
     files: dict[str, list[int]]  # name -> its bytes and its checksum (`FileSum`)
+    # Of a chunk of which only some sources are used (`select`); `chunk.json` has neither.
+    first: int = 0  # the first of these sources
+    offsets: dict[str, int] = field(default_factory=dict)  # by split, their first token
+
+    @property
+    def units(self) -> list[str]:
+        """What identifies its sources; of release 0.1.0 the chunk itself."""
+        return [source["unit"] for source in self.by_source] or [self.id]
+
+    def select(self, start: int, stop: int) -> Chunk:
+        """Return the chunk with only some of its sources: the counts are theirs."""
+        if (start, stop) == (0, len(self.by_source)):
+            return self
+        before, chosen = self.by_source[:start], self.by_source[start:stop]
+        counts = add_counts(chosen)
+        return dataclasses.replace(
+            self, **counts, by_source=chosen, first=start, offsets=add_counts(before)["tokens"], continued=False
+        )
 
 
 @dataclass(slots=True)
@@ -88,6 +113,19 @@ class FileSum:
     def checksum(self) -> int:
         """The checksum of all bytes so far."""
         return zlib.crc32(self.head, self.rest)
+
+
+def add_counts(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the counts of some sources of a chunk."""
+    total: dict[str, Any] = {name: sum(one[name] for one in sources) for name in COUNTS}
+    for name in ("tokens", "num_documents"):
+        total[name] = {split: sum(one[name][split] for one in sources) for split in SPLITS}
+    for name in ("bad", "skipped"):
+        added: Counter[str] = Counter()
+        for one in sources:
+            added.update(one[name])
+        total[name] = dict(sorted(added.items()))
+    return total
 
 
 def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
@@ -159,7 +197,7 @@ def check_file(path: Path, checksum: int) -> None:
 
 def chunk_fields(chunk: Chunk) -> dict[str, Any]:
     """Return what `chunk.json` holds: the chunk's fields and a checksum of them."""
-    fields = dataclasses.asdict(chunk)
+    fields = {name: value for name, value in dataclasses.asdict(chunk).items() if name not in ("first", "offsets")}
     return {**fields, "crc32": _sum_fields(fields)}
 
 

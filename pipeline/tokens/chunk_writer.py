@@ -27,11 +27,13 @@ from pipeline.corpus.files import mark_as_cache
 from pipeline.corpus.quarantine import QUARANTINE_NAME, as_line
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import (
+    COUNTS,
     DOCUMENT,
     NPY_HEADER_BYTES,
     Chunk,
     DamagedChunk,
     FileSum,
+    add_counts,
     check_chunk,
     chunk_fields,
     find_chunk,
@@ -51,19 +53,8 @@ if TYPE_CHECKING:
 _LEFTOVER = re.compile(r"(?P<folder>\.[0-9a-f]{64}(?:-[0-9a-f]{32})?)(?:\.lock)?")
 
 
-@dataclasses.dataclass(slots=True)
-class Totals:
-    """What is counted while a chunk is written."""
-
-    characters: int = 0
-    bytes: int = 0
-    special_text_found: int = 0
-    audited: int = 0
-
-    def add(self, other: Totals) -> None:
-        """Add the counts of a batch."""
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+TOTALS = np.dtype([(name, "<i8") for name in COUNTS])  # what is counted of each document
+_SOURCE = np.dtype([*TOTALS.descr, ("tokens", "<i8", len(SPLITS)), ("num_documents", "<i8", len(SPLITS))])
 
 
 @dataclasses.dataclass(slots=True)
@@ -75,15 +66,20 @@ class _OpenDocument:
     first: int
     count: int
     savepoint: FileSum  # of the split's file
-    totals: Totals
+    counts: np.void  # of its source
     continued: bool
 
 
 class ChunkWriter:
-    """Write the chunk `chunk_id`. Use it as a context manager: at the end it removes an unfinished chunk."""
+    """Write the chunk `chunk_id` of the sources `units`.
 
-    def __init__(self, cache: Path, chunk_id: str, *, dtype: np.dtype[Any], end_of_text: int) -> None:
-        self._cache, self._id, self._dtype = cache, chunk_id, dtype
+    Use it as a context manager: at the end it removes an unfinished chunk.
+    """
+
+    def __init__(
+        self, cache: Path, chunk_id: str, *, units: Sequence[str], dtype: np.dtype[Any], end_of_text: int
+    ) -> None:
+        self._cache, self._id, self._units, self._dtype = cache, chunk_id, units, dtype
         self._end_of_text = np.array([end_of_text], dtype)
         make_folder(cache / "chunks")
         mark_as_cache(cache)
@@ -96,11 +92,10 @@ class ChunkWriter:
             raise
         self._files: dict[str, SummedFile] = {}
         self._tokens = [0 for _ in SPLITS]
-        self._num_documents = [0 for _ in SPLITS]
         self._tables: list[np.ndarray] = []
-        self._bad: dict[str, int] = {}
-        self._skipped: Counter[str] = Counter()
-        self._totals = Totals()
+        self._counts = np.zeros(len(units), _SOURCE)
+        self._bad: list[Counter[str]] = [Counter() for _ in units]
+        self._skipped: list[Counter[str]] = [Counter() for _ in units]
         self._open: _OpenDocument | None = None
         self._continued = False
 
@@ -123,9 +118,9 @@ class ChunkWriter:
         held_out: np.ndarray,
         sources: np.ndarray,
         rows: np.ndarray,
-        totals: Totals,
+        totals: np.ndarray,
     ) -> None:
-        """Append complete documents: their IDs concatenated, and for each its count, split, source and row."""
+        """Append complete documents: their IDs concatenated; for each its count, split, source, row and `TOTALS`."""
         assert self._open is None, "the last segment of a long document is missing"
         table = np.zeros(len(counts), DOCUMENT)
         table["split"], table["source"], table["row"], table["count"] = held_out, sources, rows, counts
@@ -133,26 +128,37 @@ class ChunkWriter:
             mine = held_out == split
             flat, firsts = join_documents(ids, counts, mine, end_of_text=int(self._end_of_text[0]))
             table["first"][mine] = firsts + self._tokens[split]
-            self._num_documents[split] += len(firsts)
+            np.add.at(self._counts["num_documents"][:, split], sources[mine], 1)
+            np.add.at(self._counts["tokens"][:, split], sources[mine], counts[mine] + 1)
             self._append(split, flat)
         self._tables.append(table)
-        self._totals.add(totals)
+        for name in COUNTS:
+            np.add.at(self._counts[name], sources, totals[name])
 
     def add_segment(
-        self, ids: np.ndarray, *, held_out: int, source: int, row: int, continued: bool, is_last: bool, totals: Totals
+        self,
+        ids: np.ndarray,
+        *,
+        held_out: int,
+        source: int,
+        row: int,
+        continued: bool,
+        is_last: bool,
+        totals: np.ndarray,
     ) -> None:
         """Append a segment of a long document; `continued`: the document started in the chunk before."""
         if self._open is None:
             before, savepoint = self._tokens[held_out], self._ids_file(held_out).savepoint()
             row_of = source, row
-            self._open = _OpenDocument(
-                held_out, row_of, before, 0, savepoint, dataclasses.replace(self._totals), continued
-            )
+            self._open = _OpenDocument(held_out, row_of, before, 0, savepoint, self._counts[source].copy(), continued)
         self._open.count += len(ids)
-        self._totals.add(totals)
         self._append(held_out, ids)
         if is_last:
             self._append(held_out, self._end_of_text)
+        self._counts["tokens"][source, held_out] += len(ids) + is_last
+        for name in COUNTS:
+            self._counts[name][source] += totals[name].sum()
+        if is_last:
             self._close_document()
 
     def drop_document(self) -> None:
@@ -161,20 +167,21 @@ class ChunkWriter:
             return
         split, first = self._open.split, self._open.first
         self._ids_file(split).rollback(self._open.savepoint)
-        self._tokens[split], self._totals, self._open = first, self._open.totals, None
+        self._counts[self._open.row[0]] = self._open.counts
+        self._tokens[split], self._open = first, None
 
     def add_bad(self, rejected: Sequence[RejectedDocument]) -> None:
         """Append rejected documents to the chunk's quarantine file."""
         for one in rejected:
             self._file(QUARANTINE_NAME).write(as_line(one).encode("utf-8", "backslashreplace"))
-            self._bad[one.reason] = self._bad.get(one.reason, 0) + 1
+            self._bad[one.index][one.reason] += 1
 
     def add_skipped(self, skipped: Counter[tuple[int, str]]) -> None:
         """Count documents without text, by source and reason."""
-        for (_, reason), count in skipped.items():
-            self._skipped[reason] += count
+        for (source, reason), count in skipped.items():
+            self._skipped[source][reason] += count
 
-    def finish(self, *, sources: Sequence[str], tokenizer: str) -> Chunk:
+    def finish(self, *, tokenizer: str) -> Chunk:
         """Give the chunk its name. Return the chunk that is there afterwards, which another run may have written.
 
         Its checksums are those of the bytes that were written; nothing is read again.
@@ -188,18 +195,16 @@ class ChunkWriter:
                 empty.close()
                 (self._folder / f"{name}.npy").unlink()
         np.save(self._file("documents.npy"), np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
+        by_source = [self._describe_source(source) for source in range(len(self._units))]
         chunk = Chunk(
             id=self._id,
             tokenizer=tokenizer,
-            tokens=dict(zip(SPLITS, self._tokens, strict=True)),
-            num_documents=dict(zip(SPLITS, self._num_documents, strict=True)),
-            bad=dict(sorted(self._bad.items())),
-            skipped=dict(sorted(self._skipped.items())),
-            sources=list(sources),
+            by_source=by_source,
             continued=self._continued,
             files={name: self._files[name].finish() for name in sorted(self._files)},
-            **dataclasses.asdict(self._totals),
+            **add_counts(by_source),
         )
+        assert list(chunk.tokens.values()) == self._tokens, "the sources' tokens are all there are"
         write_json(self._folder / "chunk.json", chunk_fields(chunk))
         sync_folder(self._folder)
         try:
@@ -208,6 +213,16 @@ class ChunkWriter:
             return self._settle(chunk, error)
         sync_folder(self._cache / "chunks")
         return chunk
+
+    def _describe_source(self, source: int) -> dict[str, Any]:
+        counts = self._counts[source]
+        return {
+            "unit": self._units[source],
+            **{name: int(counts[name]) for name in COUNTS},
+            **{name: dict(zip(SPLITS, counts[name].tolist(), strict=True)) for name in ("tokens", "num_documents")},
+            "bad": dict(sorted(self._bad[source].items())),
+            "skipped": dict(sorted(self._skipped[source].items())),
+        }
 
     def _settle(self, chunk: Chunk, error: OSError) -> Chunk:
         """Keep the chunk that already has the name if it is intact, else replace it. One run at a time does this.
@@ -271,7 +286,7 @@ class ChunkWriter:
         one = self._open
         assert one is not None, "no document is open"
         self._tables.append(np.array([(one.split, *one.row, one.first, one.count)], DOCUMENT))
-        self._num_documents[one.split] += not one.continued
+        self._counts["num_documents"][one.row[0], one.split] += not one.continued
         self._continued = self._continued or one.continued
         self._open = None
 

@@ -2,8 +2,8 @@
 
 A task reads one partition batch by batch, encodes its documents and appends them to one chunk. It depends on nothing
 else, so tasks give the same bytes in any order and on any number of workers. A chunk's ID is the hash of everything
-that decides its content: the partition's text, the tokenizer and the rules for documents. An existing chunk is used
-again if it has the bytes that were written: each is read through before any of its tokens is used.
+that decides its content: the partition's text, the tokenizer and the rules for documents (`chunk_tasks`). An existing
+chunk is used again if it has the bytes that were written: each is read through before any of its tokens is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
-from pipeline.base.hashing import hash_json
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.paths import allow_read_only, make_folder
 from pipeline.base.wording import counted
@@ -27,7 +26,9 @@ from pipeline.corpus.quarantine import (
     check_fraction,
     count_reasons,
     first_of_all,
-    refuse_bad,
+    name_sources,
+    parse_line,
+    raise_first,
     write_quarantine,
 )
 from pipeline.corpus.reader import read_partition
@@ -35,11 +36,13 @@ from pipeline.executor.local import run_and_flush
 from pipeline.tokenizer.audit import AT_LEAST, choose_documents
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_skipped, find_chunk
-from pipeline.tokens.chunk_writer import ChunkWriter, Totals, remove_leftovers
-from pipeline.tokens.store import FORMAT, TokenStore, save_store
+from pipeline.tokens.chunk_tasks import chunk_id, hash_rules, plan_chunks
+from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
+from pipeline.tokens.file_index import add_to_index
+from pipeline.tokens.store import TokenStore, save_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pipeline.corpus.documents import DocumentBatch, Partition
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from pipeline.tokenizer.engines import Counts, Ids
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.tokens.chunk import Chunk
+    from pipeline.tokens.chunk_tasks import ChunkTask
 
 HOPELESS = 1000  # after this many rejected documents and no good one, the field's name or the format must be wrong
 
@@ -73,34 +77,47 @@ def tokenize(
     """
     keep_freed_memory()
     remove_leftovers(cache)
-    task = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
+    rules = hash_rules(tokenizer=tokenizer, corpus=corpus, split=split)
+    tasks = plan_chunks(partitions, cache=cache, rules=rules)
+    # two files of one content have one chunk, and are one task
+    results = run_and_flush(
+        partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit),
+        {task[1:]: task for task in tasks}.values(),
+        workers=workers,
+    )
+    done: dict[tuple[object, ...], Chunk] = {}
     description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.eos}
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
     num_bad, some_good = 0, False
-    for partition, (chunk, origin) in zip(partitions, run_and_flush(task, partitions, workers=workers), strict=True):
+    for task in tasks:
+        if task[1:] not in done:
+            done[task[1:]], origin = next(results)
+            origins[origin] += 1
+            origins["bytes"] += 0 if origin == "found" else done[task[1:]].bytes
+        chunk = done[task[1:]]
         chunks.append(chunk)
-        origins[origin] += 1
-        origins["bytes"] += 0 if origin == "found" else chunk.bytes
-        advance(partition.num_bytes)
+        advance(task.partition.num_bytes)
         num_bad += count_bad([chunk]).total()
         some_good = some_good or any(chunk.num_documents.values())
         if num_bad >= HOPELESS and not some_good:
             break
-    store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=split.validation)
+    del results
+    names = [list(task.partition.names) for task in tasks[: len(chunks)]]
+    store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=split.validation, names=names)
     quarantine = cache / "quarantine" / f"{store.id}.jsonl"
     # Chunks that were all found are enough: then the cache need not be writable.
     needed = nullcontext if origins["made"] or origins["mended"] else allow_read_only
     with needed():
-        if rejected := rejected_lists(store):
+        if count_bad(chunks):
             make_folder(quarantine.parent)
-            write_quarantine(rejected, quarantine)
+            write_quarantine(rejected_lines(store), quarantine)
     bad = count_bad(chunks)
     check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
         what = f"none of {bad.total()} documents is usable ({count_reasons(bad)}){first_of_all(quarantine)}"
         raise ValueError(what if bad else f"the corpus contains no text{describe_skipped(chunks)}; check corpus.path")
-    assert len(chunks) == len(partitions), "a run that stops early has too many rejected documents"
+    assert len(chunks) == len(tasks), "a run that stops early has too many rejected documents"
     with needed():
         save_store(store)
     return store, origins
@@ -112,35 +129,28 @@ def describe_skipped(chunks: Sequence[Chunk]) -> str:
     return f": {counted(skipped.total(), 'document')} skipped ({count_reasons(skipped)})" if skipped else ""
 
 
-def chunk_id(partition: Partition, *, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig) -> str:
-    """Return the identity of a partition's chunk: a hash of its content, the tokenizer and the rules for documents.
-
-    What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
-    """
-    rules = [split.validation, split.seed if split.validation else 0, corpus.max_document_bytes]
-    return hash_json([FORMAT, partition.fingerprint, tokenizer.hash, tokenizer.special_text, rules])
-
-
 def tokenize_partition(
-    partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
+    task: ChunkTask, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
 ) -> tuple[Chunk, str]:
     """Read, encode and write one partition. Return its chunk, and whether it was `made`, `found` or `mended`."""
-    return encode_partition(partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)()
+    return encode_partition(task, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)()
 
 
 def encode_partition(
-    partition: Partition, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
+    task: ChunkTask, *, cache: Path, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig, audit: float
 ) -> Callable[[], tuple[Chunk, str]]:
     """Do all of `tokenize_partition` but its last step, which waits for the disk. Return that step; call it."""
-    identity = chunk_id(partition, tokenizer=tokenizer, corpus=corpus, split=split)
-    origin = "made"
+    partition, identity, origin = task.partition, chunk_id(task.units), "made"
     try:
-        found = find_chunk(cache, identity)
+        found = find_chunk(cache, task.chunk)
         if found:
             check_chunk(cache, found)
-            if corpus.on_bad == "raise":
-                refuse_bad(count_bad([found]), cache / "chunks" / identity / QUARANTINE_NAME)
-            return lambda: (found, "found")
+            part = found.select(task.first, task.first + len(task.units))
+            assert part.units == list(task.units), f"{task.chunk} has other sources than its ID or the index says"
+            if corpus.on_bad == "raise" and part.bad:
+                line = next(_read_rejected(cache, part, partition.names), None)
+                raise_first(parse_line(line) if line else None, count_bad([part]))
+            return lambda: (part, "found")
     except DamagedChunk:
         origin = "mended"
     batches = read_partition(
@@ -150,7 +160,9 @@ def encode_partition(
         cut_safe=tokenizer.cut_safe,
     )
     with ExitStack() as stack:
-        writer = stack.enter_context(ChunkWriter(cache, identity, dtype=tokenizer.dtype, end_of_text=tokenizer.eos))
+        writer = stack.enter_context(
+            ChunkWriter(cache, identity, units=task.units, dtype=tokenizer.dtype, end_of_text=tokenizer.eos)
+        )
         number = 0  # of the batches with texts
         for batch in batches:
             if batch.rollback:
@@ -188,15 +200,18 @@ def encode_partition(
 
     def finish() -> tuple[Chunk, str]:
         with still_open:
-            return writer.finish(sources=partition.names, tokenizer=tokenizer.hash), origin
+            if partition.is_group:
+                rules = hash_rules(tokenizer=tokenizer, corpus=corpus, split=split)
+                add_to_index(cache, rules, task.units, identity)
+            return writer.finish(tokenizer=tokenizer.hash), origin
 
     return finish
 
 
 def _encode(
     partition: Partition, batch: DocumentBatch, *, tokenizer: Tokenizer, sample: tuple[list[int], list[int]]
-) -> tuple[Ids, Counts, Totals]:
-    """Encode a batch and audit a sample of it. An error names the document by its source."""
+) -> tuple[Ids, Counts, np.ndarray]:
+    """Encode a batch, audit a sample of it, and count. An error names the document by its source."""
     texts, (in_full, starts) = batch.texts, sample
     try:
         ids, counts = tokenizer.encode_batch(texts)
@@ -209,16 +224,13 @@ def _encode(
     if tokenizer.bos is not None and not batch.offset:
         ids = np.insert(ids, np.cumsum(counts) - counts, tokenizer.bos)
         counts = counts + 1
-    return (
-        ids,
-        counts,
-        Totals(
-            characters=pc.sum(pc.utf8_length(texts)).as_py(),
-            bytes=pc.sum(pc.binary_length(texts)).as_py(),
-            special_text_found=int(np.sum(tokenizer.count_special(texts))),
-            audited=audited if not batch.offset else 0,  # a long document's first segment counts for all
-        ),
-    )
+    totals = np.zeros(len(texts), TOTALS)
+    totals["characters"] = pc.utf8_length(texts).to_numpy(zero_copy_only=False)
+    totals["bytes"] = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    totals["special_text_found"] = tokenizer.count_special(texts)
+    if audited and not batch.offset:  # a long document's first segment counts for all
+        totals["audited"][[*in_full, *starts]] = 1
+    return ids, counts, totals
 
 
 def assign_split(texts: Iterable[bytes | memoryview], count: int, *, fraction: float, seed: int) -> np.ndarray:
@@ -235,9 +247,15 @@ def assign_split(texts: Iterable[bytes | memoryview], count: int, *, fraction: f
     return np.fromiter((int.from_bytes(digest, "little") < bound for digest in digests), np.uint8, count)
 
 
-def rejected_lists(store: TokenStore) -> list[Path]:
-    """List the files with the rejected documents of a store's chunks, in the chunks' order."""
-    return [store.cache / "chunks" / chunk.id / QUARANTINE_NAME for chunk in store.chunks if chunk.bad]
+def rejected_lines(store: TokenStore) -> Iterator[str]:
+    """Yield a line of JSON for each rejected document of a store, in order."""
+    for chunk, names in zip(store.chunks, store.names, strict=True):
+        if chunk.bad:
+            yield from _read_rejected(store.cache, chunk, names)
+
+
+def _read_rejected(cache: Path, chunk: Chunk, names: Sequence[str]) -> Iterator[str]:
+    return name_sources(cache / "chunks" / chunk.id / QUARANTINE_NAME, names, chunk.first)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:

@@ -1,9 +1,12 @@
 """The token store: every token ID once, where each document starts, and where it came from.
 
-A store is a JSON file that lists chunks in order; a chunk is a folder made from one partition of the input:
+A store is a JSON file that lists chunks in order, with the names of their sources; a chunk is a folder made from one
+partition of the input:
 
     <cache>/stores/<id>.json
     <cache>/chunks/<id>/    the IDs and the table of documents: `pipeline.tokens.chunk` says how
+
+A store is known by its content: files of other names have the same store, and it has the names of the last run.
 
 A long document may be cut into segments. They are in consecutive chunks, and end-of-text follows the last one.
 
@@ -15,7 +18,7 @@ that build the same one do not harm each other. A reader maps the IDs, so a stor
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +33,10 @@ from pipeline.tokens.chunk import Chunk, check_file, find_chunk
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
-FORMAT = 3
+FORMAT = 4
+OLD_FORMAT = 3  # of release 0.1.0: a chunk is known by its names too, and has them
 
 
 class TokenStream:
@@ -44,9 +49,11 @@ class TokenStream:
         *,
         start: int = 0,
         stop: int | None = None,
+        offsets: list[int] | None = None,
         checksums: list[int] | None = None,
     ) -> None:
         self._files = files
+        self._offsets = offsets or [0] * len(files)  # each one's first token that belongs to the stream
         self._checksums = checksums  # None: the files are known to be intact
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._start = start
@@ -62,9 +69,9 @@ class TokenStream:
         parts = []
         file = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            before = int(self._ends[file - 1]) if file else 0
+            shift = self._shift(file)
             upto = min(stop, int(self._ends[file]))
-            parts.append(self._map(file)[start - before : upto - before])
+            parts.append(self._map(file)[start + shift : upto + shift])
             start, file = upto, file + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
@@ -75,12 +82,15 @@ class TokenStream:
         in_one_file = firsts + width <= self._ends[files]
         for file in np.unique(files[in_one_file]):
             chosen = np.flatnonzero(in_one_file & (files == file))
-            before = int(self._ends[file - 1]) if file else 0
             views = np.lib.stride_tricks.sliding_window_view(self._map(int(file)), width)
-            out[rows[chosen]] = views[firsts[chosen] - before]
+            out[rows[chosen]] = views[firsts[chosen] + self._shift(int(file))]
         for one in np.flatnonzero(~in_one_file):
             start = int(starts[one])
             out[rows[one]] = self.read(start, start + width)
+
+    def _shift(self, file: int) -> int:
+        """Return what a token's position in a file is beyond its position in all files."""
+        return self._offsets[file] - (int(self._ends[file - 1]) if file else 0)
 
     def _map(self, file: int) -> np.ndarray:
         if self._checksums:
@@ -96,12 +106,15 @@ class TokenStore:
     chunks: list[Chunk]
     tokenizer: dict[str, Any]  # as in the manifest: name, hash, vocab_size, special_tokens
     validation: float
+    names: list[list[str]] = field(default_factory=list)  # of each chunk's sources
     checks: bool = False  # each file is checked when it is first read
 
     @property
     def id(self) -> str:
         """The store's ID."""
-        return store_id([chunk.id for chunk in self.chunks], validation=self.validation)
+        is_old = any(not chunk.by_source for chunk in self.chunks)
+        units = [unit for chunk in self.chunks for unit in chunk.units]
+        return store_id(units, validation=self.validation, version=OLD_FORMAT if is_old else FORMAT)
 
     @property
     def num_documents(self) -> int:
@@ -130,11 +143,7 @@ class TokenStore:
         firsts: list[np.ndarray] = []
         counts: list[np.ndarray] = []
         base = 0
-        for chunk in self.chunks:
-            path = self.cache / "chunks" / chunk.id / "documents.npy"
-            if self.checks:
-                _check_once(path, chunk.files[path.name][1])
-            table = np.load(path, mmap_mode="r").view(np.ndarray)  # a memmap's copies are read-only before numpy 2.2.6
+        for chunk, table in zip(self.chunks, self.tables(), strict=True):
             mine = table["split"] == SPLITS.index(split)
             continued = chunk.continued and bool(mine[0])  # otherwise that document is in the other split
             first, count = table["first"][mine] + base, table["count"][mine]
@@ -147,6 +156,20 @@ class TokenStore:
             base += chunk.tokens[split]
         empty = np.empty(0, np.int64)
         return np.concatenate([empty, *firsts]), np.concatenate([empty, *counts])
+
+    def tables(self) -> Iterator[np.ndarray]:
+        """Yield each chunk's documents, as `DOCUMENT` says, counted from the first source that the store uses."""
+        for chunk in self.chunks:
+            path = self.cache / "chunks" / chunk.id / "documents.npy"
+            if self.checks:
+                _check_once(path, chunk.files[path.name][1])
+            table = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap's copies are read-only
+            if chunk.offsets:
+                source = table["source"] - chunk.first
+                table = table[(source >= 0) & (source < len(chunk.by_source))]
+                table["source"] -= chunk.first
+                table["first"] -= np.array([chunk.offsets[split] for split in SPLITS])[table["split"]]
+            yield table
 
     def _cut(self) -> int:
         total = self._total(SPLITS) - 1
@@ -162,13 +185,14 @@ class TokenStore:
             [chunk.tokens[split] for chunk, split in parts],
             start=start,
             stop=stop,
+            offsets=[chunk.offsets.get(split, 0) for chunk, split in parts],
             checksums=[chunk.files[f"{split}.npy"][1] for chunk, split in parts] if self.checks else None,
         )
 
 
-def store_id(chunk_ids: list[str], *, validation: float) -> str:
-    """Return a store's ID: a hash of its chunks' IDs in order. A chunk's ID covers its text and its tokenizer."""
-    return hash_json([FORMAT, validation, chunk_ids])
+def store_id(units: list[str], *, validation: float, version: int = FORMAT) -> str:
+    """Return a store's ID: a hash of its sources' units in order. A unit covers the text and the tokenizer."""
+    return hash_json([version, validation, units])
 
 
 def save_store(store: TokenStore) -> Path:
@@ -177,7 +201,11 @@ def save_store(store: TokenStore) -> Path:
     if not path.exists():
         make_folder(path.parent)
     fields = {"format": FORMAT, "tokenizer": store.tokenizer, "validation": store.validation}
-    write_json(path, {**fields, "chunks": [chunk.id for chunk in store.chunks]})
+    chunks = [
+        {"id": chunk.id, "first": chunk.first, "names": names}
+        for chunk, names in zip(store.chunks, store.names, strict=True)
+    ]
+    write_json(path, {**fields, "chunks": chunks})
     return path
 
 
@@ -191,19 +219,17 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     path = Path(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != FORMAT:
+        if fields["format"] not in (OLD_FORMAT, FORMAT):
             raise ValueError(f"format {fields['format']!r}, and this release reads {FORMAT}")  # noqa: TRY301
-        is_intact = store_id(fields["chunks"], validation=fields["validation"]) == path.stem
-        tokenizer_hash = fields["tokenizer"]["hash"]
+        is_old, tokenizer_hash = fields["format"] == OLD_FORMAT, fields["tokenizer"]["hash"]
+        parts = [(one, 0, []) if is_old else (one["id"], one["first"], one["names"]) for one in fields["chunks"]]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: is not a token store ({type(error).__name__}: {error}); run the write stage"
         ) from error
-    if not is_intact:
-        raise ValueError(f"{path}: was changed after it was written; remove it and run the write stage again")
     cache = path.parent.parent
-    chunks = []
-    for chunk_id in fields["chunks"]:
+    chunks, names = [], []
+    for chunk_id, first, names_of_chunk in parts:
         chunk = find_chunk(cache, chunk_id)
         if chunk is None:
             raise ValueError(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again")
@@ -212,10 +238,13 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
                 f"{path}: its chunk {chunk_id} was made with the tokenizer {chunk.tokenizer}, but the store with "
                 f"{fields['tokenizer']['name']} ({tokenizer_hash})"
             )
-        chunks.append(chunk)
-    return TokenStore(
-        cache=cache, chunks=chunks, tokenizer=fields["tokenizer"], validation=fields["validation"], checks=True
-    )
+        chunks.append(chunk if is_old else chunk.select(first, first + len(names_of_chunk)))
+        names.append(chunk.sources if is_old else names_of_chunk)
+    validation, tokenizer = fields["validation"], fields["tokenizer"]
+    store = TokenStore(cache=cache, chunks=chunks, tokenizer=tokenizer, validation=validation, names=names, checks=True)
+    if store.id != path.stem:
+        raise ValueError(f"{path}: was changed after it was written; remove it and run the write stage again")
+    return store
 
 
 def forget_files() -> None:

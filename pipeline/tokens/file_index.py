@@ -1,0 +1,52 @@
+"""Where the tokens of small files are: which chunk contains a file's tokens, whatever its name and its neighbours.
+
+    <cache>/files/<rules>.index     records of 68 bytes: the file's unit, the chunk's ID, the file's number in the chunk
+
+A unit is the hash of a file's content and of everything else that decides its tokens; `rules` is the hash of all but
+the content. A record is appended before its chunk gets its name, so each finished chunk is listed. The index is a hint:
+a chunk says itself which units it contains, and an index that is lost or damaged only costs tokenizing again.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pipeline.base.locks import hold
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+UNIT_BYTES = 32
+RECORD_BYTES = 2 * UNIT_BYTES + 4
+
+
+def read_index(cache: Path, rules: str) -> dict[str, tuple[str, int]]:
+    """Return for each unit the chunk that contains it, and its number there."""
+    path = _path(cache, rules)
+    content = path.read_bytes() if path.is_file() else b""
+    found = {}
+    for at in range(0, len(content) - RECORD_BYTES + 1, RECORD_BYTES):
+        unit, chunk = content[at : at + UNIT_BYTES], content[at + UNIT_BYTES : at + 2 * UNIT_BYTES]
+        number = int.from_bytes(content[at + 2 * UNIT_BYTES : at + RECORD_BYTES], "little")
+        found[unit.hex()] = chunk.hex(), number
+    return found
+
+
+def add_to_index(cache: Path, rules: str, units: Sequence[str], chunk: str) -> None:
+    """Append the units of a chunk, unless they are there. What a killed process has written in part is overwritten."""
+    path = _path(cache, rules)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = b"".join(
+        bytes.fromhex(unit) + bytes.fromhex(chunk) + number.to_bytes(4, "little") for number, unit in enumerate(units)
+    )
+    with os.fdopen(hold(path), "r+b") as file:
+        content = file.read()
+        if content.find(records) % RECORD_BYTES:  # -1 is not there, and any other number but a multiple is by chance
+            file.seek(len(content) - len(content) % RECORD_BYTES)
+            file.write(records)
+
+
+def _path(cache: Path, rules: str) -> Path:
+    return cache / "files" / f"{rules}.index"
