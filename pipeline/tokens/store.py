@@ -163,7 +163,9 @@ class TokenStore:
             path = self.cache / "chunks" / chunk.id / "documents.npy"
             if self.checks:
                 _check_once(path, chunk.files[path.name][1])
-            table = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # copies of a memmap may be read-only
+            table = np.load(path, mmap_mode="r", allow_pickle=False).view(
+                np.ndarray
+            )  # copies of a memmap may be read-only
             if chunk.offsets:
                 source = table["source"] - chunk.first
                 table = table[(source >= 0) & (source < len(chunk.by_source))]
