@@ -1,13 +1,14 @@
-"""Token IDs to vectors: a trainable lookup table, with the positions of the tokens added.
+"""Turn token IDs into vectors: a trainable lookup table, to which position vectors are added.
 
-A token embedding is a matrix with one row for each ID. Looking a row up is the same as multiplying a one-hot vector
-with the matrix, without the zeros; its gradient reaches exactly the rows that were looked up.
+A token embedding is a matrix with one row for each ID. Looking up a row gives what multiplying a one-hot vector with
+the matrix gives, without the zeros. The gradient reaches exactly the rows that were looked up.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,8 @@ from pipeline.loader.batch import Batch
 from pipeline.settings import POSITIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
+    from typing import Any, Self
 
 INIT_STD = 0.02  # GPT-2's, from OpenAI's gpt-2/src/model.py
 
@@ -25,12 +27,15 @@ INIT_STD = 0.02  # GPT-2's, from OpenAI's gpt-2/src/model.py
 class TokenEmbedding(nn.Module):
     """Token embedding plus positions: int64 [B, T] in, float [B, T, D] out.
 
+        embedding = TokenEmbedding(vocab_size=50257, dim=256, max_length=1024)
+        vectors = embedding(batch.input_ids)  # float32 [B, T, 256]
+
     Args:
         vocab_size: rows of the table, V.
         dim: numbers per vector, D.
         max_length: the longest window, T at most. Without positions it sets no limit.
-        positions: `learned` adds a trainable vector for each place, as GPT-2 does; `sinusoidal` adds the fixed waves of
-            Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); `none` adds nothing.
+        positions: `learned` adds a trainable vector for each position, as GPT-2 does; `sinusoidal` adds the fixed waves
+            of Vaswani et al. 2017 (arXiv 1706.03762, section 3.5); `none` adds nothing.
         seed: of the initial weights; the same seed gives the same weights on every machine.
         weight: float [V, D], a saved table to start from instead.
 
@@ -51,30 +56,44 @@ class TokenEmbedding(nn.Module):
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
         if weight is not None and tuple(weight.shape) != (vocab_size, dim):
             raise ValueError(f"weight must be [{vocab_size}, {dim}]; got {list(weight.shape)}")
-        self.max_length = max_length
+        self.max_length, self.positions = max_length, positions
         generator = torch.Generator().manual_seed(seed)
         drawn_VD = torch.empty(vocab_size, dim).normal_(0.0, INIT_STD, generator=generator)
         self.token = nn.Embedding(vocab_size, dim, _weight=drawn_VD if weight is None else weight.detach().clone())
         self.position = None
         if positions == "learned":
-            places_TD = torch.empty(max_length, dim).normal_(0.0, INIT_STD, generator=generator)
-            self.position = nn.Embedding(max_length, dim, _weight=places_TD.to(self.token.weight))
+            rows_TD = torch.empty(max_length, dim).normal_(0.0, INIT_STD, generator=generator)
+            self.position = nn.Embedding(max_length, dim, _weight=rows_TD.to(self.token.weight))
         waves = sinusoids(max_length, dim).to(self.token.weight) if positions == "sinusoidal" else None
         self.waves: torch.Tensor | None
         self.register_buffer("waves", waves, persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The token table, [V, D]."""
+        """The token table, [V, D]. Assigning another layer's parameter ties the two layers."""
         return self.token.weight
 
-    def forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """Vectors [B, T, D] for token IDs [B, T], in the layer's dtype and on its device.
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight":
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, nn.Parameter) or value.shape != self.token.weight.shape:
+            found = list(value.shape) if isinstance(value, torch.Tensor) else value
+            kind = type(value).__name__
+            raise ValueError(f"weight: must be an nn.Parameter of {list(self.token.weight.shape)}; got {kind} {found}")
+        self.token.weight = value
 
-        `positions_BT`, int64 [B, T], says which position each token has; left out, they are 0 .. T - 1.
+    def extra_repr(self) -> str:
+        """Return what the layer's `repr` says of itself."""
+        return f"max_length={self.max_length}, positions={self.positions}"
+
+    def forward(self, ids_BT: torch.Tensor, positions_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Return vectors [B, T, D] for token IDs [B, T], in the layer's dtype and on its device.
+
+        `positions_BT`, int64 [B, T], is each token's position; left out, they are 0 .. T - 1.
 
         Raises:
-            ValueError: T is more than `max_length`, and the layer adds positions.
+            ValueError: T is above `max_length`, and the layer adds positions.
 
         """
         vectors_BTD: torch.Tensor = self.token(ids_BT)
@@ -90,37 +109,59 @@ class TokenEmbedding(nn.Module):
 
 
 def sinusoids(max_length: int, dim: int) -> torch.Tensor:
-    """Fixed position vectors, float32 [max_length, dim]: sines in the even places, cosines in the odd ones.
+    """Return fixed position vectors, float32 [max_length, dim]: sines in the even columns, cosines in the odd ones.
 
     Wavelengths run from 2 pi to 10,000 times 2 pi (Vaswani et al. 2017, arXiv 1706.03762, section 3.5).
     """
-    places_T1 = torch.arange(max_length, dtype=torch.float64)[:, None]
+    positions_T1 = torch.arange(max_length, dtype=torch.float64)[:, None]
     rates_K = torch.exp(-math.log(10_000.0) / dim * torch.arange(0, dim, 2, dtype=torch.float64))
     waves_TD = torch.empty(max_length, dim, dtype=torch.float64)
-    waves_TD[:, 0::2] = torch.sin(places_T1 * rates_K)
-    waves_TD[:, 1::2] = torch.cos(places_T1 * rates_K[: dim // 2])
+    waves_TD[:, 0::2] = torch.sin(positions_T1 * rates_K)
+    waves_TD[:, 1::2] = torch.cos(positions_T1 * rates_K[: dim // 2])
     return waves_TD.to(torch.float32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EmbeddedBatch(Batch):
-    """A batch and its vectors."""
+    """A batch and its vectors.
 
-    embeddings: torch.Tensor  # [B, T, D], with the gradient's path to the layer
+    The vectors are computed when `embeddings` is first looked at. So a reader that fetches batches ahead of the
+    optimizer's step still gets vectors of the current weights.
+    """
+
+    embed: Callable[[], torch.Tensor]
+
+    @cached_property
+    def embeddings(self) -> torch.Tensor:
+        """The vectors, [B, T, D], with the gradient's path to the layer."""
+        return self.embed()
+
+    def keys(self) -> list[str]:
+        """Return the names of the fields that are set, and `embeddings`."""
+        return [*super().keys(), "embeddings"]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return the batch with every tensor on `device` except those that name samples, as `Batch.to` does."""
+        moved = super().to(device, non_blocking=non_blocking)
+        return replace(moved, embed=lambda: self.embeddings.to(device, non_blocking=non_blocking))
 
 
-def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Iterator[EmbeddedBatch]:
-    """Each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
+def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Generator[EmbeddedBatch, None, None]:
+    """Yield each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
 
-    `embedding` is called with the token IDs and, where the batches have `position_ids`, with these too, unless it is a
-    plain `nn.Embedding`, which knows no positions. A module without weights is called where the batches are.
+    `embedding` is called with the token IDs and, if the batches have `position_ids`, with these too, unless it is a
+    plain `nn.Embedding`, which knows no positions. A module without weights is called on the batches' device.
     """
     weight = next(embedding.parameters(), None)
-    for batch in batches:
+    takes_positions = not isinstance(embedding, nn.Embedding)
+
+    def add_vectors(batch: Batch) -> EmbeddedBatch:
         moved = batch if weight is None else batch.to(weight.device, non_blocking=True)
-        has_positions = moved.position_ids is not None and not isinstance(embedding, nn.Embedding)
-        positions = (moved.position_ids,) if has_positions else ()
-        yield EmbeddedBatch(
-            **{field.name: getattr(moved, field.name) for field in fields(Batch)},
-            embeddings=embedding(moved.input_ids, *positions),
-        )
+        given = [moved.input_ids]
+        if takes_positions and moved.position_ids is not None:
+            given.append(moved.position_ids)
+        tensors = {field.name: getattr(moved, field.name) for field in fields(Batch)}
+        return EmbeddedBatch(**tensors, embed=partial(embedding, *given))
+
+    iterate = getattr(batches, "iterate", None)  # a ShardLoader's batch counts once it has its vectors
+    return iterate(add_vectors) if iterate is not None else (add_vectors(batch) for batch in batches)

@@ -35,7 +35,7 @@ POSITIONS = ("learned", "sinusoidal", "none")
 
 MAX_COUNT = 2**62  # numbers of windows and documents
 MAX_SEED = 2**63 - 1
-MAX_EPOCH = 2**64 - 1
+MAX_EPOCH = 2**64 - 1  # of epochs and seeds of the loader
 MAX_LENGTH = 2**24  # tokens of a window: its IDs alone are 64 MiB
 MAX_DIM = 2**16
 MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
@@ -54,7 +54,8 @@ class ConflictError(ConfigError):
 
 def closest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid name that is most like a given one: 'did you mean ...?', or nothing if none is close."""
-    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    names = list(valid)
+    near = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, 1, 0.6)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
@@ -106,6 +107,15 @@ def check_range(key: str, value: Any, least: int, most: int) -> int:
     if number > most:
         reject(key, f"must be at most {most}", number)
     return number
+
+
+def check_batch_size(key: str, value: Any) -> int | str:
+    """Return a number of windows, or `all`, which means the whole split in one batch."""
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= MAX_COUNT:
+        reject(key, "must be a whole number of at least 1, or 'all'", value)
+    return operator.index(value)
 
 
 def check_fraction(key: str, value: float, *, below_1: bool = False) -> float:
@@ -386,24 +396,19 @@ class ShardsConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class LoaderConfig(Section):
-    """How windows become batches; see `ShardLoader` for the meaning of each value."""
+    """How windows become batches; `ShardLoader` says what each value means. Here `batch_size` may also be `all`."""
 
     section: ClassVar[str] = "loader"
 
     split: str = _choice(*SPLITS)
-    batch_size: int | str = 8
+    batch_size: int | str = _checked(8, check_batch_size)
     shuffle: str = _choice(*SHUFFLES)
-    seed: int = _number(0, least=0, most=MAX_SEED)
+    seed: int = _number(0, least=0, most=MAX_EPOCH)
     lanes: int = _number(64, least=1, most=MAX_DIM)
     drop_last: bool = _checked(True, check_bool)
     document_ids: bool = _checked(False, check_bool)
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)
     memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
-
-    def __post_init__(self) -> None:
-        Section.__post_init__(self)
-        if self.batch_size != "all" and (isinstance(self.batch_size, str) or self.batch_size < 1):
-            reject("loader.batch_size", "must be a whole number of at least 1, or 'all'", self.batch_size)
 
 
 @dataclass(kw_only=True, slots=True)

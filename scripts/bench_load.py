@@ -164,8 +164,9 @@ def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 
         pass
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        if next(running, None) is None:
+        if (one := next(running, None)) is None:
             break
+        getattr(one, "embeddings", None)  # computed when they are looked at
         count += 1
     result = count * tokens / (time.perf_counter() - started)
     close = getattr(running, "close", None)

@@ -101,7 +101,7 @@ def open_evaluation(
     source: str | StoreWindows, *, split: str = "validation", score: str = "all", threads: int | None = None
 ) -> ShardLoader:
     """Open every window of a split once, in stored order, in batches of about 128 MiB of scores."""
-    probe = ShardLoader(source, split=split, shuffle="none")
+    probe = ShardLoader(source, split=split, shuffle="none", drop_last=False)
     rows = SCORES_PER_BATCH // (probe.reader.tokenizer["vocab_size"] * probe.reader.max_length)
     batch_size = max(1, min(rows, 256, len(probe.order)))
     return ShardLoader(

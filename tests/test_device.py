@@ -42,7 +42,7 @@ def test_the_largest_ids_survive_the_narrow_copy(device, dtype):
     highest = 65_535 if dtype == np.uint16 else 2**31 - 1
     ids = np.array([[0, 32_767, 32_768, highest]], dtype)
     batch = DeviceBlock(RowBatch(ids, None), torch.device(device)).to_int64(
-        slice(0, 1), names=SampleIds(np.zeros(1, np.int64))
+        slice(0, 1), samples=SampleIds(np.zeros(1, np.int64))
     )
     assert batch.input_ids.tolist() == [[0, 32_767, 32_768]]
     assert batch.target_ids.tolist() == [[32_767, 32_768, highest]]

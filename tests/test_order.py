@@ -19,7 +19,7 @@ from pipeline.loader.order import (
     Order,
     default_block,
     num_batches,
-    rank_positions,
+    rank_indices,
     resolve_shuffle,
 )
 
@@ -188,7 +188,7 @@ def test_every_world_size_and_batch_size_gives_the_same_global_sequence_from_any
         begin = start + step * batch_size * world_size
         sent = []
         for rank in range(world_size):
-            positions = rank_positions(begin, batch_size, rank=rank, world_size=world_size, stop=n)
+            positions = rank_indices(begin, batch_size, rank=rank, world_size=world_size, stop=n)
             full = begin + batch_size * world_size <= n
             assert len(positions) == batch_size if full else len(positions) <= batch_size
             assert all(i % world_size == rank for i in positions)
@@ -205,18 +205,18 @@ def test_all_ranks_end_together(num_samples, batch_size, world_size):
     assert dropped == len(range(batch_size * world_size, num_samples + 1, batch_size * world_size))
     assert filled == len(range(0, num_samples, batch_size * world_size))
     for rank in range(world_size):  # every batch that counts under drop_last is full on every rank
-        rows = rank_positions(0, dropped * batch_size, rank=rank, world_size=world_size, stop=num_samples)
+        rows = rank_indices(0, dropped * batch_size, rank=rank, world_size=world_size, stop=num_samples)
         assert len(rows) == dropped * batch_size
 
 
 @given(orders, epochs, st.integers(0, 11), st.data())
-def test_stretches_cover_what_a_rank_reads_and_nothing_else(order, epoch, rank, data):
+def test_spans_cover_what_a_rank_reads_and_nothing_else(order, epoch, rank, data):
     world_size = data.draw(st.sampled_from([w for w in range(1, 13) if order.lanes % w == 0]))
     rank %= world_size
     start = data.draw(st.integers(0, len(order)))
     spans = list(order.spans(start, epoch, rank=rank, world_size=world_size))
     assert [s.first for s in spans] == sorted(s.first for s in spans)
-    own = rank_positions(start, len(order), rank=rank, world_size=world_size, stop=len(order))
+    own = rank_indices(start, len(order), rank=rank, world_size=world_size, stop=len(order))
     group, row = order.locate(order.windows(own, epoch))
     for position, g, r in zip(own.tolist(), group.tolist(), row.tolist(), strict=True):
         holding = [s for s in spans if s.group == g and s.low <= r < s.high]
@@ -270,14 +270,14 @@ def test_a_world_size_that_does_not_divide_the_lanes_is_refused_with_the_valid_o
 def test_bad_parameters_and_positions_are_refused():
     with pytest.raises(ValueError, match=r"loader.lanes=0 must be at least 1"):
         Order(groups=[1], shuffle="lanes", lanes=0)
-    with pytest.raises(ValueError, match=r"loader.seed=-1 must lie in 0 \.\. 2\*\*64 - 1"):
+    with pytest.raises(ValueError, match=r"loader.seed=-1 must be from 0 to 2\*\*64 - 1"):
         Order(groups=[1], shuffle="full", seed=-1)
     with pytest.raises(ValueError, match="block must be at least 1, not 0"):
         Order(groups=[1], shuffle="lanes", block=0)
     order = Order(groups=[3, 2], shuffle="full")
-    with pytest.raises(ValueError, match=r"positions 5 \.\. 5 must lie in 0 \.\. 4"):
+    with pytest.raises(ValueError, match=r"indices 5 to 5: each index must be from 0 to 4"):
         order.windows([5], 0)
-    with pytest.raises(ValueError, match=r"windows -1 \.\. 2 must lie in 0 \.\. 4"):
+    with pytest.raises(ValueError, match=r"windows -1 to 2: each window must be from 0 to 4"):
         order.locate([2, -1])
 
 

@@ -1,4 +1,4 @@
-"""Row groups are held flat, and give the windows that other readers see in the files."""
+"""Row groups are buffered flat, and give the windows that other readers see in the files."""
 
 import itertools
 
@@ -24,20 +24,20 @@ def write(path, corpus, **options):
     return write_shards(path, **sections(corpus="text", corpus_path=str(corpus), **beside, **options)).path
 
 
-@given(windows=st.integers(1, 30), step=st.integers(1, 12), max_length=st.integers(1, 20))
-def test_a_view_has_the_windows_that_slices_have(windows, step, max_length):
-    tokens = np.arange(count_slot_tokens(windows, step=step, max_length=max_length))
-    expected = [tokens[begin : begin + max_length + 1].tolist() for begin in range(0, windows * step, step)]
-    assert view_windows(tokens, step=step, max_length=max_length).tolist() == expected
+@given(windows=st.integers(1, 30), pitch=st.integers(1, 12), max_length=st.integers(1, 20))
+def test_a_view_has_the_windows_that_slices_have(windows, pitch, max_length):
+    tokens = np.arange(count_slot_tokens(windows, pitch=pitch, max_length=max_length))
+    expected = [tokens[begin : begin + max_length + 1].tolist() for begin in range(0, windows * pitch, pitch)]
+    assert view_windows(tokens, pitch=pitch, max_length=max_length).tolist() == expected
 
 
 def test_by_eye():
     tokens = np.frombuffer(b"abcdefghi", "S1")
-    assert [b"".join(row) for row in view_windows(tokens, step=2, max_length=4)] == [b"abcde", b"cdefg", b"efghi"]
+    assert [b"".join(row) for row in view_windows(tokens, pitch=2, max_length=4)] == [b"abcde", b"cdefg", b"efghi"]
     assert choose_pitch(max_length=4, stride=2, order="sequential", documents="join") == 2
     for other in ({"order": "shuffled"}, {"documents": "separate"}, {"stride": 7}):
         given = {"max_length": 4, "stride": 2, "order": "sequential", "documents": "join"}
-        assert choose_pitch(**{**given, **other}) == 5, "what is not one text is held window by window"
+        assert choose_pitch(**{**given, **other}) == 5, "what is not one text is buffered window by window"
 
 
 @pytest.mark.slow
@@ -86,7 +86,9 @@ def test_windows_that_do_not_go_on_from_one_another_are_refused(tmp_path, books,
     """Right hashes and checksums, as a faulty writer would leave them."""
     path = write(tmp_path / "shards", books, max_length=16, stride=stride, windows_per_group=20, windows_per_shard=80)
     edit(path, put(name, 25, 0, 66))
-    with pytest.raises(ValueError, match=r"row group 1 holds windows that are not of one text; run stages=\[verify\]"):
+    with pytest.raises(
+        ValueError, match=r"row group 1 contains windows that are not of one text; run stages=\[verify\]"
+    ):
         list(ShardLoader(path, shuffle="none", batch_size=5))
 
 
@@ -95,7 +97,7 @@ def test_windows_that_do_not_go_on_from_one_another_are_refused(tmp_path, books,
 def test_targets_that_do_not_count_are_the_same_in_the_least_memory(
     tmp_path, shuffle, tail, stride, score, monkeypatch
 ):
-    """A gather that needs more row groups than are held decodes the rest beside them."""
+    """A gather that needs more row groups than are cached decodes the others for itself."""
     monkeypatch.setattr("pipeline.loader.order.BLOCK_TOKENS", 1)
     (tmp_path / "text.txt").write_text(WORDS[:203])
     path = write(

@@ -60,22 +60,22 @@ def test_memory_and_threads_change_nothing_but_the_time(shards, shuffle):
         assert epoch(threads=threads, memory_budget=least) == whole
 
 
-def test_fewer_places_than_a_block_needs_are_enough(shards):
-    """A block of 400 windows out of 40 row groups, of which 1 to 3 are held at a time."""
+def test_fewer_slots_than_a_prefetch_unit_needs_are_enough(shards):
+    """A prefetch unit of 400 windows out of 40 row groups, of which 1 to 3 are cached at a time."""
     each = slot_bytes(ShardLoader(shards).reader)
     expected = ShardLoader(shards, shuffle="none", batch_size=400)
     (whole,) = expected
-    for places in (1, 2, 3):
-        (batch,) = ShardLoader(shards, shuffle="none", batch_size=400, memory_budget=places * each)
+    for slots in (1, 2, 3):
+        (batch,) = ShardLoader(shards, shuffle="none", batch_size=400, memory_budget=slots * each)
         assert batch.input_ids.equal(whole.input_ids)
 
 
 def test_a_budget_that_the_order_exceeds_is_refused_with_what_it_needs(shards):
-    with pytest.raises(ValueError, match=r"shuffle=full holds 40 row groups of 322 bytes .* raise it to 12,880"):
+    with pytest.raises(ValueError, match=r"shuffle=full buffers 40 row groups of 322 bytes .* raise it to 12,880"):
         ShardLoader(shards, shuffle="full", memory_budget=10_000)
     with pytest.raises(ValueError, match=r"shuffle=lanes .* or fewer lanes"):
         ShardLoader(shards, shuffle="lanes", memory_budget=10_000)
-    with pytest.raises(ValueError, match=r"threads must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"loader.threads: must be at least 1; got 0"):
         ShardLoader(shards, threads=0)
 
 
@@ -141,7 +141,7 @@ def test_a_shard_that_is_not_what_the_manifest_says_is_refused(shards, tmp_path)
     first.unlink()
     table = pq.read_table(shards / "data/train-00001-of-00010.parquet")
     pq.write_table(table.slice(0, 39), first, row_group_size=10, store_schema=True)
-    with pytest.raises(OSError, match=rf"^{first} cannot be read: it has [\d,]+ bytes, and [\d,]+ by"):
+    with pytest.raises(OSError, match=rf"^{first} cannot be read: it has [\d,]+ bytes; the manifest says"):
         list(ShardLoader(copy))
 
 
@@ -180,11 +180,11 @@ def test_memory_does_not_grow_with_epochs(shards, shuffle, monkeypatch):
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[1] < 40 * slot_bytes(loader.reader), "ten epochs leave less than one holds"
+    assert held[-1] - held[1] < 40 * slot_bytes(loader.reader), "ten epochs leave less than the cache of one"
 
 
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
-def test_held_memory_is_free_at_once(shards, shuffle, monkeypatch):
+def test_cached_memory_is_free_at_once(shards, shuffle, monkeypatch):
     """Row groups may be hundreds of megabytes: they do not wait for the collector of circles."""
     made = []
     init = RowGroupCache.__init__
@@ -292,7 +292,7 @@ def test_a_padded_tail_is_not_read_as_text_where_its_columns_name_is_damaged(tmp
     content = file.read_bytes()
     assert b"length" in content
     file.write_bytes(content.replace(b"length", b"lengti"))
-    with pytest.raises(ValueError, match="other columns than its manifest"):
+    with pytest.raises(ValueError, match="other columns than the manifest says"):
         list(ShardLoader(report.path, batch_size=1))
 
 
@@ -308,7 +308,7 @@ def test_an_iteration_that_is_gone_on_with_in_a_forked_child_is_an_error_and_no_
             for _ in batches:
                 pass
         except RuntimeError as error:
-            os._exit(7 if "begun before a fork" in str(error) else 8)
+            os._exit(7 if "started before a fork" in str(error) else 8)
         finally:
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
@@ -317,7 +317,7 @@ def test_an_iteration_that_is_gone_on_with_in_a_forked_child_is_an_error_and_no_
 
 def test_fewer_windows_than_a_batch_are_an_error_and_no_empty_epoch(shards):
     with pytest.raises(ValueError, match=r"the train split has 400 windows, fewer than a batch of 300 on each of 2"):
-        next(iter(ShardLoader(shards, batch_size=300, rank=0, world_size=2)))
+        ShardLoader(shards, batch_size=300, rank=0, world_size=2)
 
 
 @pytest.mark.slow

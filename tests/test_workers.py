@@ -101,9 +101,9 @@ def test_a_loader_in_the_worker_of_a_dataloader_has_no_state_to_save(shards):
 
 
 def test_settings_of_workers_are_checked(shards):
-    with pytest.raises(ValueError, match="workers must be at least 0; got -1"):
+    with pytest.raises(ValueError, match="workers: must be at least 0; got -1"):
         ShardLoader(shards, workers=-1)
-    with pytest.raises(ValueError, match="worker_context must be one of fork, spawn, forkserver; got 'thread'"):
+    with pytest.raises(ValueError, match="worker_context: must be one of fork, spawn, forkserver; got 'thread'"):
         ShardLoader(shards, worker_context="thread")
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.base.progress import ProgressBar
-from pipeline.base.wording import counted
 from pipeline.embedding import TokenEmbedding, embed_batches
 from pipeline.loader.loader import ShardLoader
 from pipeline.shards.manifest import read_manifest
@@ -74,11 +73,6 @@ def load_batches(
         memory_budget=loader.memory_budget,
         tokenizer=tokenizer,
     )
-    if len(batches) == 0:
-        raise ValueError(
-            f"{path}: the {split} split has {counted(len(batches.order), 'window')}, fewer than loader.batch_size="
-            f"{batch_size}. Lower it, or set loader.drop_last=false"
-        )
     vocab_size = manifest.tokenizer["vocab_size"]
     max_length = manifest.splits[split].max_length
     layer = TokenEmbedding(vocab_size, embedding.dim, max_length, positions=embedding.positions, seed=embedding.seed)
@@ -97,11 +91,12 @@ def load_batches(
             if batch is None:
                 break
             (embedded,) = embed_batches([batch], layer)
+            num_vectors = embedded.embeddings.shape[:2].numel()  # looking at them computes them
             if first is None:
                 first, first_seconds = embedded, time.perf_counter() - started
             num_batches += 1
             windows += int((batch.window_ids >= 0).sum())
-            bar.update(batch.input_ids.numel())
+            bar.update(num_vectors)
     assert first is not None, "a loader with a length has a batch"
     return LoadReport(
         batches=num_batches,

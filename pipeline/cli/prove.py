@@ -75,7 +75,7 @@ def prove_loader(path: str, *, loader: LoaderConfig, prove: ProveConfig) -> Prov
         ValueError: there is no such data set or split.
 
     """
-    windows = len(ShardLoader(path, split=loader.split, shuffle="none").order)
+    windows = len(ShardLoader(path, split=loader.split, shuffle="none", drop_last=False).order)
     compared: dict[str, int] = {}
     unproven = []
     print("prove")

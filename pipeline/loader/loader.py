@@ -1,68 +1,111 @@
 """Shards to batches, in an order that is a pure function of the manifest, the seed and the epoch.
 
-The whole state is one count: the samples of the epoch that all ranks together have received. It counts what the
-consumer was handed, not what was read ahead, so a resume is arithmetic: no sample comes twice and none is lost, with
-any other world size, batch size, number of threads or memory budget. `pipeline.loader.prefetch` reads ahead; here its
-blocks are cut into batches and widened to int64.
+The whole state is one count: the samples of the epoch that all ranks together have consumed. It counts what the caller
+received, not what was read ahead, so resuming is arithmetic: no sample comes twice and none is lost, with any other
+world size, batch size, number of threads or memory budget. `pipeline.loader.prefetch` reads ahead; here its units are
+cut into batches of int64.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import closing
-from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.memory import keep_freed_memory
-from pipeline.loader.batch import Batch, DeviceBlock, Int64Block
+from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, default_block, num_batches, resolve_shuffle
 from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
-from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, end_of_text_id, open_split
-from pipeline.loader.workers import CONTEXTS, make_parcel, worker_blocks
-from pipeline.settings import MEMORY_BUDGET
+from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, end_of_text_id, open_split
+from pipeline.loader.state import describe_data_sets, read_state
+from pipeline.loader.workers import CONTEXTS, make_parcel, read_in_workers
+from pipeline.settings import (
+    MAX_COUNT,
+    MAX_EPOCH,
+    MAX_WORKERS,
+    MEMORY_BUDGET,
+    LoaderConfig,
+    check_choice,
+    check_range,
+    reject,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
+    from typing import TypeVar
 
     from pipeline.loader.order import Shuffle
     from pipeline.loader.readers import Source
 
-STATE_FORMAT = 1
+    Item = TypeVar("Item")
+
+STATE_FORMAT, MIXTURE_FORMAT = 1, 2  # release 0.1.0 saved mixtures of another order as 1
+READ_ONLY = {
+    "epoch": "go to an epoch with set_epoch(epoch)",
+    "consumed": "go to a saved state with load_state_dict(state)",
+}
+
+
+class Progress(NamedTuple):
+    """Where a loader is. It is replaced as a whole, so no exception can leave half of a change."""
+
+    epoch: int
+    consumed: int  # samples of this epoch that all ranks together have received; in a mixture, of all epochs
+    order: Order | Mixture
+    moves: int = 0  # how often a caller has gone elsewhere
+
+
+class Cursor:
+    """The one thing about a loader that changes. Assigning to a slot runs no Python code that could be interrupted."""
+
+    __slots__ = ("progress",)
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
 
 class ShardLoader(IterableDataset[Batch]):
-    """Batches of one split of a data set.
+    """Load batches of one split of a data set, or of a mixture of data sets.
+
+        loader = ShardLoader("outputs/shards/python_docs-gpt2-L256-S256", batch_size=8, seed=0)
+        for batch in loader:                         # the remaining batches of this epoch
+            x, y = batch                             # int64 [8, 256] each
+        state = loader.state_dict()                  # small; save it with the model's
+        ShardLoader("outputs/shards/...", batch_size=4, rank=1, world_size=2).load_state_dict(state)
+        ShardLoader(["shards/web", "shards/code"], weights=[0.7, 0.3])
+
+    Each iteration yields the remaining batches of the current epoch; the iteration after it starts the next epoch.
 
     Args:
         path: the data set's folder, or windows of a token store that were never written (`StoreWindows`); or a list of
-            such, the sources of a mixture (`loader/mixture.py`): of one tokenizer and one `max_length`.
-        weights: of a mix, one for each source: what part of the samples it gives. Left out, its number of windows.
+            these, the sources of a mixture (`loader/mixture.py`), which share the tokenizer and `max_length`.
+        weights: for a mixture, each source's share of the samples; left out, its number of windows.
         split: `train` or `validation`.
         batch_size: windows per batch of this rank, B.
         shuffle: `none`, `full`, `lanes`, or `auto`, which picks one of the last two by the data set's size.
         seed: of the order.
-        lanes: places of the data set that a batch draws from under `lanes`; world sizes must divide it.
-        drop_last: drop the last partial global batch; otherwise it is filled with rows whose targets are -100.
-        rank, world_size: this process's place; from `torch.distributed` where it is initialised, else 0 of 1.
+        lanes: under `lanes`, how many parts of the data set are read in parallel and interleaved into each batch; a
+            multiple of the world size.
+        drop_last: drop the last partial global batch; otherwise fill it with rows whose targets are -100.
+        rank, world_size: of this process; left out, those of `torch.distributed`, and 0 of 1 without it.
         score: `new` turns targets that an earlier window has scored into -100, for evaluation with overlap.
-        document_ids: add each token's document and its place since the document began to the batches.
+        document_ids: batches name each token's document and its position in the document.
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
-        threads: that decode; the machine's cores, at most 4, when left out.
-        memory_budget: bytes of row groups held in memory, at most. Where all fit half of it, `lanes` keeps them, and
-            later epochs decode nothing.
-        device: where batches are to be; see `pipeline.loader.batch`. They are made in memory when left out.
+        threads: how many decode; left out, one for each core, at most 4.
+        memory_budget: bytes of decoded row groups in memory, at most. If all of them take half of it or less, `lanes`
+            keeps them, and later epochs decode nothing.
+        device: where batches are made; left out, in main memory.
         workers: processes that decode, instead of threads in this one; see `pipeline.loader.workers`.
-        worker_context: how they are started: `fork`, `spawn`, `forkserver`; torch's default when left out.
-
-    Each iteration yields the batches that are left of the current epoch; the next one begins the next epoch.
+        worker_context: how they are started: `fork`, `spawn`, `forkserver`; left out, torch's default.
 
     Raises:
-        ValueError: no data set, split or order of that description, or one that the memory budget does not allow.
+        ValueError: an argument breaks its rule; there is no such data set or split; one batch of all ranks has more
+            windows than the split; the order needs more than the memory budget; or `WORLD_SIZE` says that there are
+            several processes, and this one's rank is unknown.
 
     """
 
@@ -88,109 +131,163 @@ class ShardLoader(IterableDataset[Batch]):
         workers: int = 0,
         worker_context: str | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
-        batch_size, seed, lanes = index(batch_size), index(seed), index(lanes)  # numpy's are no JSON
-        if workers < 0:
-            raise ValueError(f"workers must be at least 0; got {workers}")
-        if worker_context not in (None, *CONTEXTS):
-            raise ValueError(f"worker_context must be one of {', '.join(CONTEXTS)}; got {worker_context!r}")
-        is_mix = not isinstance(path, str | os.PathLike | StoreWindows)
-        sources: Sequence[Source] = path if is_mix else [path]  # type: ignore[assignment,list-item]
-        readers = [open_split(one, split, score=score, tokenizer=tokenizer) for one in sources]
-        if weights is not None and not is_mix:
-            raise ValueError("weights belong to a mix: give a list of data sets, and one weight for each")
-        self.reader: Reader = MixtureReader(readers) if is_mix else readers[0]
-        self.batch_size = batch_size
-        self.drop_last = drop_last
+        self.batch_size = check_range("batch_size", batch_size, 1, MAX_COUNT)
+        values = LoaderConfig(
+            split=split,
+            shuffle=shuffle,
+            seed=seed,
+            lanes=lanes,
+            drop_last=drop_last,
+            document_ids=document_ids,
+            threads=threads,
+            memory_budget=memory_budget,
+        )
+        self.drop_last = values.drop_last
+        self.workers = check_range("workers", workers, 0, MAX_WORKERS)
+        self.worker_context = (
+            None if worker_context is None else check_choice("worker_context", worker_context, CONTEXTS)
+        )
+        self.device = find_device(device)
+        self._rank_is_given = rank is not None or world_size is not None
         self.rank, self.world_size = find_rank(rank, world_size)
-        self.threads = threads or min(4, os.cpu_count() or 1)
-        self.workers, self.worker_context = workers, worker_context
-        self.device = None if device is None else torch.device(device)
-        self._end_of_text = end_of_text_id(self.reader) if document_ids else None
-        kind = resolve_shuffle(shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
-        orders = [make_order(reader, shuffle=kind, seed=seed, lanes=lanes) for reader in readers]
-        self.order: Order | Mixture = orders[0]
-        if is_mix:
-            given = [len(order) for order in orders] if weights is None else plain_numbers(weights)
-            self.order = Mixture(orders=orders, weights=[(0, tuple(given))])
-        self.order.check_world_size(self.world_size)
-        self._blocks = Prefetcher(
+        is_mixture = not isinstance(path, str | os.PathLike | StoreWindows)
+        if is_mixture and not hasattr(path, "__iter__"):
+            reject("path", "must be a data set's folder, a StoreWindows, or a list of these", path)
+        if weights is not None and not is_mixture:
+            raise ValueError("weights: belong to a mixture; pass a list of data sets, and one weight for each")
+        sources: Sequence[Source] = list(path) if is_mixture else [path]  # type: ignore[arg-type,list-item]
+        readers = [open_split(one, values.split, score=score, tokenizer=tokenizer) for one in sources]
+        self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
+        self.threads = values.threads or min(4, os.cpu_count() or 1)
+        self._end_of_text = end_of_text_id(self.reader) if values.document_ids else None
+        kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
+        orders = [make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes) for reader in readers]
+        order: Order | Mixture = orders[0]
+        if is_mixture:
+            shares = [len(one) for one in orders] if weights is None else plain_numbers(weights)
+            order = Mixture(orders=orders, weights=[(0, tuple(shares))])
+        order.check_world_size(self.world_size)
+        self._prefetcher = Prefetcher(
             self.reader,
-            self.order,
-            batch_size=batch_size,
+            order=order,
+            batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
             threads=self.threads,
-            memory_budget=memory_budget,
+            memory_budget=values.memory_budget,
         )
-        self._moves = 0  # how often a caller has set the place
-        self.epoch = 0
-        self.consumed = 0  # samples of this epoch that all ranks together have received; of a mix, of all epochs
+        self._cursor = Cursor(Progress(0, 0, order))
+        if not len(self):
+            raise ValueError(
+                f"batch_size: the {self.reader.split} split has {len(order)} windows, fewer than a batch of "
+                f"{self.batch_size} on each of {self.world_size} ranks; lower batch_size, or set drop_last=False"
+            )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        is_ours = name in self.__dict__ or isinstance(getattr(type(self), name, None), property)
+        if is_ours and not name.startswith("_") and "_cursor" in self.__dict__:
+            way = READ_ONLY.get(name, f"make a new ShardLoader with another {name}, and load this one's state into it")
+            raise AttributeError(f"ShardLoader.{name} is read-only, since batches depend on it; {way}")
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_rank()
+        return {**self.__dict__, "_cursor": Cursor(self._cursor.progress)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._check_rank()
+
+    def __repr__(self) -> str:
+        return f"ShardLoader({'; '.join(self._description().values())})"
+
+    def _repr_html_(self) -> str:
+        return html_table("ShardLoader", self._description())
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, equal on all ranks. In a mix a batch may lie across two: of the one in hand."""
-        start, step = self.order.first(self.epoch), self.batch_size * self.world_size
-        return self._batches_from(-(-start // step) * step)
+        """Return the batches of a complete epoch, equal on all ranks; of a mixture, those of the current epoch."""
+        progress, global_batch = self._cursor.progress, self.batch_size * self.world_size
+        start = progress.order.first(progress.epoch)
+        return self._batches_after(progress._replace(consumed=-(-start // global_batch) * global_batch))
 
-    def __iter__(self) -> Generator[Batch, None, None]:
-        """The batches that are left of this epoch.
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(
+            f"a ShardLoader has no window {index!r}: iterate over it, or use WindowDataset(path)[{index!r}]"
+        )
+
+    def __iter__(self) -> Generator[Batch, None, None]:  # noqa: PYI058 - callers may close it
+        """Yield the remaining batches of this epoch.
 
         Raises:
-            OSError: a shard cannot be read; as soon as a thread meets it, though the batches before it may be whole.
-            ValueError: a whole epoch has fewer windows than one batch of all ranks, and `drop_last` is set.
+            OSError: a shard cannot be read; as soon as a thread meets it, even if the batches before it are intact.
 
         """
-        is_copy = get_worker_info() is not None  # in a plain DataLoader's worker
-        begin = (self.epoch, self.consumed)
+        return self.iterate(lambda batch: batch)
+
+    def iterate(self, convert: Callable[[Batch], Item]) -> Generator[Item, None, None]:
+        """Yield `convert(batch)` for the remaining batches of this epoch. A batch counts once it is converted."""
+        self._check_rank()
         keep_freed_memory()
+        before = self._cursor.progress
         left = self._enter()
-        if not left:
-            raise ValueError(
-                f"the {self.reader.split} split has {len(self.order)} windows, fewer than a batch of {self.batch_size} "
-                f"on each of {self.world_size} ranks; lower batch_size, or set drop_last=false"
-            )
+        start = self._cursor.progress
         try:
-            here = (self._moves, self.epoch)
-            while left and (yield from self._hand_over(left)):
-                if self._moves == here[0] and self.epoch != here[1]:
-                    break  # another iteration of this loader has come to the end of the epoch
+            while left and (yield from self._yield_batches(left, convert)):
+                now = self._cursor.progress
+                if now.moves == start.moves and now.epoch != start.epoch:
+                    break  # another iteration of this loader has reached the end of the epoch
                 left = self._enter()
-                here = (self._moves, self.epoch)
+                start = self._cursor.progress
         finally:
-            if is_copy:  # each read another number of batches ahead, so all go back to where they agree
-                self.epoch, self.consumed = begin
+            if get_worker_info() is not None:  # workers read different numbers of batches ahead: go back to where
+                self._cursor.progress = before  # they agree
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch. The one in hand is left where it is: trainers call this before each epoch."""
-        if epoch != self.epoch:
-            self._begin(epoch)
-            self._moves += 1
+        """Go to the start of an epoch; the current one stays where it is. Trainers call this before each epoch."""
+        epoch = check_range("epoch", epoch, 0, MAX_EPOCH)
+        progress = self._cursor.progress
+        if epoch != progress.epoch:
+            self._move(epoch, progress.order.first(epoch), progress.order)
 
     def set_weights(self, weights: Sequence[float]) -> None:
-        """Draw from the sources of a mix by other weights from here on. What was drawn before stays as it was.
+        """Draw from the sources of a mixture with other weights from here on; what was drawn before stays the same.
 
-        On every rank at the same step: each must see the same sequence.
+        Call it on every rank at the same step, so that all see the same sequence.
         """
-        self._go_on_with(self._mix().change(self.consumed, plain_numbers(weights)))
-        self._moves += 1
+        progress, mixture = self._cursor.progress, self._mixture()
+        self._move(progress.epoch, progress.consumed, mixture.change(progress.consumed, plain_numbers(weights)))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch."""
+        return self._cursor.progress.epoch
+
+    @property
+    def consumed(self) -> int:
+        """Samples of this epoch that all ranks together have received; in a mixture, of all epochs."""
+        return self._cursor.progress.consumed
+
+    @property
+    def order(self) -> Order | Mixture:
+        """The sample order: which window comes at each index of each epoch."""
+        return self._cursor.progress.order
 
     @property
     def source_samples(self) -> list[int]:
-        """How many samples of each source of a mix all ranks together have received, in all epochs."""
-        return [int(count) for count in self._mix().draws(self.consumed)]
+        """How many samples of each source of a mixture all ranks together have received, in all epochs."""
+        return [int(count) for count in self._mixture().draws(self.consumed)]
 
     @property
     def source_epochs(self) -> list[int]:
-        """The epoch that each source of a mix is in: how often it was drawn to its end."""
-        return [samples // len(order) for samples, order in zip(self.source_samples, self._mix().orders, strict=True)]
+        """The epoch that each source of a mixture is in: how many times it was drawn completely."""
+        orders = self._mixture().orders
+        return [samples // len(order) for samples, order in zip(self.source_samples, orders, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: small, JSON-able, and valid for any world size and batch size.
+        """Return where the loader is: small, JSON-able, and valid for any world size and batch size.
 
         Raises:
-            ValueError: asked in a `DataLoader`'s worker, whose own position says nothing of the batches handed over.
+            ValueError: it was called in a `DataLoader`'s worker, which does not know how many batches were received.
 
         """
         if get_worker_info() is not None:
@@ -198,53 +295,34 @@ class ShardLoader(IterableDataset[Batch]):
                 "a ShardLoader in a DataLoader's worker has no state to save; give the DataLoader num_workers=0, and "
                 "let the loader start the processes: ShardLoader(..., workers=2)"
             )
-        state = {"version": STATE_FORMAT, **self._identity(), "epoch": self.epoch, "consumed": self.consumed}
-        if isinstance(self.order, Mixture):
-            state["weights"] = [[start, list(weights)] for start, weights in self.order.weights]
-        return state
+        epoch, consumed, order, _ = self._cursor.progress
+        state = {**self._identity(), "epoch": epoch, "consumed": consumed}
+        if isinstance(order, Mixture):
+            state["weights"] = [[start, list(weights)] for start, weights in order.weights]
+        return {**state, "data_sets": describe_data_sets(self.reader)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loader of the same data and order stood. The weights of a mix are those of the state.
+        """Resume where another loader of the same data and order stopped. A mixture takes its weights from the state.
 
-        Where less is left of the epoch than this loader's batch on all ranks, and `drop_last` is set, it stands at the
-        next one.
+        If fewer windows of the epoch remain than a batch of all ranks has, and `drop_last` is set, the next epoch
+        starts.
 
         Raises:
-            ValueError: the state is of another data set or order, or damaged; the message names what differs.
+            ValueError: the state is of another data set or order, or damaged; the message names what differs. The
+                loader stays as it was.
 
         """
-        if not isinstance(state, Mapping):
-            raise ValueError(f"a state is the dict that state_dict() gives; got {state!r}")  # noqa: TRY004 - as all here
-        if state.get("version") != STATE_FORMAT:
-            raise ValueError(
-                f"the state has version={state.get('version')!r}, and this release reads version {STATE_FORMAT}: "
-                "go on with the release that saved it"
-            )
-        for key, mine in self._identity().items():
-            if state.get(key) != mine:
-                raise ValueError(
-                    f"the state has {key}={state.get(key)!r}, this loader has {mine!r}: their orders differ"
-                )
-        epoch, consumed = state.get("epoch"), state.get("consumed")
-        if not (isinstance(epoch, int) and isinstance(consumed, int) and epoch >= 0 and consumed >= 0):
-            raise ValueError(f"the state has epoch={epoch!r}, consumed={consumed!r}: whole numbers from 0 are needed")
-        order = self.order
-        if isinstance(order, Mixture):
-            if epoch != order.next_epoch(epoch, consumed)[0]:
-                raise ValueError(
-                    f"the state has epoch={epoch} and consumed={consumed}, of epochs of {len(order)} samples"
-                )
-            order = Mixture(orders=order.orders, weights=weights_of(state))
-        elif consumed > len(order):
-            raise ValueError(f"the state has consumed={consumed} samples of an epoch that has {len(order)}")
-        self._go_on_with(order)
-        self.epoch, self.consumed = epoch, consumed
-        self._moves += 1
-        self._enter()
+        epoch, consumed, order = read_state(state, self._identity(), self.order, self.reader)
+        progress = Progress(epoch, consumed, order)
+        if not self._batches_after(progress):
+            epoch, consumed = order.next_epoch(epoch, consumed)
+        self._move(epoch, consumed, order)
 
     def _identity(self) -> dict[str, Any]:
+        """Return the fields of a state that must be equal for it to be loaded."""
         order = self.order
         identity: dict[str, Any] = {
+            "version": MIXTURE_FORMAT if isinstance(order, Mixture) else STATE_FORMAT,
             "fingerprint": self.reader.fingerprint,
             "split": self.reader.split,
             "shuffle": order.shuffle,
@@ -256,120 +334,153 @@ class ShardLoader(IterableDataset[Batch]):
             identity |= {"lanes": order.lanes, "block": blocks}
         return identity
 
-    def _mix(self) -> Mixture:
+    def _description(self) -> dict[str, str]:
+        epoch, consumed, order, _ = self._cursor.progress
+        seed = "" if order.shuffle == "none" else f", seed {order.seed}"
+        of_all = "" if isinstance(order, Mixture) else f" of {len(order):,}"
+        return {
+            "data": describe(self.reader),
+            "order": f"shuffle {order.shuffle}{seed}",
+            "batches": f"batch_size {self.batch_size}, rank {self.rank} of {self.world_size}",
+            "progress": f"epoch {epoch}, {consumed:,}{of_all} samples consumed",
+        }
+
+    def _check_rank(self) -> None:
+        """Refuse to be read by a process of another rank: it may have got one since, or this may be a copy."""
+        if not self._rank_is_given:
+            check_rank(self.rank, self.world_size)
+
+    def _mixture(self) -> Mixture:
         if isinstance(self.order, Mixture):
             return self.order
-        raise ValueError("this loader has one data set: weights and sources belong to a mix")
+        raise ValueError("this loader has one data set: weights and sources belong to a mixture")
 
-    def _go_on_with(self, order: Order | Mixture) -> None:
-        self.order = self._blocks.order = order
-
-    def _begin(self, epoch: int) -> None:
-        if epoch < 0:
-            raise ValueError(f"epochs count from 0; got {epoch}")
-        self.epoch, self.consumed = index(epoch), self.order.first(index(epoch))
+    def _move(self, epoch: int, consumed: int, order: Order | Mixture) -> None:
+        self._cursor.progress = Progress(epoch, consumed, order, self._cursor.progress.moves + 1)
 
     def _enter(self) -> int:
-        """The batches that are left of this epoch; where none is, the next one begins, if it has any."""
-        if not self._batches_from(self.consumed):
-            here = self.epoch, self.consumed
-            self.epoch, self.consumed = self.order.next_epoch(*here)
-            if not self._batches_from(self.consumed):
-                self.epoch, self.consumed = here
-        return self._batches_from(self.consumed)
+        """Return the remaining batches of this epoch; if there are none, those of the next epoch, which starts."""
+        progress = self._cursor.progress
+        if not self._batches_after(progress):
+            epoch, consumed = progress.order.next_epoch(progress.epoch, progress.consumed)
+            progress = progress._replace(epoch=epoch, consumed=consumed)
+            self._cursor.progress = progress
+        return self._batches_after(progress)
 
-    def _hand_over(self, left: int) -> Generator[Batch, None, bool]:
-        """Yield the next `left` batches. Ends early, with True, where the loader was moved: by a state, or a reader."""
+    def _batches_after(self, progress: Progress) -> int:
+        order = progress.order
+        left = max(0, order.stop(progress.epoch) - progress.consumed)
+        drop_last = self.drop_last and not order.endless
+        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
+
+    def _yield_batches(self, left: int, convert: Callable[[Batch], Item]) -> Generator[Item, None, bool]:
+        """Yield the next `left` batches. End early, with True, if the loader was moved: by a caller, or a reader."""
         worker = get_worker_info()
         turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # in a plain DataLoader's workers
-        first = left
-        with closing(self._any_blocks(left)) as blocks:
-            for block in blocks:
-                make = self._maker(block)
-                for at in range(block.batches):
-                    if block.held is not None and block.held.error is not None:
-                        raise block.held.error
-                    mine = (first - left) % turns == turn
-                    # Made before it counts: what is interrupted here was not received.
-                    batch = make(slice(at * self.batch_size, (at + 1) * self.batch_size)) if mine else None
+        cursor, global_batch, first = self._cursor, self.batch_size * self.world_size, left
+        progress = cursor.progress
+        with closing(self._read_units(progress, left)) as units:
+            for unit in units:
+                make = self._batch_maker(unit)
+                for number in range(unit.batches):
+                    unit.check()
+                    if is_mine := (first - left) % turns == turn:
+                        item = convert(make(slice(number * self.batch_size, (number + 1) * self.batch_size)))
                     left -= 1
-                    place = (self.epoch, self.consumed + self.batch_size * self.world_size)
+                    place = progress.epoch, progress.consumed + global_batch
                     if not left:  # the end of an epoch is the start of the next
-                        place = self.order.next_epoch(*place)
-                    self.epoch, self.consumed = place
-                    here = (*place, self.order)
-                    if batch is not None:
-                        yield batch
-                    if (self.epoch, self.consumed, self.order) != here:
+                        place = progress.order.next_epoch(*place)
+                    progress = progress._replace(epoch=place[0], consumed=place[1])
+                    # The batch is made, then it counts, then it is handed over, and Ctrl-C comes before or after all of
+                    # that: Python looks for signals at calls and jumps, and there is none between these two statements.
+                    cursor.progress = progress
+                    if is_mine:
+                        yield item
+                    if cursor.progress is not progress:
                         return True
         return False
 
-    def _maker(self, block: PrefetchUnit) -> Callable[[slice], Batch]:
-        """What makes a batch of some rows of a block."""
-        gathered, names, end_of_text = block.gathered, self.reader.name_windows(block.window_ids), self._end_of_text
+    def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
+        """Return what makes a batch of some rows of a unit."""
+        rows, samples, end_of_text = unit.rows, self.reader.sample_ids(unit.window_ids), self._end_of_text
         if get_worker_info() is not None:
-            return lambda rows: make_parcel(gathered, rows, names=names, end_of_text=end_of_text)
+            return lambda which: make_parcel(rows, which, samples=samples, end_of_text=end_of_text)
         if self.device is not None:
-            on_device = DeviceBlock(gathered, self.device)
-            return lambda rows: on_device.to_int64(rows, names=names, end_of_text=end_of_text)
-        return Int64Block(gathered, names=names, end_of_text=end_of_text, batch_size=self.batch_size).batch
+            on_device = DeviceBlock(rows, self.device)
+            return lambda which: on_device.to_int64(which, samples=samples, end_of_text=end_of_text)
+        return Int64Block(rows, samples=samples, end_of_text=end_of_text, batch_size=self.batch_size).batch
 
-    def _batches_from(self, consumed: int) -> int:
-        left = max(0, self.order.stop(self.epoch) - consumed)
-        drop_last = self.drop_last and not self.order.endless
-        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
-
-    def _any_blocks(self, left: int) -> Generator[PrefetchUnit, None, None]:
-        if self.workers and get_worker_info() is None:  # a worker may start no processes of its own
-            return worker_blocks(
-                self._blocks,
-                self.epoch,
-                self.consumed,
-                left,
+    def _read_units(self, progress: Progress, batches: int) -> Generator[PrefetchUnit, None, None]:
+        epoch, start, order, _ = progress
+        if self.workers and get_worker_info() is None:  # a worker may not start processes of its own
+            return read_in_workers(
+                self._prefetcher,
+                order,
+                epoch=epoch,
+                start=start,
+                batches=batches,
                 workers=self.workers,
                 context=self.worker_context,
             )
-        return self._blocks.read(self.epoch, self.consumed, left)
+        return self._prefetcher.read(order, epoch, start, batches)
 
 
 def make_order(reader: Reader, *, shuffle: Shuffle, seed: int, lanes: int) -> Order:
-    """The order of one data set's windows."""
+    """Return the order of one data set's windows."""
     block = default_block(reader.groups, max_length=reader.max_length)
     return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
 
 
 def plain_numbers(weights: Sequence[float]) -> list[float]:
-    """Weights as Python's own numbers: those of numpy and torch are no JSON."""
+    """Return weights as Python's own numbers: those of numpy and torch are not JSON."""
+    if isinstance(weights, str) or not hasattr(weights, "__iter__"):
+        reject("weights", "must be a list of numbers, one for each source", weights)
     return [weight.item() if hasattr(weight, "item") else weight for weight in weights]
 
 
-def weights_of(state: Mapping[str, Any]) -> list[tuple[int, tuple[float, ...]]]:
-    """The weights in the state of a mix.
-
-    Raises:
-        ValueError: there are none, or they do not begin at 0 and rise.
-
-    """
+def find_device(device: torch.device | str | None) -> torch.device | None:
+    """Return a device that torch knows."""
     try:
-        weights = [(index(start), tuple(one)) for start, one in state["weights"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the state of a mix needs weights, [[position, [weight, ...]], ...]: {error!r}") from error
-    starts = [start for start, _ in weights]
-    if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ValueError(f"the state's weights must begin at position 0 and rise; they begin at {starts}")
-    return weights
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        reject("device", "must name a device of torch, such as 'cuda' or 'cpu'", device)
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process's rank and the world size: as given, else from `torch.distributed`, else 0 of 1."""
+    """Return this process's rank and the world size: as given, else from `torch.distributed`, else 0 of 1."""
     if (rank is None) != (world_size is None):
-        raise ValueError(f"give both rank and world_size, or neither; got rank={rank}, world_size={world_size}")
+        raise ValueError(f"rank, world_size: give both or neither; got rank={rank}, world_size={world_size}")
     if rank is None or world_size is None:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
-    rank, world_size = index(rank), index(world_size)
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be from 0 to world_size - 1; got rank={rank}, world_size={world_size}")
-    return rank, world_size
+        rank, world_size = group_rank() or (0, 1)
+        check_rank(rank, world_size)
+        return rank, world_size
+    world_size = check_range("world_size", world_size, 1, MAX_COUNT)
+    return check_range("rank", rank, 0, world_size - 1), world_size
+
+
+def group_rank() -> tuple[int, int] | None:
+    """Return this process's rank and world size in its process group, None if it has none."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse a rank that was not given and is not this process's: several processes would read the same data.
+
+    A loader with the rank of a process group may go to worker processes, which have no group of their own.
+    """
+    ways = "make the loader after torch.distributed.init_process_group(), or pass rank= and world_size="
+    group = group_rank()
+    if group is not None and group != (rank, world_size):
+        raise ValueError(
+            f"rank: this loader reads as rank {rank} of {world_size}, but this process is rank {group[0]} of "
+            f"{group[1]} in its group, so ranks would read the same data; {ways}"
+        )
+    processes = os.environ.get("WORLD_SIZE", "")
+    if group is None and world_size == 1 and processes.isdecimal() and int(processes) > 1:
+        raise ValueError(
+            f"rank: WORLD_SIZE is {processes}, but this process has no process group and no rank was given, so each "
+            f"process would read all of the data; {ways}"
+        )

@@ -1,30 +1,31 @@
-"""The order of samples: from a global position to a stored window, by arithmetic alone.
+"""The sample order: which stored window comes at each index of each epoch, by arithmetic alone.
 
-Stored windows are numbered 0 .. N-1 through all row groups of all shards. An epoch asks for positions 0 .. N-1, and
-`Order.windows` says which window comes at each of them. It is a permutation, a pure function of the row groups' sizes,
-`shuffle`, `seed`, `epoch`, `lanes` and `block`. World size, batch size, threads and what was read before do not enter,
-so the state of a reader is one position, and to resume is to ask from there.
+Stored windows are numbered 0 .. N-1 through all row groups of all shards. An epoch has the indices 0 .. N-1, and
+`Order.windows(indices, epoch)` returns the window at each of them. It is a permutation and a pure function of the row
+groups' sizes, `shuffle`, `seed`, `epoch`, `lanes` and `block`. World size, batch size, threads and what was read before
+play no part, so the whole state of a reader is one index, and resuming means asking from there.
 
-* `none`: position i is window i.
-* `full`: one permutation of all N windows. The reader must hold them all.
-* `lanes`: for data that does not fit. Permute the row groups, lay them end to end as a line, cut the line into C equal
-  lanes, and cut each lane where the line has a block border (every `block` row groups). Shuffle inside each such piece.
-  Position i is entry i // C of lane i % C. By eye, 3 row groups, C = 2, block = 1:
+* `none`: index i is window i.
+* `full`: one permutation of all N windows. The reader must buffer them all.
+* `lanes`: for data that does not fit into memory. Shuffle the row groups, concatenate them, split the result into C
+  equal lanes, and split each lane at block borders (every `block` row groups). Shuffle inside each of these pieces.
+  Index i is entry i // C of lane i % C. By eye, 3 row groups, C = 2, block = 1:
 
       stored row groups     0 1 2 | 3 4 5 | 6 7
-      line, permuted        3 4 5 | 0 1 2 | 6 7
+      shuffled sequence     3 4 5 | 0 1 2 | 6 7
       lane 0, its pieces    3 4 5 | 0               shuffled    4 3 5 | 0
       lane 1, its pieces    1 2 | 6 7               shuffled    2 1 | 7 6
       global order          4 2 3 1 5 7 0 6         lane 0, lane 1, lane 0, ...
 
-Rank r of W takes the positions i with i % W == r. Where W divides C these are the lanes j with j % W == r: each lane
-has one reader, and only a row group that lies across a lane's end is decoded twice. Neighbours in a batch come from C
-places far apart, which matters most when windows overlap. `Order.spans` lists what a rank must decode, and when.
+Rank r of W takes the indices i with i % W == r. If W divides C, these are the lanes j with j % W == r: each lane has
+one reader, and only a row group that crosses a lane's end is decoded twice. Neighbours in a batch come from C parts of
+the text that are far apart, which matters most when windows overlap. `Order.spans` lists what a rank must decode and
+when.
 
-Memory: under `lanes` a reader holds one piece of each of its lanes, C / W * block * (windows of a row group) * L
+Memory: under `lanes` a reader buffers one piece of each of its lanes, C / W * block * (windows of a row group) * L
 tokens; under `full` everything, N * L tokens; under `none` one row group.
-Cost: any position is entered in O(1), but for the line, which takes O(row groups) once an epoch (0.1 s for a million).
-A position takes about 0.1 microseconds when thousands are asked for at once, 0.3 by the thousand: ask for many.
+Cost: starting at any index takes O(1), except for the row group sequence, which takes O(row groups) once an epoch
+(0.1 s for a million). An index takes about 0.1 microseconds if thousands are asked for at once: ask for many.
 
 Permutations are keyed bijections (`pipeline.base.permutation`), so none is ever stored.
 """
@@ -45,12 +46,12 @@ Shuffle: TypeAlias = Literal["none", "full", "lanes"]
 
 # `auto` is `full` up to this many tokens in all windows together: 128 MiB as uint16, 256 MiB as int32.
 FULL_SHUFFLE_TOKENS = 2**26
-# Small row groups are put together to blocks of up to this: 64 lanes hold 32 MiB as uint16, 64 MiB as int32.
+# Small row groups are combined into shuffle blocks of up to this many tokens: 64 lanes take 32 MiB as uint16.
 BLOCK_TOKENS = 2**18
 
 
 def resolve_shuffle(shuffle: str, *, num_windows: int, max_length: int) -> Shuffle:
-    """Turn `auto` into `full` or `lanes` by the data's size alone, so that every machine gets the same order."""
+    """Resolve `auto` to `full` or `lanes` by the data's size alone, so that every machine gets the same order."""
     if shuffle == "auto":
         return "full" if num_windows * max_length <= FULL_SHUFFLE_TOKENS else "lanes"
     if shuffle not in ("none", "full", "lanes"):
@@ -59,23 +60,23 @@ def resolve_shuffle(shuffle: str, *, num_windows: int, max_length: int) -> Shuff
 
 
 def default_block(groups: Sequence[int] | Int64, *, max_length: int) -> int:
-    """Row groups per block: as many of the largest as stay within `BLOCK_TOKENS`, at least one."""
+    """Return the row groups per shuffle block: as many of the largest as fit `BLOCK_TOKENS`, at least one."""
     return max(1, BLOCK_TOKENS // max(1, int(np.max(np.asarray(groups), initial=0)) * max_length))
 
 
 def num_batches(num_samples: int, *, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Batches of `batch_size` rows that each rank gets from the next `num_samples` positions: as many on every rank."""
+    """Return how many batches of `batch_size` rows each rank gets from the next `num_samples` indices."""
     global_batch = batch_size * world_size
     return num_samples // global_batch if drop_last else -(-num_samples // global_batch)
 
 
-def rank_positions(start: int, count: int, *, rank: int, world_size: int, stop: int) -> Int64:
-    """The positions of rank `rank` (those with i % world_size == rank) among the next count * world_size from `start`.
+def rank_indices(start: int, count: int, *, rank: int, world_size: int, stop: int) -> Int64:
+    """Return a rank's indices (those with i % world_size == rank) among the next count * world_size from `start`.
 
-    They are `count`, or fewer where `stop`, the end of the epoch, comes first. With count = batch_size this is the
-    rank's part of the global batch that begins at `start`, which may be any position; the parts are disjoint and whole.
+    They are `count`, or fewer if `stop`, the end of the epoch, comes first. With count = batch_size this is the rank's
+    part of the global batch at `start`, which may be any index; the parts are disjoint and complete.
 
-    >>> rank_positions(4, 3, rank=1, world_size=2, stop=100)
+    >>> rank_indices(4, 3, rank=1, world_size=2, stop=100)
     array([5, 7, 9])
     """
     assert 0 <= rank < world_size, f"rank {rank} is not below world_size {world_size}"
@@ -87,7 +88,7 @@ _GROUPS, _IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a k
 
 
 class Span(NamedTuple):
-    """RowInfo low .. high-1 of a row group, needed by positions first .. last and by none outside them."""
+    """Rows low .. high-1 of a row group, needed by indices first .. last and by no others."""
 
     group: int
     low: int
@@ -99,25 +100,23 @@ class Span(NamedTuple):
 class RowGroupSequence(NamedTuple):
     """The row groups of an epoch in shuffled order, and how lanes and shuffle blocks divide them."""
 
-    groups: Int64  # [G] the row groups as they lie in the line
-    borders: Int64  # [G + 1] where each begins, in windows; the last is N
+    groups: Int64  # [G] the row groups in this order
+    borders: Int64  # [G + 1] where each starts, in windows; the last is N
     blocks: Int64  # [B + 1] every `block`-th border, and N
-    lanes: Int64  # [C + 1] where each lane begins, and N
+    lanes: Int64  # [C + 1] where each lane starts, and N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
-    """The order of one split's windows in any epoch. See the module's opening for its definition."""
+    """The order of one split's windows in any epoch, as the module's docstring defines it."""
 
     groups: Sequence[int] | Int64  # window counts of all row groups, in stored order
     shuffle: Shuffle
     seed: int = 0
     lanes: int = 64
-    block: int = 1  # row groups per shuffle block; `lanes` alone uses it
+    block: int = 1  # row groups per shuffle block; only `lanes` uses it
     starts: Int64 = field(init=False, repr=False)  # [G + 1] the first window of each row group; the last is N
-    _lines: dict[int, RowGroupSequence] = field(
-        init=False, repr=False, default_factory=dict
-    )  # this epoch's and the next's
+    _sequences: dict[int, RowGroupSequence] = field(init=False, repr=False, default_factory=dict)  # by epoch, at most 2
 
     endless = False  # an epoch ends with its last window
 
@@ -132,33 +131,33 @@ class Order:
         if self.block < 1:
             raise ValueError(f"the row groups per shuffle block must be at least 1, not {self.block}")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"loader.seed={self.seed} must lie in 0 .. 2**64 - 1")
+            raise ValueError(f"loader.seed={self.seed} must be from 0 to 2**64 - 1")
         starts.setflags(write=False)
         object.__setattr__(self, "starts", starts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def first(self, epoch: int) -> int:  # noqa: ARG002 - a mix counts on from epoch to epoch
-        """The position at which an epoch begins."""
+    def first(self, epoch: int) -> int:  # noqa: ARG002 - a mixture counts on from epoch to epoch
+        """Return an epoch's first index."""
         return 0
 
     def stop(self, epoch: int) -> int:  # noqa: ARG002
-        """The position behind an epoch's last."""
+        """Return the index after an epoch's last."""
         return len(self)
 
     def next_epoch(self, epoch: int, consumed: int) -> tuple[int, int]:  # noqa: ARG002
-        """Where a reader stands that has come to the end of an epoch: the epoch, and the samples consumed of it."""
+        """Return where a reader is at the end of an epoch: the next epoch, and the samples consumed of it."""
         return epoch + 1, 0
 
     def num_buffered(self, world_size: int) -> int:
-        """Row groups that a rank must hold at once."""
+        """Return how many row groups a rank must buffer at once."""
         count = len(self.starts) - 1
         lanes = self.lanes // gcd(world_size, self.lanes) * self.block
         return min(count, {"none": 1, "full": count, "lanes": lanes}[self.shuffle])
 
     def check_world_size(self, world_size: int) -> None:
-        """Raise ValueError where the lanes cannot be shared equally; `none` and `full` suit any world size."""
+        """Raise ValueError if the lanes cannot be shared equally; `none` and `full` allow any world size."""
         if world_size < 1:
             raise ValueError(f"world_size={world_size} must be at least 1")
         if self.shuffle == "lanes" and self.lanes % world_size:
@@ -169,59 +168,62 @@ class Order:
                 "another order, so for a new run only."
             )
 
-    def windows(self, positions: npt.ArrayLike, epoch: int) -> Int64:
-        """The stored window at each global position [P] of an epoch, in any order and with repeats: int64 [P]."""
-        i = self._checked(positions, "position")
+    def windows(self, indices: npt.ArrayLike, epoch: int | Int64) -> Int64:
+        """Return the stored window at each index [P] of an epoch, in any order and with repeats: int64 [P].
+
+        Under `none` and `full` each index may have an epoch of its own, int64 [P].
+        """
+        i = self._checked(indices, "index", "indices")
         if self.shuffle == "none":
             return i
         if self.shuffle == "full":
             return permute(i, len(self), make_key(self.seed, epoch, _IN_BLOCK))
-        line = self._line(epoch)
+        assert isinstance(epoch, int), "each epoch has a sequence of its own"
+        sequence = self.shuffle_row_groups(epoch)
         lane, entry = i % self.lanes, i // self.lanes
-        place = line.lanes[lane] + entry
-        block = np.searchsorted(line.blocks, place, side="right") - 1
-        low = np.maximum(line.blocks[block], line.lanes[lane])
-        high = np.minimum(line.blocks[block + 1], line.lanes[lane + 1])
-        place = low + permute(place - low, high - low, make_key(self.seed, epoch, _IN_BLOCK, lane, block))
-        at = np.searchsorted(line.borders, place, side="right") - 1
-        return self.starts[line.groups[at]] + place - line.borders[at]
+        at = sequence.lanes[lane] + entry
+        block = np.searchsorted(sequence.blocks, at, side="right") - 1
+        low = np.maximum(sequence.blocks[block], sequence.lanes[lane])
+        high = np.minimum(sequence.blocks[block + 1], sequence.lanes[lane + 1])
+        at = low + permute(at - low, high - low, make_key(self.seed, epoch, _IN_BLOCK, lane, block))
+        number = np.searchsorted(sequence.borders, at, side="right") - 1
+        return self.starts[sequence.groups[number]] + at - sequence.borders[number]
 
     def locate(self, windows: npt.ArrayLike) -> tuple[Int64, Int64]:
-        """The row group of each stored window [P] and the row within it: int64 [P] each."""
-        window = self._checked(windows, "window")
+        """Return the row group of each stored window [P] and its row there: int64 [P] each."""
+        window = self._checked(windows, "window", "windows")
         group = np.searchsorted(self.starts, window, side="right") - 1
         return group, window - self.starts[group]
 
     def spans(self, start: int, epoch: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Span]:
-        """What a rank must decode from position `start` to the end of the epoch, by the position that needs it first.
+        """Yield what a rank must decode from index `start` to the end of the epoch, sorted by the first use.
 
-        A reader decodes ahead along it, and drops a stretch after its `last` position. Each is computed when asked for.
-        The first ones may have begun before `start`. Under `none` and `full` every rank reads every row group.
+        A reader decodes ahead in this order, and drops a span after its `last` index. Each is computed when asked for.
+        The first ones may start before `start`. Under `none` and `full` every rank reads every row group.
         """
         lanes = range(rank, self.lanes, world_size) if self.shuffle == "lanes" else range(1)
         return heapq.merge(*(self.lane_spans(lane, start, epoch) for lane in lanes), key=attrgetter("first"))
 
     def lane_spans(self, lane: int, start: int, epoch: int) -> Iterator[Span]:
-        """The spans of one lane, from position `start` to the end of the epoch."""
-        line = self._line(epoch)
-        num_lanes, lane_start, lane_stop = len(line.lanes) - 1, int(line.lanes[lane]), int(line.lanes[lane + 1])
-        place = lane_start + max(0, -(-(start - lane) // num_lanes))
-        while place < lane_stop:
-            block = int(np.searchsorted(line.blocks, place, side="right")) - 1
-            low, high = max(int(line.blocks[block]), lane_start), min(int(line.blocks[block + 1]), lane_stop)
-            first, last = ((p - lane_start) * num_lanes + lane for p in (low, high - 1))
-            begin = int(np.searchsorted(line.borders, low, side="right")) - 1
-            end = int(np.searchsorted(line.borders, high, side="left"))
-            for at in range(begin, end):
-                border, next_border = int(line.borders[at]), int(line.borders[at + 1])
+        """Yield the spans of one lane, from index `start` to the end of the epoch."""
+        sequence = self.shuffle_row_groups(epoch)
+        num_lanes, lane_start, lane_stop = len(sequence.lanes) - 1, *map(int, sequence.lanes[lane : lane + 2])
+        at = lane_start + max(0, -(-(start - lane) // num_lanes))
+        while at < lane_stop:
+            block = int(np.searchsorted(sequence.blocks, at, side="right")) - 1
+            low, high = max(int(sequence.blocks[block]), lane_start), min(int(sequence.blocks[block + 1]), lane_stop)
+            first, last = ((one - lane_start) * num_lanes + lane for one in (low, high - 1))
+            first_number = int(np.searchsorted(sequence.borders, low, side="right")) - 1
+            for number in range(first_number, int(np.searchsorted(sequence.borders, high, side="left"))):
+                border, next_border = int(sequence.borders[number]), int(sequence.borders[number + 1])
                 if border < next_border:
                     rows = max(low, border) - border, min(high, next_border) - border
-                    yield Span(int(line.groups[at]), *rows, first, last)
-            place = high
+                    yield Span(int(sequence.groups[number]), *rows, first, last)
+            at = high
 
-    def _line(self, epoch: int) -> RowGroupSequence:
-        """The line of one epoch. `none` and `full` have the stored order as their line, with one lane."""
-        if (known := self._lines.get(epoch)) is not None:
+    def shuffle_row_groups(self, epoch: int) -> RowGroupSequence:
+        """Return the row groups of one epoch in their order: shuffled under `lanes`, else as stored, in one lane."""
+        if (known := self._sequences.get(epoch)) is not None:
             return known
         counts, num_lanes = np.diff(self.starts), 1
         groups = np.arange(len(counts))
@@ -229,17 +231,17 @@ class Order:
             num_lanes = self.lanes
             groups = permute(groups, len(counts), make_key(self.seed, epoch, _GROUPS))
         borders = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[groups])])
-        step = {"none": 1, "full": max(1, len(counts)), "lanes": self.block}[self.shuffle]
+        block = {"none": 1, "full": max(1, len(counts)), "lanes": self.block}[self.shuffle]
         lane = np.arange(num_lanes + 1)
         lanes = lane * (len(self) // num_lanes) + np.minimum(lane, len(self) % num_lanes)  # the longer ones first
-        line = RowGroupSequence(groups, borders, np.append(borders[:-1:step], len(self)), lanes)
-        if len(self._lines) > 1:
-            self._lines.clear()
-        self._lines[epoch] = line
-        return line
+        sequence = RowGroupSequence(groups, borders, np.append(borders[:-1:block], len(self)), lanes)
+        if len(self._sequences) > 1:
+            self._sequences.clear()
+        self._sequences[epoch] = sequence
+        return sequence
 
-    def _checked(self, values: npt.ArrayLike, name: str) -> Int64:
+    def _checked(self, values: npt.ArrayLike, one: str, many: str) -> Int64:
         checked = np.array(values, dtype=np.int64)
         if checked.size and not (checked.min() >= 0 and checked.max() < len(self)):
-            raise ValueError(f"{name}s {checked.min()} .. {checked.max()} must lie in 0 .. {len(self) - 1}")
+            raise ValueError(f"{many} {checked.min()} to {checked.max()}: each {one} must be from 0 to {len(self) - 1}")
         return checked

@@ -1,9 +1,9 @@
-"""Row groups of windows by number: out of the shards of a data set, or cut from a token store as they are asked for.
+"""Read row groups of windows by number: from the shards of a data set, or cut from a token store when asked for.
 
 Both readers number a split's row groups through all shards in stored order, by the same arithmetic, so an order of one
-is an order of the other. They hold no row group and no thread, may be read by many threads at once, and can be
-pickled. IDs come out as uint16 where the vocabulary allows it, else as int32: the narrower they are, the more of them
-fit in memory and the sooner they are gathered.
+is an order of the other. They cache no row group and own no thread, may be used by many threads at once, and can be
+pickled. IDs are uint16 if the vocabulary allows it, else int32: the more compact they are, the more of them fit into
+memory and the faster they are gathered.
 
 Cost: a shard's footer is parsed once (0.5 ms for 250 row groups) and kept; opening the file again with it takes 20
 microseconds. Decoding a row group of 2^18 tokens takes about 1.1 ms of one core.
@@ -56,18 +56,18 @@ class ShardReader:
         if split not in manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
         entry = manifest.splits[split]
-        self.folder = folder
+        self.path = folder
         self.split, self.score = split, score
         self.fingerprint = manifest.fingerprint
         self.tokenizer = manifest.tokenizer
         self.max_length, self.stride = entry.max_length, entry.stride
         self.documents, self.layout = manifest.windows["documents"], manifest.windows["order"]
         self.groups = [count for shard in entry.shards for count in shard.row_groups]
-        self.dtype = narrow_dtype(manifest.tokenizer["vocab_size"])
-        self._step = choose_pitch(
+        self.dtype = compact_dtype(manifest.tokenizer["vocab_size"])
+        self._pitch = choose_pitch(
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
-        self.steps = np.full(len(self.groups), self._step)
+        self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = manifest.windows["tail"] == "pad"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
         self._sizes = {shard.path: shard.bytes for shard in entry.shards}
@@ -83,10 +83,10 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
-        """Decode a row group into `tokens`, one flat piece with its windows `steps[group]` apart.
+        """Decode a row group into `tokens`, flat, with its windows `pitches[group]` apart.
 
         Raises:
-            OSError: a shard is gone, or a page's checksum does not match its bytes; the message names the row group.
+            OSError: a shard is missing, or a page's checksum does not match its bytes; the message names the row group.
             ValueError: a shard is not what the manifest says.
 
         """
@@ -94,36 +94,36 @@ class ShardReader:
         assert inputs_BT is not None, "asked for with the IDs"
         if not len(inputs_BT):
             return rows
-        next_ids = np.where(next_ids == IGNORED, 0, next_ids)  # behind a padded tail: never a target that counts
-        new = min(self._step, self.max_length)  # tokens of a window that the one before it has not
+        next_ids = np.where(next_ids == IGNORED, 0, next_ids)  # after a padded tail: never a target that counts
+        new = min(self._pitch, self.max_length)  # tokens of a window that the previous one does not have
         old = self.max_length - new
-        if self._step <= self.max_length and not (
+        if self._pitch <= self.max_length and not (
             (inputs_BT[1:, :old] == inputs_BT[:-1, new:]).all()
             and (inputs_BT[1:, old] == next_ids[:-1]).all()
             and (np.diff(rows.starts) == new).all()
         ):
-            raise ValueError(f"{self._name(group)} holds windows that are not of one text; run stages=[verify]")
+            raise ValueError(f"{self._name(group)} contains windows that are not of one text; run stages=[verify]")
         parts = inputs_BT[0], inputs_BT[1:, old:], next_ids  # each token once, where windows overlap
         if max(int(part.view(np.uint32).max(initial=0)) for part in parts) >= self.tokenizer["vocab_size"]:
             # A negative ID is a huge one as uint32.
-            raise ValueError(f"{self._name(group)} holds IDs outside the vocabulary; run stages=[verify]")
-        windows_BT1 = view_windows(tokens, step=self._step, max_length=self.max_length)
+            raise ValueError(f"{self._name(group)} contains IDs outside the vocabulary; run stages=[verify]")
+        windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
         windows_BT1[0, :-1] = inputs_BT[0]
         windows_BT1[1:, old:-1] = inputs_BT[1:, old:]
         windows_BT1[:, -1] = next_ids
         return rows
 
     def read_last(self, group: int) -> tuple[int, int]:
-        """The start and the length of a row group's last window; no IDs are decoded."""
+        """Return the start and the length of a row group's last window; no IDs are decoded."""
         rows = self._decode(group, with_ids=False)[2]
         return int(rows.starts[-1]), int(rows.lengths[-1])
 
-    def part(self, group: int) -> tuple[Self, int]:
-        """This data set, and the row group's number in it: itself."""
+    def source_of(self, group: int) -> tuple[Self, int]:
+        """Return the data set of a row group, and its number there."""
         return self, group
 
-    def name_windows(self, windows: np.ndarray) -> SampleIds:
-        """The windows by their numbers."""
+    def sample_ids(self, windows: np.ndarray) -> SampleIds:
+        """Return the windows' numbers in their data set."""
         return SampleIds(windows)
 
     def _decode(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
@@ -131,12 +131,14 @@ class ShardReader:
         try:
             footer = self._footer(path)
         except UNREADABLE as error:  # all of the shard: the error names no row group, whichever a thread needed first
-            raise OSError(f"{self.folder / path} cannot be read: {error}") from error
+            raise OSError(f"{self.path / path} cannot be read: {error}") from error
         try:
-            with open_shard(self.folder / path, footer=footer) as file:
-                # No checksum covers a footer: `_footer` has checked where columns lie, the manifest knows the rest.
+            with open_shard(self.path / path, footer=footer) as file:
+                # No checksum covers a footer: `_footer` has checked the columns' offsets, the manifest knows the rest.
                 if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self.padded)):
-                    raise ValueError(f"{self._name(group)} has other columns than its manifest; run stages=[verify]")
+                    raise ValueError(
+                        f"{self._name(group)} has other columns than the manifest says; run stages=[verify]"
+                    )
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
         except UNREADABLE as error:
             raise OSError(f"{self._name(group)} cannot be read: {error}") from error
@@ -152,12 +154,12 @@ class ShardReader:
             if footer is not None:
                 self._footers.move_to_end(path)
                 return footer
-        size = (self.folder / path).stat().st_size
+        size = (self.path / path).stat().st_size
         if size != self._sizes[path]:
-            raise OSError(f"it has {size:,} bytes, and {self._sizes[path]:,} by the manifest; run stages=[verify]")
-        footer = pq.read_metadata(self.folder / path)
+            raise OSError(f"it has {size:,} bytes; the manifest says {self._sizes[path]:,}; run stages=[verify]")
+        footer = pq.read_metadata(self.path / path)
         if not columns_are_contiguous(footer):
-            raise OSError("its footer does not say that its columns lie end to end; run stages=[verify]")
+            raise OSError("its footer does not describe adjacent columns; run stages=[verify]")
         with self._lock:
             self._footers[path] = footer
             if len(self._footers) > FOOTERS_KEPT:
@@ -166,7 +168,7 @@ class ShardReader:
 
     def _name(self, group: int) -> str:
         path, number = self._files[group]
-        return f"{self.folder / path}: row group {number}"
+        return f"{self.path / path}: row group {number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class StoreWindows:
 
     Args:
         store: the token store, `<cache>/stores/<id>.json`.
-        window: how the windows are cut.
+        window: how windows are cut.
         shards: the layout that shards of these windows would have.
 
     """
@@ -186,10 +188,10 @@ class StoreWindows:
 
 
 class StoreReader:
-    """The row groups of windows that were never written: each is cut from a token store when it is asked for.
+    """The row groups of windows that were never written: each is cut from a token store when asked for.
 
     Args:
-        source: the token store, the windows and their layout.
+        source: the token store, how windows are cut, and their layout.
         split: `train` or `validation`.
         score: see `loader/target_mask.py`.
 
@@ -205,12 +207,13 @@ class StoreReader:
         stream = store.stream(split)
         documents = store.documents(split) if window.documents == "separate" else None
         layout = choose_layout(window, shards)
+        self.path = path
         self.windows = cut_windows(window, num_tokens=len(stream), documents=documents)
         self.split, self.score = split, score
         self.tokenizer = store.tokenizer
         self.max_length, self.stride, self.documents = window.max_length, window.stride_tokens, window.documents
         self.layout = "sequential"
-        self._step = choose_pitch(
+        self._pitch = choose_pitch(
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
         per_group, per_shard = layout.windows_per_group, layout.shard_size(len(self.windows))
@@ -219,11 +222,11 @@ class StoreReader:
             for first in range(0, len(self.windows), per_shard)
             for within in range(0, min(per_shard, len(self.windows) - first), per_group)
         ]
-        self.dtype = narrow_dtype(store.tokenizer["vocab_size"])
+        self.dtype = compact_dtype(store.tokenizer["vocab_size"])
         shape = [self.max_length, self.stride, window.tail, self.documents]
         identity = [store.id, split, *shape, per_group, per_shard]
         self.fingerprint = hash_json(identity)
-        self.steps = np.full(len(self.groups), self._step)
+        self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = window.tail == "pad"
         self._stream = stream
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
@@ -231,52 +234,52 @@ class StoreReader:
         self._pad_id = end_of_text_id(self)
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
-        """Read a row group into `tokens`, one flat piece with its windows `steps[group]` apart."""
+        """Read a row group into `tokens`, flat, with its windows `pitches[group]` apart."""
         first, last = int(self._starts[group]), int(self._starts[group + 1])
         found_BT1, starts, lengths = read_windows(self._stream, self.windows, first, last, pad_id=self._pad_id)
-        windows_BT1 = view_windows(tokens, step=self._step, max_length=self.max_length)
-        old = self.max_length + 1 - self._step
+        windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
+        old = self.max_length + 1 - self._pitch
         windows_BT1[0], windows_BT1[1:, old:] = found_BT1[0], found_BT1[1:, old:]  # each token once
         return RowInfo(starts, lengths)
 
     def read_last(self, group: int) -> tuple[int, int]:
-        """The start and the length of a row group's last window."""
+        """Return the start and the length of a row group's last window."""
         starts, lengths = self.windows.locate(self._starts[group + 1 : group + 2] - 1)
         return int(starts[0]), int(lengths[0])
 
-    def part(self, group: int) -> tuple[Self, int]:
-        """This data set, and the row group's number in it: itself."""
+    def source_of(self, group: int) -> tuple[Self, int]:
+        """Return the data set of a row group, and its number there."""
         return self, group
 
-    def name_windows(self, windows: np.ndarray) -> SampleIds:
-        """The windows by their numbers."""
+    def sample_ids(self, windows: np.ndarray) -> SampleIds:
+        """Return the windows' numbers in their data set."""
         return SampleIds(windows)
 
 
 class MixtureReader:
-    """The row groups of several data sets, numbered one data set behind the other.
+    """The row groups of several data sets, numbered from the first data set to the last.
 
     Raises:
-        ValueError: they have not one tokenizer and one `max_length`.
+        ValueError: they differ in their tokenizer or `max_length`.
 
     """
 
     def __init__(self, readers: Sequence[ShardReader | StoreReader]) -> None:
         if not readers:
-            raise ValueError("a mix needs at least one data set; got an empty list")
+            raise ValueError("a mixture needs at least one data set; got an empty list")
         one = readers[0]
         for number, other in enumerate(readers):
-            check_tokenizer(other.tokenizer, one.tokenizer, f"source {number} of the mix")
+            check_tokenizer(other.tokenizer, one.tokenizer, f"source {number} of the mixture")
             if other.max_length != one.max_length:
                 raise ValueError(
-                    f"source {number} of the mix has windows of {other.max_length} tokens, source 0 of "
-                    f"{one.max_length}: a batch holds windows of one length"
+                    f"source {number} of the mixture has windows of {other.max_length} tokens, source 0 of "
+                    f"{one.max_length}: all windows of a batch have the same length"
                 )
         self.readers = list(readers)
         self.split, self.tokenizer, self.max_length, self.dtype = one.split, one.tokenizer, one.max_length, one.dtype
         self.fingerprint = [reader.fingerprint for reader in readers]
         self.groups = [count for reader in readers for count in reader.groups]
-        self.steps = np.concatenate([reader.steps for reader in readers])
+        self.pitches = np.concatenate([reader.pitches for reader in readers])
         self.padded = any(reader.padded for reader in readers)
         self.score = one.score
         self.end_of_text = one.end_of_text
@@ -284,17 +287,17 @@ class MixtureReader:
         self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
-        """As the reader of the group's data set does it."""
-        reader, number = self.part(group)
+        """Decode a row group as the reader of its data set does."""
+        reader, number = self.source_of(group)
         return reader.read_group(number, tokens)
 
-    def part(self, group: int) -> tuple[ShardReader | StoreReader, int]:
-        """The data set that a row group belongs to, and its number there."""
+    def source_of(self, group: int) -> tuple[ShardReader | StoreReader, int]:
+        """Return the data set of a row group, and its number there."""
         source = int(np.searchsorted(self._first_groups, group, side="right")) - 1
         return self.readers[source], group - int(self._first_groups[source])
 
-    def name_windows(self, windows: np.ndarray) -> SampleIds:
-        """Windows numbered through all data sets, int64 [B], as numbers in their own."""
+    def sample_ids(self, windows: np.ndarray) -> SampleIds:
+        """Return the data sets of windows that are numbered through all, int64 [B], and their numbers there."""
         sources = np.searchsorted(self._first_windows, windows, side="right") - 1
         return SampleIds(windows - self._first_windows[sources], sources)
 
@@ -309,8 +312,8 @@ def open_split(
     """Open one split of a data set's folder, or of the windows of a token store.
 
     Raises:
-        ValueError: there is no such data set or split; the tokenizer does not have the `hash` that `tokenizer` has; or
-            it is not known which targets are new (`score`).
+        ValueError: there is no such data set or split; its tokenizer has another hash than `tokenizer`; or it is not
+            known which targets are new (`score`).
 
     """
     reader: ShardReader | StoreReader
@@ -318,7 +321,7 @@ def open_split(
         reader, name = StoreReader(source, split, score=score), source.store
     elif Path(source).suffix == ".json":
         raise ValueError(
-            f"{source} is a token store, which has no windows of its own: give StoreWindows({str(source)!r}, "
+            f"{source} is a token store, which has no windows of its own: pass StoreWindows({str(source)!r}, "
             "WindowConfig(max_length=..., stride=...))"
         )
     else:
@@ -329,42 +332,60 @@ def open_split(
     return reader
 
 
+def describe(reader: Reader) -> str:
+    """Describe what is read in a few words: the data set, its split, and its windows."""
+    if isinstance(reader, MixtureReader):
+        what = f"mixture of {len(reader.readers)} data sets, {reader.split}"
+        strides = sorted({one.stride for one in reader.readers})
+        stride = f"{strides[0]} to {strides[-1]}" if len(strides) > 1 else str(strides[0])
+    else:
+        what, stride = f"{shorten(str(reader.path))!r}, {reader.split}", str(reader.stride)
+    name = shorten(str(reader.tokenizer["name"]))
+    return f"{what}: {sum(reader.groups):,} windows of {reader.max_length} tokens, stride {stride}, tokenizer {name}"
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """Return a text of at most `most` characters, which replaces the middle of a longer one by `...`."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
 def columns_are_contiguous(footer: pq.FileMetaData) -> bool:
-    """Whether the columns of all row groups follow one another from byte 4 on, as a shard's writer lays them.
+    """Tell whether the columns of all row groups follow one another from byte 4 on, as a shard's writer puts them.
 
     No checksum covers a footer. One changed digit in it could name the page of another row group or column, which has
-    a right checksum of its own.
+    a valid checksum of its own.
     """
-    place = 4
+    offset = 4
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
         for index in range(group.num_columns):
             column = group.column(index)
-            if column.data_page_offset != place or column.has_dictionary_page:
+            if column.data_page_offset != offset or column.has_dictionary_page:
                 return False
-            place += column.total_compressed_size
+            offset += column.total_compressed_size
     return True
 
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:
-    """Raise ValueError, with both names, where two tokenizers are not the same by their hash."""
+    """Raise ValueError, with both names, if two tokenizers differ by their hash."""
     if found["hash"] != expected["hash"]:
         raise ValueError(
             f"{path} was made by the tokenizer {found['name']!r} (hash {found['hash'][:12]}), but "
-            f"{expected.get('name', 'unnamed')!r} (hash {expected['hash'][:12]}) is expected: its IDs mean other tokens"
+            f"{expected.get('name', 'unnamed')!r} (hash {expected['hash'][:12]}) is expected: the IDs mean other tokens"
         )
 
 
-def narrow_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest type that holds every ID, of the two that all of numpy and torch handle well."""
+def compact_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smaller of the two types that numpy and torch handle well, if every ID fits into it."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 def end_of_text_id(reader: Reader) -> int:
-    """The ID that separates documents: the recorded one or, of earlier releases, that of a token with a usual name.
+    """Return the ID that separates documents: the recorded one or, in older data sets, that of a token's usual name.
 
     Raises:
-        ValueError: none was recorded, and the tokenizer names no such token.
+        ValueError: none was recorded, and the tokenizer has no such token.
 
     """
     if reader.end_of_text is not None:

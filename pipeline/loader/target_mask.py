@@ -1,9 +1,9 @@
 """Which targets count: those of real tokens and, with `score=new`, only those that no earlier window has scored.
 
-Window k scores the tokens start + 1 .. start + L. A window before it in the same text that starts S tokens earlier has
-scored those up to start - S + L, so of window k the first L - S targets are old. Evaluation with overlap counts each
-token once this way, with the longest context that the windows give it (Hugging Face's guide to the perplexity of
-fixed-length models does the same). The first window of a text has no old target.
+Window k scores the tokens start + 1 .. start + L. An earlier window of the same text that starts S tokens before it has
+scored the tokens up to start - S + L, so the first L - S targets of window k are scored already. Evaluation with
+overlap then counts each token once, with the longest context that the windows give it (as Hugging Face's guide to the
+perplexity of fixed-length models does). All targets of a text's first window are new.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_score(reader: ShardReader | StoreReader) -> None:
-    """Refuse an unknown score, and windows of which it is not known which have earlier ones."""
+    """Refuse an unknown score, and windows whose predecessors are unknown."""
     check_choice("score", reader.score, SCORES)
     if reader.score == "new" and reader.documents == "separate" and reader.layout == "shuffled":
         raise ValueError(
@@ -30,19 +30,19 @@ def check_score(reader: ShardReader | StoreReader) -> None:
 
 
 def count_scored_targets(reader: Reader, group: int, rows: RowInfo) -> np.ndarray:
-    """How many of its first targets each window of a row group shares with earlier windows: int32 [B].
+    """Return how many of its first targets each window of a row group shares with earlier windows: int32 [B].
 
-    Where windows cross documents there is one text, and its first window alone has no earlier one. Where they do not, a
-    window goes on from the one stored before it if that one is full and starts one stride earlier: a full window's
-    document has max_length + 1 tokens from there and one end-of-text token, so the next one cannot begin that early.
+    Where windows cross documents there is one text, and only its first window has no predecessor. Where they do not, a
+    window continues the window stored before it if that one is full and starts one stride earlier: the document of a
+    full window has max_length + 1 tokens from there, then one end-of-text token, so the next document starts later.
     """
-    reader, group = reader.part(group)
+    reader, group = reader.source_of(group)
     overlap = max(0, reader.max_length - reader.stride)
     starts, lengths = rows
     if reader.documents == "join":
         return np.where(starts > 0, overlap, 0).astype(np.int32)
     before, length_before = reader.read_last(group - 1) if group else (-1, 0)
     earlier = np.concatenate([[before], starts[:-1]])
-    full = np.concatenate([[length_before], lengths[:-1]]) == reader.max_length
-    follows = full & (starts - earlier == reader.stride)
-    return np.where(follows, overlap, 0).astype(np.int32)
+    is_full = np.concatenate([[length_before], lengths[:-1]]) == reader.max_length
+    continues = is_full & (starts - earlier == reader.stride)
+    return np.where(continues, overlap, 0).astype(np.int32)

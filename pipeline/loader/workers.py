@@ -1,13 +1,13 @@
-"""Decoding in worker processes, for a training program whose own threads leave the loader's too little of the GIL.
+"""Decode in worker processes, for a training program whose own threads leave the loader's too little of the GIL.
 
-Worker w of n reads what rank r + w W of n W ranks would read, so that together they decode no row group twice, and
-hands over blocks of many batches as uint16 (int32 for large vocabularies): passing a small int64 tensor between
-processes costs far more than decoding it. The parent lays the blocks' rows side by side again, so that its batches are
-those of a loader without workers, and so is its state. Workers live as long as an iteration; with `spawn` or
-`forkserver` each imports torch first, which takes seconds.
+Worker w of n reads what rank r + w W of n W ranks would read, so that together they decode no row group twice. It sends
+prefetch units as uint16 (int32 for large vocabularies): passing a small int64 tensor between processes costs far more
+than decoding it. The parent interleaves the units' rows, so that its batches and its state are those of a loader
+without workers. Workers live as long as an iteration; with `spawn` or `forkserver` each imports torch first, which
+takes seconds.
 
-A plain `DataLoader(loader, batch_size=None, num_workers=n)` works too: worker w gives the batches t with t % n == w,
-each as one narrow parcel that is a batch again when it arrives. But every worker then decodes every row group, and the
+A plain `DataLoader(loader, batch_size=None, num_workers=n)` works too: worker w yields the batches t with t % n == w,
+each as one compact parcel that becomes a batch when it arrives. But every worker then decodes every row group, and the
 state of the loader in the parent does not move.
 """
 
@@ -28,55 +28,68 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from pipeline.loader.batch import Batch
+    from pipeline.loader.mixture import Mixture
+    from pipeline.loader.order import Order
     from pipeline.loader.prefetch import Prefetcher
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 
 
-class WorkerBlocks(IterableDataset[Any]):
-    """What one worker hands over: its part of each block, as narrow tensors."""
+class WorkerUnits(IterableDataset[Any]):
+    """What one worker sends: its part of each prefetch unit, as compact tensors."""
 
-    def __init__(self, blocks: Prefetcher, *, epoch: int, start: int, batches: int, workers: int) -> None:
-        self.blocks, self.epoch, self.start = blocks, epoch, start
+    def __init__(
+        self, prefetcher: Prefetcher, order: Order | Mixture, *, epoch: int, start: int, batches: int, workers: int
+    ) -> None:
+        self.prefetcher, self.order, self.epoch, self.start = prefetcher, order, epoch, start
         self.batches, self.workers = -(-batches // workers), workers
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
-        world = self.blocks.world_size
-        first = self.start + (self.blocks.rank - self.start) % world
-        part = copy(self.blocks)
+        part = copy(self.prefetcher)
+        world = part.world_size
+        first = self.start + (part.rank - self.start) % world
         part.rank, part.world_size = (first + info.id * world) % (world * self.workers), world * self.workers
-        part.threads = max(1, self.blocks.threads // self.workers)
-        for block in part.read(self.epoch, self.start, self.batches):
-            if block.held is not None and block.held.error is not None:
-                raise block.held.error
-            ids, bounds = block.gathered
-            counting = None if bounds is None else torch.from_numpy(bounds)
-            yield _to_tensor(ids), counting, torch.from_numpy(block.window_ids)
+        part.threads = max(1, part.threads // self.workers)
+        for unit in part.read(self.order, self.epoch, self.start, self.batches):
+            unit.check()
+            ids, bounds = unit.rows
+            yield (
+                torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids),
+                None if bounds is None else torch.from_numpy(bounds),
+                torch.from_numpy(unit.window_ids),
+            )
 
 
-def worker_blocks(
-    blocks: Prefetcher, epoch: int, start: int, batches: int, *, workers: int, context: str | None
+def read_in_workers(
+    prefetcher: Prefetcher,
+    order: Order | Mixture,
+    *,
+    epoch: int,
+    start: int,
+    batches: int,
+    workers: int,
+    context: str | None,
 ) -> Generator[PrefetchUnit, None, None]:
-    """The blocks of `blocks.read`, gathered by worker processes, which are started as `context` says."""
-    width, size = blocks.reader.max_length + 1, blocks.batch_size
-    dataset = WorkerBlocks(blocks, epoch=epoch, start=start, batches=batches, workers=workers)
+    """Yield the units of `prefetcher.read`, gathered by worker processes, which are started as `context` says."""
+    width, size, dtype = prefetcher.reader.max_length + 1, prefetcher.batch_size, prefetcher.reader.dtype
+    dataset = WorkerUnits(prefetcher, order, epoch=epoch, start=start, batches=batches, workers=workers)
     parts = iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_same, multiprocessing_context=context)
     )
     try:
         while batches > 0:
-            round_ = [next(parts) for _ in range(workers)]
-            rows = len(round_[0][0]) * workers
-            ids = np.empty((rows, width), blocks.reader.dtype)
+            received = [next(parts) for _ in range(workers)]
+            rows = len(received[0][0]) * workers
+            ids = np.empty((rows, width), dtype)
             window_ids = np.empty(rows, np.int64)
             bounds = None
-            if any(part[1] is not None for part in round_):
+            if any(part[1] is not None for part in received):
                 bounds = np.zeros((rows, 2), np.int32)
                 bounds[:, 1] = width - 1
-            for worker, (part_ids, part_bounds, part_window_ids) in enumerate(round_):
-                ids[worker::workers] = part_ids.numpy().view(ids.dtype)
+            for worker, (part_ids, part_bounds, part_window_ids) in enumerate(received):
+                ids[worker::workers] = part_ids.numpy().view(dtype)
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
                     bounds[worker::workers] = part_bounds.numpy()
@@ -86,15 +99,15 @@ def worker_blocks(
         del parts  # ends the processes
 
 
-def make_parcel(gathered: RowBatch, rows: slice, *, names: SampleIds, end_of_text: int | None) -> Any:
-    """RowInfo of a block on their way out of a worker of a plain DataLoader: unpickled, a parcel is a `Batch`."""
-    bounds = None if gathered.bounds is None else gathered.bounds[rows]
-    sources = None if names.sources is None else names.sources[rows]
-    return Parcel((gathered.ids[rows], bounds, names.windows[rows], sources, end_of_text))
+def make_parcel(rows: RowBatch, which: slice, *, samples: SampleIds, end_of_text: int | None) -> Any:
+    """Return rows of a unit for their way out of a plain DataLoader's worker: unpickled, a parcel is a `Batch`."""
+    bounds = None if rows.bounds is None else rows.bounds[which]
+    sources = None if samples.sources is None else samples.sources[which]
+    return Parcel((rows.ids[which], bounds, samples.windows[which], sources, end_of_text))
 
 
 class Parcel:
-    """A narrow batch that is widened where it is unpickled."""
+    """A compact batch that is converted to int64 where it is unpickled."""
 
     def __init__(self, parts: tuple[Any, ...]) -> None:
         self.parts = parts
@@ -110,12 +123,8 @@ def _unpack(
     source_ids: np.ndarray | None,
     end_of_text: int | None,
 ) -> Batch:
-    names = SampleIds(window_ids, source_ids)
-    return to_int64(RowBatch(ids, bounds), slice(0, len(ids)), names=names, end_of_text=end_of_text)
-
-
-def _to_tensor(ids: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids)
+    samples = SampleIds(window_ids, source_ids)
+    return to_int64(RowBatch(ids, bounds), slice(None), samples=samples, end_of_text=end_of_text)
 
 
 def _same(item: Any) -> Any:
