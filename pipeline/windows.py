@@ -2,8 +2,8 @@
 
 Window k of a segment of N tokens starts at `s = k * stride`. Its inputs are `ids[s : s + L]` and its targets are
 `ids[s + 1 : s + L + 1]`, so it needs L + 1 tokens, and a segment has `max(0, ceil((N - L) / stride))` windows: those of
-`range(0, N - L, stride)`. A segment is the complete token stream (windows cross documents) or one document (they do
-not). Nothing is stored for a window; finding one takes O(log segments).
+`range(0, N - L, stride)`. A segment is the complete token stream (windows cross documents) or one document with the
+end-of-text token after it (they do not). Nothing is stored for a window; finding one takes O(log segments).
 """
 
 from __future__ import annotations
@@ -75,11 +75,22 @@ class Windows:
         return starts, np.minimum(with_target, self.max_length).astype(np.int32)
 
 
-def cut_windows(window: WindowConfig, *, num_tokens: int, documents: Documents | None) -> Windows:
-    """Return the windows of a split: of each of its `documents` if windows must not cross them, else of one segment."""
+def cut_windows(
+    window: WindowConfig, *, num_tokens: int, documents: Documents | None, end_is_target: bool = True
+) -> Windows:
+    """Return the windows of a split.
+
+    Args:
+        window: how they are cut.
+        num_tokens: of the split's stream, which has end-of-text after its last document only if that is a target.
+        documents: of the split, if windows must not cross them.
+        end_is_target: the last target of each document is the end-of-text token after it; not so in release 0.1.0.
+
+    """
     if window.documents == "separate":
         assert documents is not None, "windows of separate documents need to know where these are"
         firsts, sizes = documents
+        sizes = np.diff(firsts, append=num_tokens) if end_is_target else sizes
     else:
         firsts, sizes = np.zeros(1, np.int64), np.array([num_tokens], np.int64)
     return Windows(
@@ -207,10 +218,17 @@ def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> di
     last = np.maximum(in_segment - 1, 0) * windows.stride  # the start of each segment's last window
     ends = np.where(in_segment > 0, np.minimum(last + span, windows.sizes), 0)  # after its last target
     gaps = np.maximum(in_segment - 1, 0) * max(0, windows.stride - span)
-    tokens = int((windows.sizes - ends + gaps).sum())
-    if len(windows.sizes) == len(firsts) > 1:
+    if len(windows.sizes) == len(firsts):  # an unused end-of-text token does not count
+        tokens = int((np.maximum(counts - ends, 0) + gaps).sum())
         return {"tokens": tokens, "documents": int((in_segment == 0).sum())}
     (last,), (end,) = last, ends
     in_stride = firsts % windows.stride
     in_gap = (firsts < last) & (in_stride >= span) & (in_stride + counts <= windows.stride)
+    tokens = int((windows.sizes - ends + gaps).sum())
     return {"tokens": tokens, "documents": int(((firsts >= end) | in_gap).sum())}
+
+
+def count_padding(windows: Windows) -> int:
+    """Count the positions of all windows that have no token: only a segment's last window can have any."""
+    lasts = windows.ends[np.diff(windows.ends, prepend=0) > 0] - 1
+    return int((windows.max_length - windows.locate(lasts)[1].astype(np.int64)).sum())

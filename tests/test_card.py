@@ -144,12 +144,12 @@ def test_unused_text_is_counted_in_the_manifest_the_card_and_the_summary(tmp_pat
         (tmp_path / "in" / f"{number}.txt").write_text("x" * size)
     given = {"corpus": "text", "corpus_path": str(tmp_path / "in"), "tokenizer": "bytes", "max_length": 16}
     report = write_shards(tmp_path / "out", **sections(cache_path=tmp_path / "cache", documents="separate", **given))
-    # of 40: 33 in two windows; of 17: all in one
-    assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 16 + 1, "documents": 3}}
-    said = "27 tokens of train, with 3 complete documents"
+    # of 40: 33 in two windows; of 16: all and its end-of-text; of 17: all but its end-of-text, which does not count
+    assert report.manifest.windows["left_over"] == {"train": {"tokens": 3 + 7 + 1, "documents": 2}}
+    said = "11 tokens of train, with 2 complete documents"
     assert said in (report.path / "README.md").read_text()
-    assert "unused    27 of 81 train tokens (33.33 %) are in no window; 3 documents are lost" in describe_write(report)
+    assert "unused    11 of 82 train tokens (13.41 %) are in no window; 2 documents are lost" in describe_write(report)
     assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
     report = write_shards(tmp_path / "pad", **sections(cache_path=tmp_path / "cache", tail="pad", **given))
     assert report.manifest.windows["left_over"] == {"train": {"tokens": 0, "documents": 0}}
-    assert "unused" not in describe_write(report)
+    assert "  unused" not in describe_write(report)

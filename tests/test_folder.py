@@ -12,6 +12,7 @@ import pytest
 from support import run_python, sections
 
 from pipeline import read_manifest, write_shards
+from pipeline.base.reading import sign
 from pipeline.shards.folder import lock_folder, prepare_folder
 
 
@@ -221,7 +222,7 @@ def test_shards_of_another_pyarrow_are_not_mixed_in(tmp_path, options, interrupt
     before = inodes(interrupted)
     held = [file.open("rb") for file in (interrupted / "data").iterdir()]  # so that no inode number comes again
     plan = interrupted / ".writing" / "plan.json"
-    plan.write_text(json.dumps({**json.loads(plan.read_text()), "pyarrow": "17.0.0"}))
+    plan.write_text(json.dumps(sign({**json.loads(plan.read_text()), "pyarrow": "17.0.0"})))
     write_shards(interrupted, **sections(**options))
     assert contents(interrupted) == contents(write_shards(tmp_path / "whole", **sections(**options)).path)
     assert not set(before.values()) & set(inodes(interrupted).values())

@@ -96,6 +96,21 @@ def test_the_plan_of_a_single_document_is_exact(plan, folder, tmp_path, validati
     assert names == list(report.manifest.splits)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("window", [*WINDOWS, {"stride": 3, "validation": 0.5, "tail": "pad"}])
+def test_any_number_of_row_groups_is_estimated(plan, folder, tmp_path, groups, window):
+    texts = sorted(folder.iterdir())
+    for file in texts[8:]:
+        file.unlink()
+    for file in texts[:8]:
+        file.write_text(f"{file.stem} " * 10 * groups)
+    planned, options = plan(**window, windows_per_group=16, windows_per_shard=64)
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    stored = sum(shard.bytes for split in report.manifest.splits.values() for shard in split.shards)
+    assert 0 < planned.bytes.margin < planned.bytes.value
+    assert abs(stored - planned.bytes.value) <= planned.bytes.margin
+
+
 def test_the_ratio_estimator_by_eye():
     exact = estimate_total([10, 20], sizes=[1, 2], total=3, population=2)
     assert (exact.value, exact.margin) == (30, 0)

@@ -39,9 +39,10 @@ def write(folder, *, max_length, stride, tail, documents, group=3, order="sequen
 def slow_targets(folder, *, max_length, stride, tail, documents):
     """For each window in stored order, its targets that no earlier window of its text has scored; plain lists."""
     bodies = [list(text.encode()) for text in TEXTS]
-    stream = list(itertools.chain.from_iterable([*body, 256] for body in bodies))[:-1]
+    stream = list(itertools.chain.from_iterable([*body, 256] for body in bodies))
     firsts = [0, *itertools.accumulate(len(body) + 1 for body in bodies[:-1])]
-    segments = [(0, len(stream))] if documents == "join" else [(f, len(b)) for f, b in zip(firsts, bodies, strict=True)]
+    closed = [(first, len(body) + 1) for first, body in zip(firsts, bodies, strict=True)]
+    segments = [(0, len(stream) - 1)] if documents == "join" else closed
     windows, every = [], []
     for first, size in segments:
         scored = set()
@@ -88,7 +89,7 @@ def test_every_reachable_token_is_scored_once_whatever_the_stride(tmp_path_facto
         scored += int((batch.target_ids >= 0).sum())
     lengths = [len(text) for text in TEXTS]
     texts = len(TEXTS) if documents == "separate" else 1
-    separators = 0 if documents == "separate" else len(TEXTS) - 1
+    separators = len(TEXTS) - (documents == "join")
     assert scored == sum(lengths) + separators - texts, "all tokens but the first of each text"
 
 

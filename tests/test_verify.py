@@ -1,9 +1,15 @@
 """Verify finds whatever is wrong, and the loader never gives wrong IDs in silence."""
 
+import copy
 import dataclasses
 import hashlib
+import itertools
+import json
+import os
 import random
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import ShardLoader, read_manifest, verify_shards
-from pipeline.shards.format import shard_writer
+from pipeline.base.reading import sign
+from pipeline.shards.format import find_footer, shard_writer
 from pipeline.shards.manifest import write_manifest
+from pipeline.tokens.store import open_store
 
 
 @pytest.fixture
@@ -66,7 +74,7 @@ def test_no_fault_stops_the_list(write, verify):
         f"data/{name}" for name in (first.name, second.name, third.name, "notes.txt")
     }
     said = "\n".join(f"{file}: {problem}" for file, problem in problems(report))
-    for words in ("No such file", "the manifest says", "cannot be read as Parquet", "is not in the manifest", "sha256"):
+    for words in ("No such file", "the manifest says", "is not in the manifest", "sha256"):
         assert words in said
 
 
@@ -102,7 +110,10 @@ def edit(folder, change, groups=(20, 20, 20, 20)):
         for index, count in enumerate(groups):
             writer.write_table(changed.slice(index * 20, count))
     content = path.read_bytes()
-    entry = dataclasses.replace(split.shards[0], bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    start, footer = find_footer(path)
+    hashes = {"sha256": content, "footer_sha256": footer}
+    hashes = {name: hashlib.sha256(part).hexdigest() for name, part in hashes.items()}
+    entry = dataclasses.replace(split.shards[0], bytes=len(content), footer_start=start, **hashes)
     split = dataclasses.replace(split, shards=[entry, *split.shards[1:]])
     write_manifest(folder, dataclasses.replace(manifest, splits={**manifest.splits, "train": split}))
     return entry.path
@@ -192,6 +203,8 @@ def test_a_cache_that_lacks_files_stops_no_list(write, verify, tmp_path):
     shutil.rmtree(chunk)
     assert (verify().faults, verify().compared_with_store) == ([], False)
     store.write_text("[]")
+    assert [fault.file for fault in verify().faults] == [str(store)]
+    store.unlink()
     assert (verify().faults, verify().compared_with_store) == ([], False)
 
 
@@ -207,7 +220,7 @@ def test_row_groups_that_the_manifest_does_not_know_are_found(write, verify):
     folder = write()
     name = edit(folder, lambda _: None, groups=(20, 20, 20, 19))
     assert problems(verify()) == [
-        (name, "has row groups of [20, 20, 20, 19] windows; the manifest says [20, 20, 20, 20]")
+        (name, "cannot be read as Parquet: its row group 3 has 19 windows, but 20 by the manifest")
     ]
 
 
@@ -249,6 +262,261 @@ def test_of_1000_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, 
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
     assert counts["reported"] > 900
     assert problems(verify()) == []
+
+
+def sign_anew(folder, **fields):
+    """Replace fields of the manifest, which then carries the right hash, as a faulty writer's would."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    for name, value in fields.items():
+        *parents, last = name.split("__")
+        inner = content
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    path.write_text(json.dumps(sign(content)))
+
+
+def cut(file, size):
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def test_whatever_the_write_stage_would_write_again_is_a_problem(write, verify, tmp_path, books):
+    (books / "bad.txt").write_bytes(b"\xff\xfe\xfd")
+    folder = write(max_bad_fraction=1.0)
+    truth = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    card, quarantine = folder / "README.md", folder / "quarantine.jsonl"
+    harm = {
+        "README.md": [card.unlink, *(partial(cut, card, size) for size in (0, 10, 900))],
+        "quarantine.jsonl": [quarantine.unlink, *(partial(cut, quarantine, size) for size in (0, 20))],
+        ".writing": [(folder / ".writing").mkdir],
+    }
+    for name, ways in harm.items():
+        for way in ways:
+            way()
+            assert [fault.file for fault in verify().faults] == [name]
+            write(max_bad_fraction=1.0)
+            assert problems(verify()) == []
+            found = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+            assert found == truth
+
+
+def test_a_readme_of_the_users_own_is_left_alone(write, verify):
+    folder = write()
+    (folder / "README.md").write_text("# Our corpus\n")
+    assert problems(verify()) == []
+    write()
+    assert (folder / "README.md").read_text() == "# Our corpus\n"
+
+
+def test_a_stray_file_at_the_top_is_named_and_is_no_problem(write, verify):
+    folder = write()
+    (folder / "notes.txt").write_text("mine")
+    report = verify()
+    assert (problems(report), report.strays) == ([], ["notes.txt"])
+
+
+WRONG_FIELDS = {
+    "fingerprint": "0" * 64,
+    "windows__end_of_text": 97,
+    "windows__pad_id": 97,
+    "windows__left_over__train__tokens": 1,
+    "windows__padding__train": 2,
+    "windows__end_of_text_is_target": False,
+    "windows__order": "shuffled",
+    "tokenizer__name": "gpt2",
+    "tokenizer__vocab_size": 300,
+    "tokenizer__special_tokens": {},
+    "corpus__documents": 1,
+    "corpus__characters": 7,
+    "corpus__bytes": 7,
+    "corpus__special_text_found": 7,
+    "splits__train__num_tokens": 9,
+    "splits__train__num_documents": 9,
+    "splits__train__stride": 2,
+    "config__shards__windows_per_group": 4,
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_wrong_field_under_a_right_hash_is_a_problem_of_the_manifest(write, verify, name):
+    folder = write(tail="pad", documents="separate", validation=0.4)
+    sign_anew(folder, **{name: WRONG_FIELDS[name]})
+    assert "manifest.json" in {fault.file for fault in verify().faults}
+
+
+def test_a_split_that_was_taken_out_is_a_problem(write, verify):
+    folder = write(validation=0.4)
+    content = json.loads((folder / "manifest.json").read_text())
+    sign_anew(folder, splits={"train": content["splits"]["train"]})
+    for file in (folder / "data").glob("validation-*"):
+        file.unlink()
+    assert ("manifest.json", "splits are train, but train, validation by the token store") in problems(verify())
+
+
+def leaves(value, path=()):
+    """The path of every value inside JSON."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*path, key)
+        yield from leaves(inner, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, -1, 10**18, 10**30, 1.5, "x", "", [], {}, True, [None], {"x": None}])
+def test_verify_never_raises_for_a_field_of_any_type_or_size(write, verify, tmp_path, value):
+    folder = write(tail="pad", documents="separate", windows_per_group=400, windows_per_shard=400)
+    shutil.rmtree(tmp_path / "cache")
+    whole = json.loads((folder / "manifest.json").read_text())
+    for path in leaves(whole):
+        content = copy.deepcopy(whole)
+        inner = content
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        (folder / "manifest.json").write_text(json.dumps(sign(content)))
+        for fault in verify().faults:
+            assert len(fault.problem) < 600, path
+
+
+def test_shards_that_changed_places_are_refused(write, verify):
+    folder = write(compression="none", windows_per_group=20, windows_per_shard=40)
+    files = itertools.combinations(sorted((folder / "data").iterdir()), 2)
+    one, other = next(pair for pair in files if pair[0].stat().st_size == pair[1].stat().st_size)
+    swap(one, other)
+    with pytest.raises(OSError, match=rf"{one.name}: row group 0 cannot be read: its footer does not have the sha256"):
+        batches(folder)
+    assert {fault.file for fault in verify().faults} == {f"data/{one.name}", f"data/{other.name}"}
+    write(compression="none", windows_per_group=20, windows_per_shard=40)
+    assert problems(verify()) == [], "the write stage sees it too"
+
+
+def test_shards_of_release_0_1_0_that_changed_places_are_refused(tmp_path):
+    shutil.copytree(Path(__file__).parent / "data" / "release-0.1.0" / "separate", tmp_path / "old")
+    swap(*(tmp_path / "old" / "data" / f"train-0000{number}-of-00006.parquet" for number in (2, 3)))
+    with pytest.raises((ValueError, OSError), match=r"train-0000[23]-of-00006.parquet"):
+        batches(tmp_path / "old")
+
+
+def swap(one, other):
+    spare = one.with_name("spare")
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+
+
+def test_a_shard_of_other_rows_than_its_manifest_says_is_refused_before_it_is_decoded(write, verify, monkeypatch):
+    folder = write()
+    edited = edit(folder, lambda _: None, groups=(20, 20, 20, 19))
+    decode = pq.ParquetFile.read_row_group
+
+    def watch(file, *arguments, **options):
+        assert file.metadata.num_rows != 79, "it was decoded"
+        return decode(file, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", watch)
+    with pytest.raises(OSError, match="its row group 3 has 19 windows, but 20 by the manifest"):
+        batches(folder)
+    assert [fault.file for fault in verify().faults] == [edited]
+
+
+def test_every_changed_byte_of_a_token_store_is_refused(write, verify, tmp_path):
+    folder = write(tail="pad", documents="separate")
+    (file,) = (tmp_path / "cache" / "stores").iterdir()
+    intact, store = file.read_bytes(), open_store(file)
+    said = []
+    for offset in range(len(intact)):
+        for bit in range(8):
+            damaged = bytearray(intact)
+            damaged[offset] ^= 1 << bit
+            file.write_bytes(damaged)
+            try:
+                assert open_store(file) == store, "only space between fields may change unseen"
+            except (ValueError, OSError) as error:
+                said.append(str(error))
+    assert len(said) > 7 * len(intact)
+    assert all(len(one.splitlines()) == 1 for one in said)
+    file.write_bytes(intact.replace(b'"end_of_text": 256', b'"end_of_text": 97'))
+    (fault,) = verify().faults
+    assert fault.file == str(file)
+    assert "does not have the sha256 recorded in it" in fault.problem
+    assert folder.is_dir()
+
+
+def test_what_can_be_compared_in_a_token_store_without_a_hash_is_compared(tmp_path):
+    shutil.copytree(Path(__file__).parent / "data" / "release-0.1.0" / "cache", tmp_path / "cache")
+    for file in (tmp_path / "cache" / "stores").iterdir():
+        text = file.read_text()
+        assert open_store(file).tokenizer["vocab_size"] in {257, 50257}
+        for was, now in (('"end_of_text": ', '"end_of_text": 1'), ('"validation": ', '"valadation": ')):
+            file.write_text(text.replace(was, now))
+            with pytest.raises(ValueError, match="is not a token store"):
+                open_store(file)
+        file.write_text(text.replace('"vocab_size": ', '"vocab_size": 999'))
+        with pytest.raises(ValueError, match="other integers"):
+            open_store(file)
+
+
+EMPTY_SPLIT = {"max_length": 1, "stride": 1, "shards": []}
+EMPTY_SPLIT |= dict.fromkeys(("num_documents", "num_tokens", "num_windows"), 0)
+FILES = ("manifest.json", "data/train-00000-of-00003.parquet", "store", "chunk.json", "train.npy")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+@pytest.mark.parametrize("name", FILES)
+def test_only_regular_files_are_read(write, verify, tmp_path, make, name):
+    folder = write()
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    (chunk,) = (tmp_path / "cache" / "chunks").iterdir()
+    path = store if name == "store" else chunk / name if name in ("chunk.json", "train.npy") else folder / name
+    path.unlink()
+    make(path)
+    if path.is_relative_to(folder):
+        assert verify().faults
+        with pytest.raises((ValueError, OSError), match=r"is not a regular file|Is a directory"):
+            batches(folder)
+    else:
+        with pytest.raises((ValueError, OSError), match=r"is not a regular file"):
+            open_store(store)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("store", "../../../../../dev/zero"),
+        ("splits", {"../../secret/x": EMPTY_SPLIT}),
+        ("splits__train__num_windows", 10**18),
+        ("splits__train__max_length", 10**12),
+        ("windows__max_length", 10**12),
+    ],
+)
+def test_a_manifest_that_names_what_cannot_be_is_refused(write, verify, name, value):
+    folder = write()
+    sign_anew(folder, **{name: value})
+    with pytest.raises(ValueError, match=r"manifest.json: malformed"):
+        read_manifest(folder)
+    assert [fault.file for fault in verify().faults] == ["manifest.json"]
+
+
+def test_a_manifest_of_more_windows_than_its_bytes_can_hold_is_refused(write):
+    folder = write()
+    shards = json.loads((folder / "manifest.json").read_text())["splits"]["train"]["shards"]
+    for shard in shards:
+        shard["row_groups"], shard["num_windows"] = [10**15], 10**15
+    sign_anew(folder, splits__train__shards=shards, splits__train__num_windows=len(shards) * 10**15)
+    with pytest.raises(ValueError, match="bytes are too few for num_windows 1000000000000000"):
+        read_manifest(folder)
+
+
+def test_deeply_nested_json_is_one_line(write, verify, tmp_path):
+    folder = write()
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    for file in (folder / "manifest.json", store):
+        file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply") as refused:
+        read_manifest(folder)
+    assert len(str(refused.value)) < 300
+    with pytest.raises(ValueError, match="nested too deeply"):
+        open_store(store)
 
 
 def test_a_report_is_one_line_of_counts_and_a_table_in_a_notebook(write, verify):

@@ -1,11 +1,14 @@
 """Windows are arithmetic: the twin here is the loop that teaching texts use."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.windows import Windows, count_unused, count_windows, read_windows
+from pipeline.settings import WindowConfig
+from pipeline.windows import Windows, count_padding, count_unused, count_windows, cut_windows, read_windows
 
 PAD = 99_999
 
@@ -149,13 +152,16 @@ def test_the_notebooks_text_of_5145_tokens_has_its_windows(stride, windows):
     stride=st.integers(1, 20),
     tail=st.sampled_from(["drop", "pad"]),
     documents=st.sampled_from(["join", "separate"]),
+    end_is_target=st.booleans(),
 )
-def test_unused_tokens_are_those_of_no_window(counts, max_length, stride, tail, documents):
+def test_unused_tokens_are_those_of_no_window(counts, max_length, stride, tail, documents, end_is_target):
     counts = np.array(counts, np.int64)
     firsts = np.cumsum(counts + 1) - counts - 1
     stream = int(counts.sum()) + len(counts) - 1
-    segments = (firsts, counts) if documents == "separate" else (np.zeros(1, np.int64), np.array([stream]))
-    windows = Windows(firsts=segments[0], sizes=segments[1], max_length=max_length, stride=stride, tail=tail)
+    window = WindowConfig(max_length=max_length, stride=stride, tail=tail, documents=documents, allow_gaps=True)
+    length = stream + end_is_target if documents == "separate" else stream
+    cut = partial(cut_windows, window, num_tokens=length, documents=(firsts, counts))
+    windows = cut(end_is_target=end_is_target)
     starts, lengths = windows.locate(np.arange(len(windows)))
     used = {
         position for start, length in zip(starts, lengths, strict=True) for position in range(start, start + length + 1)
@@ -166,3 +172,57 @@ def test_unused_tokens_are_those_of_no_window(counts, max_length, stride, tail, 
     assert unused["tokens"] == len(every - used)
     if counts.all():  # no document is empty
         assert unused["documents"] == sum(not (one & used) for one in text)
+
+
+def slow_separate(documents, max_length, stride, tail):
+    """Inputs and targets of each window of separate documents, with lists: each document ends with END as a target."""
+    rows = []
+    for document in documents:
+        ids = [*document, END]
+        covered = 1  # the first token is no target
+        for start in range(0, max(0, len(ids) - 1), stride):
+            inputs, targets = ids[:-1][start : start + max_length], ids[1:][start : start + max_length]
+            if len(inputs) < max_length and (tail == "drop" or start + len(inputs) < covered):
+                break
+            rows.append((inputs, targets))
+            covered = start + len(inputs) + 1
+    return rows
+
+
+END = 50_256
+
+
+@given(
+    documents=st.lists(st.lists(st.integers(0, 60_000), max_size=30), min_size=1, max_size=6),
+    max_length=lengths,
+    stride=st.integers(1, 25),
+    tail=st.sampled_from(["drop", "pad"]),
+)
+def test_each_separate_document_ends_with_end_of_text_as_its_last_target(documents, max_length, stride, tail):
+    window = WindowConfig(max_length=max_length, stride=stride, tail=tail, documents="separate", allow_gaps=True)
+    counts = np.array([len(document) for document in documents], np.int64)
+    stream = [token for document in documents for token in (*document, END)]
+    firsts = np.cumsum(counts + 1) - counts - 1
+    windows = cut_windows(window, num_tokens=len(stream), documents=(firsts, counts))
+    expected = slow_separate(documents, max_length, stride, tail)
+    assert len(windows) == len(expected)
+    if not expected:
+        return
+    ids_BT1, _, real = read_windows(ListStream(stream), windows, 0, len(windows), pad_id=END)
+    rows = [(row[:size], row[1 : size + 1]) for row, size in zip(ids_BT1.tolist(), real.tolist(), strict=True)]
+    assert rows == expected
+    assert count_padding(windows) == sum(max_length - len(inputs) for inputs, _ in expected)
+    if tail == "pad" and stride <= max_length:
+        ends = sum(targets[-1:] == [END] for _, targets in rows)
+        assert ends == sum(len(document) > 0 for document in documents), "once for each document"
+
+
+@pytest.mark.parametrize(("size", "windows"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_documents_around_max_length_can_be_checked_by_eye(size, windows):
+    window = WindowConfig(max_length=4, tail="pad", documents="separate")
+    documents = np.zeros(1, np.int64), np.array([size])
+    cut = cut_windows(window, num_tokens=size + 1, documents=documents)
+    ids_BT1, _, real = read_windows(ListStream([*range(size), END]), cut, 0, len(cut), pad_id=END)
+    assert len(cut) == windows
+    assert ids_BT1[-1, real[-1]] == END
+    assert real.sum() == size, "each token is an input once"

@@ -192,7 +192,7 @@ def find_segment(manifest: Manifest, store: TokenStore | None, split: str, start
         raise ValueError("windows of separate documents need the token store to be shown; cache.path names its folder")
     firsts, sizes = store.documents(split)
     at = int(np.searchsorted(firsts, start, side="right")) - 1
-    return int(firsts[at]), int(sizes[at])
+    return int(firsts[at]), int(sizes[at]) + manifest.windows.get("end_of_text_is_target", False)
 
 
 def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list[str]:

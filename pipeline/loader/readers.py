@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base.hashing import hash_json
 from pipeline.loader.row_group import RowInfo, SampleIds, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
 from pipeline.settings import ShardsConfig, WindowConfig, reject
-from pipeline.shards.format import open_shard, read_columns, shard_schema
+from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.layout import choose_layout
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokens.store import open_store
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Self
 
+    import pyarrow.parquet as pq
+
     from pipeline.shards.manifest import Manifest
 
 FOOTERS_KEPT = 128  # of about 0.4 MB each
-# Whatever a damaged shard causes.
-UNREADABLE = (OSError, pa.ArrowException, KeyError, AttributeError, IndexError, UnicodeDecodeError)
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
@@ -70,7 +69,7 @@ class ShardReader:
         self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = manifest.windows["tail"] == "pad"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
-        self._sizes = {shard.path: shard.bytes for shard in entry.shards}
+        self._entries = {shard.path: shard for shard in entry.shards}
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
@@ -130,18 +129,13 @@ class ShardReader:
         path, number = self._files[group]
         try:
             footer = self._footer(path)
-        except UNREADABLE as error:  # all of the shard: the error names no row group, whichever a thread needed first
-            raise OSError(f"{self.path / path} cannot be read: {error}") from error
+        except (OSError, ValueError) as error:  # all of the shard: no row group, whichever a thread needed first
+            raise OSError(f"{self.path / path} cannot be read: {error}; run stages=[verify]") from error
         try:
             with open_shard(self.path / path, footer=footer) as file:
-                # No checksum covers a footer: `_footer` has checked the columns' offsets, the manifest knows the rest.
-                if not file.schema_arrow.equals(shard_schema(self.max_length, padded=self.padded)):
-                    raise ValueError(
-                        f"{self._name(group)} has other columns than the manifest says; run stages=[verify]"
-                    )
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
-        except UNREADABLE as error:
-            raise OSError(f"{self._name(group)} cannot be read: {error}") from error
+        except (OSError, pa.ArrowException) as error:
+            raise OSError(f"{self._name(group)} cannot be read: {error}; run stages=[verify]") from error
         shape = (len(starts), self.max_length if inputs_BT is None else inputs_BT.shape[1])
         if shape != (self.groups[group], self.max_length):
             expected = (self.groups[group], self.max_length)
@@ -154,12 +148,8 @@ class ShardReader:
             if footer is not None:
                 self._footers.move_to_end(path)
                 return footer
-        size = (self.path / path).stat().st_size
-        if size != self._sizes[path]:
-            raise OSError(f"it has {size:,} bytes; the manifest says {self._sizes[path]:,}; run stages=[verify]")
-        footer = pq.read_metadata(self.path / path)
-        if not columns_are_contiguous(footer):
-            raise OSError("its footer does not describe adjacent columns; run stages=[verify]")
+        schema = shard_schema(self.max_length, padded=self.padded)
+        footer = read_footer(self.path / path, self._entries[path], schema)
         with self._lock:
             self._footers[path] = footer
             if len(self._footers) > FOOTERS_KEPT:
@@ -204,8 +194,9 @@ class StoreReader:
         store = open_store(path)
         if split not in store.splits():
             raise ValueError(f"{path} has no split {split!r}; it has {', '.join(store.splits())}")
-        stream = store.stream(split)
-        documents = store.documents(split) if window.documents == "separate" else None
+        separate = window.documents == "separate"
+        stream = store.stream(split, closed=separate)
+        documents = store.documents(split) if separate else None
         layout = choose_layout(window, shards)
         self.path = path
         self.windows = cut_windows(window, num_tokens=len(stream), documents=documents)
@@ -224,8 +215,8 @@ class StoreReader:
         ]
         self.dtype = compact_dtype(store.tokenizer["vocab_size"])
         shape = [self.max_length, self.stride, window.tail, self.documents]
-        identity = [store.id, split, *shape, per_group, per_shard]
-        self.fingerprint = hash_json(identity)
+        rule = ["end_of_text_is_target"] if separate else []  # since release 0.1.0, whose states are of other windows
+        self.fingerprint = hash_json([store.id, split, *shape, *rule, per_group, per_shard])
         self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = window.tail == "pad"
         self._stream = stream
@@ -348,23 +339,6 @@ def shorten(text: str, most: int = 60) -> str:
     """Return a text of at most `most` characters, which replaces the middle of a longer one by `...`."""
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
-
-
-def columns_are_contiguous(footer: pq.FileMetaData) -> bool:
-    """Tell whether the columns of all row groups follow one another from byte 4 on, as a shard's writer puts them.
-
-    No checksum covers a footer. One changed digit in it could name the page of another row group or column, which has
-    a valid checksum of its own.
-    """
-    offset = 4
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            if column.data_page_offset != offset or column.has_dictionary_page:
-                return False
-            offset += column.total_compressed_size
-    return True
 
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:

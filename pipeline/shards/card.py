@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CARD_NAME = "README.md"
 MARK = "<!-- written by stridemill for {} -->"  # a README.md without it was written by somebody else
+HEAD = "---\nconfigs:\n- config_name: default\n  data_files:\n"
 SHOWN_SOURCES = 20
 
 
@@ -33,6 +34,15 @@ def is_card(path: Path, fingerprint: str = "") -> bool:
     """Tell whether a file is the card of the data set with that fingerprint, or of any data set if none is given."""
     mark = MARK.format(fingerprint) if fingerprint else MARK.split("{", maxsplit=1)[0]
     return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
+
+
+def is_damaged_card(path: Path) -> bool:
+    """Tell whether a file is what is left of a card that was emptied or cut short."""
+    if not path.is_file() or is_card(path):
+        return False
+    with path.open("rb") as file:
+        found = file.read(len(HEAD))
+    return HEAD.encode().startswith(found)
 
 
 def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
@@ -68,11 +78,7 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     ]
     head = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in manifest.splits]
     padded = "`length` is the number of its real tokens; " if windows["tail"] == "pad" else ""
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-{chr(10).join(head)}
+    return f"""{HEAD}{chr(10).join(head)}
 ---
 
 # Token windows of {max_length} with stride {stride}

@@ -29,8 +29,10 @@ import pyarrow as pa
 from pipeline.base.atomic import final_name, sync_folder, write_json
 from pipeline.base.locks import try_to_hold
 from pipeline.base.paths import make_folder
+from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.corpus.quarantine import QUARANTINE_NAME
-from pipeline.shards.card import CARD_NAME, is_card
+from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
+from pipeline.shards.complete import WRITING, is_complete
 from pipeline.shards.differences import explain, explain_plan, job_facts
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from pipeline.shards.job import Job
 
-WRITING = ".writing"
 _SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
 _NAMES = (MANIFEST_NAME, CARD_NAME, QUARANTINE_NAME)
 _REMEDY = "Choose another shards.path, or replace it with shards.overwrite=true"
@@ -68,10 +69,7 @@ def find_finished(folder: Path, identity: str) -> Manifest | None:
         return None
     if manifest.fingerprint != identity:
         return None
-    entries = [shard for split in manifest.splits.values() for shard in split.shards]
-    others = [CARD_NAME, QUARANTINE_NAME] if manifest.corpus["bad"] else [CARD_NAME]
-    is_complete = all(_size(folder / entry.path) == entry.bytes for entry in entries)
-    return manifest if is_complete and all((folder / name).is_file() for name in others) else None
+    return manifest if is_complete(folder, manifest) else None
 
 
 @contextlib.contextmanager
@@ -124,7 +122,7 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
         for record in working.glob("*.parquet.json"):
             record.unlink()
         plan = {"fingerprint": lock.identity, "pyarrow": pa.__version__, "facts": lock.facts}
-        write_json(working / "plan.json", plan)
+        write_json(working / "plan.json", sign(plan))
         for entry in lock.recorded.values():  # of a finished data set that has lost a file
             record_shard(folder, entry)
         sync_folder(working)
@@ -144,7 +142,7 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
 def record_shard(folder: Path, entry: ShardEntry) -> None:
     """Record a shard's size and hash. Not flushed: if a power cut takes the record, that shard is written again."""
     path = folder / WRITING / f"{Path(entry.path).name}.json"
-    write_json(path, dataclasses.asdict(entry), sync=False)
+    write_json(path, sign({"shard": dataclasses.asdict(entry)}), sync=False)
 
 
 @contextlib.contextmanager
@@ -223,7 +221,7 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | N
 
 def _refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) -> None:
     """Refuse a folder with a file that no plan, manifest or mark says is ours."""
-    has_card = is_card(folder / CARD_NAME)
+    has_card = is_card(folder / CARD_NAME) or bool(manifest and is_damaged_card(folder / CARD_NAME))
     ours = {"data", WRITING}
     if has_card:
         ours.add(CARD_NAME)
@@ -294,19 +292,20 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        plan = read_fields(path)
+        return check_signature(plan) if "sha256" in plan or len(plan) > 2 else plan  # release 0.1.0 signed none
+    except (OSError, ValueError):
         return {}
-    return plan if isinstance(plan, dict) else {}
 
 
 def _read_record(path: Path) -> ShardEntry | None:
     try:
-        entry = ShardEntry(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError):  # truncated by a power cut
+        entry = ShardEntry(**check_signature(read_fields(path))["shard"])
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # truncated by a power cut, or of release 0.1.0, which has no hash
         return None
     return entry if f"{Path(entry.path).name}.json" == path.name else None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.corpus.documents import Partition
     from pipeline.corpus.files import PassedOver
     from pipeline.settings import CorpusConfig, TokenizerConfig
+    from pipeline.shards.manifest import Manifest
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.tokens.store import TokenStore
 
@@ -108,6 +109,7 @@ class Job:
             "documents": window.documents,
             "order": shards.order,
             "seed": shards.seed if shards.order == "shuffled" else None,
+            **({"end_of_text_is_target": True} if window.documents == "separate" else {}),
         }
 
     @property
@@ -118,13 +120,14 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """The data set's identity: a hash of the token store's ID, the windows, their order, and the layout."""
-        layout = [self.layout.windows_per_group, self.layout.windows_per_shard, self.layout.compression]
-        return hash_json([FORMAT_VERSION, self.store_id, self.stored, *layout])
+        return _fingerprint(self.store_id, self.stored, self.layout)
 
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
         """Return a split's windows in their stored order."""
-        window, shards, stream = self.sections.window, self.sections.shards, store.stream(split)
-        documents = store.documents(split) if window.documents == "separate" else None
+        window, shards = self.sections.window, self.sections.shards
+        separate = window.documents == "separate"
+        stream = store.stream(split, closed=separate)
+        documents = store.documents(split) if separate else None
         return StoredWindows(
             stream=stream,
             windows=cut_windows(window, num_tokens=len(stream), documents=documents),
@@ -132,6 +135,29 @@ class Job:
             seed=shards.seed,
             pad_id=self.encoder.eos,
         )
+
+
+def fingerprint_of(manifest: Manifest) -> str | None:
+    """Return the fingerprint that a manifest's other fields give, or None if it does not record the layout.
+
+    Raises:
+        ValueError: the recorded layout is not valid.
+
+    """
+    config, windows = manifest.config.get("shards"), manifest.windows
+    if config is None:  # release 0.1.0, called from Python
+        return None
+    names = ("max_length", "stride", "tail", "documents", "order", "seed", "end_of_text_is_target")
+    stored = {name: windows[name] for name in names if name in windows}
+    window = WindowConfig(**{name: stored[name] for name in names[:4]}, allow_gaps=True)
+    keys = ("windows_per_group", "windows_per_shard", "compression")
+    shards = ShardsConfig(order=stored["order"], **{key: config.get(key) for key in keys})
+    return _fingerprint(manifest.store, stored, choose_layout(window, shards))
+
+
+def _fingerprint(store: str, stored: dict[str, Any], layout: Layout) -> str:
+    sizes = [layout.windows_per_group, layout.windows_per_shard, layout.compression]
+    return hash_json([FORMAT_VERSION, store, stored, *sizes])
 
 
 def as_sections(

@@ -7,7 +7,6 @@ in it, so that a changed digit is noticed; that its paths are inside its own fol
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_json
-from pipeline.base.hashing import hash_json
+from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.settings import (
+    DOCUMENTS,
+    MAX_COUNT,
+    MAX_LENGTH,
+    MAX_SEED,
+    ORDERS,
+    TAILS,
+    check_bool,
+    check_choice,
+    check_range,
+    check_text,
+)
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +34,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REPR_CHARACTERS = 300
+MAX_MANIFEST_BYTES = 1 << 29  # 100,000 shards of 128 row groups take 82 MB
+MAX_VOCAB_SIZE = 2**31  # IDs are int32
+MAX_COMPRESSION = 1 << 16  # zstd stores 128 KiB of equal bytes in 4: no shard has more windows for its size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +48,8 @@ class ShardEntry:
     bytes: int
     sha256: str
     row_groups: list[int]  # windows in each
+    footer_start: int | None = None  # the footer is the bytes from here to the end; None in release 0.1.0
+    footer_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +73,8 @@ class Manifest:
     corpus: dict[str, Any]  # documents, characters, bytes, special_text_found, audited, bad (by reason)
     store: str  # the ID of the token store that the windows were cut from
     # max_length, stride, tail, documents, order, seed (of a shuffle), end_of_text (between documents), pad_id (with
-    # tail=pad), left_over (by split, the unused tokens, and the documents that consist of nothing else)
+    # tail=pad), left_over (by split, the unused tokens, and the documents that consist of nothing else), padding (by
+    # split, tokens), end_of_text_is_target (of separate documents; not in release 0.1.0)
     windows: dict[str, Any]
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
@@ -89,14 +106,15 @@ def _count_windows(split: SplitEntry) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, which makes the folder a data set."""
+    write_json(folder / MANIFEST_NAME, sign(manifest_fields(manifest)))
+
+
+def manifest_fields(manifest: Manifest) -> dict[str, Any]:
+    """Return what `manifest.json` has; a shard of release 0.1.0 has no hash of its footer."""
     fields = dataclasses.asdict(manifest)
-    write_json(folder / MANIFEST_NAME, {**fields, "sha256": content_hash(fields)})
-
-
-def content_hash(fields: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's fields without the hash itself, as JSON with sorted keys and no spaces."""
-    content = {key: value for key, value in fields.items() if key != "sha256"}
-    return hash_json(content, compact=True)
+    for split in fields["splits"].values():
+        split["shards"] = [{key: value for key, value in one.items() if value is not None} for one in split["shards"]]
+    return fields
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -109,26 +127,24 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        fields = read_fields(path, limit=MAX_MANIFEST_BYTES)
+        _check_version(fields.get("format_version"))
+        fields = check_signature(fields)
+        fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
+        manifest = Manifest(**fields)
+        _check_fields(manifest)
     except FileNotFoundError:
         found = "holds no manifest.json" if Path(folder).is_dir() else "does not exist"
         raise ValueError(
             f"{folder} {found}: it is not a data set, or the write stage did not finish; run the write stage"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: malformed: {error}") from error
-    try:
-        fields = json.loads(text)
-        _check_version(fields["format_version"])
-        _check_hash(fields.pop("sha256", None), fields)
-        fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
-        return Manifest(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: malformed: {_cause(error)}") from error
+    return manifest
 
 
 def _cause(error: Exception) -> str:
-    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _check_version(version: object) -> None:
@@ -136,21 +152,70 @@ def _check_version(version: object) -> None:
         raise ValueError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
 
 
-def _check_hash(sha256: object, fields: dict[str, Any]) -> None:
-    if sha256 != content_hash(fields):
-        raise ValueError("its content does not have the sha256 recorded in it: it was changed after it was written")
+def _check_fields(manifest: Manifest) -> None:
+    """Refuse values of another type or size than the write stage records: readers rely on them."""
+    tokenizer = manifest.tokenizer
+    texts = {"fingerprint": manifest.fingerprint, "store": manifest.store, "tokenizer.hash": tokenizer["hash"]}
+    texts |= {"tokenizer.name": tokenizer["name"], "written_by.pyarrow": manifest.written_by["pyarrow"]}
+    for key, text in texts.items():
+        check_text(key, text)
+    if not re.fullmatch(r"[0-9a-f]{64}", manifest.store):
+        raise ValueError(f"store: {manifest.store!r:.99} is not the ID of a token store, 64 hex digits")
+    check_range("tokenizer.vocab_size", tokenizer["vocab_size"], 1, MAX_VOCAB_SIZE)
+    _check_counts("tokenizer.special_tokens", tokenizer["special_tokens"], most=MAX_VOCAB_SIZE)
+    _check_counts("corpus", {key: manifest.corpus[key] for key in ("documents", "characters", "bytes")})
+    _check_counts("corpus.bad", manifest.corpus["bad"])
+    _check_windows(manifest.windows)
+    if not isinstance(manifest.config, dict) or not manifest.splits:
+        raise ValueError("config must be a map, and splits must not be empty")
+
+
+def _check_windows(windows: dict[str, Any]) -> None:
+    check_range("windows.max_length", windows["max_length"], 1, MAX_LENGTH)
+    check_range("windows.stride", windows["stride"], 1, MAX_COUNT)
+    for key, valid in (("tail", TAILS), ("documents", DOCUMENTS), ("order", ORDERS)):
+        check_choice(f"windows.{key}", windows[key], valid)
+    given = {key: windows[key] for key in ("seed", "end_of_text", "pad_id") if windows.get(key) is not None}
+    _check_counts("windows", given, most=MAX_SEED)
+    for name, unused in windows.get("left_over", {}).items():
+        _check_counts(f"windows.left_over.{name}", {key: unused[key] for key in ("tokens", "documents")})
+    _check_counts("windows.padding", windows.get("padding", {}))
+    check_bool("windows.end_of_text_is_target", windows.get("end_of_text_is_target", False))
+
+
+def _check_counts(key: str, counts: dict[str, Any], *, most: int = MAX_COUNT) -> None:
+    for name, count in counts.items():
+        check_range(f"{key}.{name}", count, 0, most)
 
 
 def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"splits: {name!r:.99} is not the name of a split")
     shards = [ShardEntry(**shard) for shard in entry.pop("shards")]
     split = SplitEntry(shards=shards, **entry)
+    for key in ("num_documents", "num_tokens", "num_windows"):
+        check_range(f"splits.{name}.{key}", getattr(split, key), 0, MAX_COUNT)
+    check_range(f"splits.{name}.max_length", split.max_length, 1, MAX_LENGTH)
+    check_range(f"splits.{name}.stride", split.stride, 1, MAX_COUNT)
     for shard in shards:
-        if not re.fullmatch(rf"data/{re.escape(name)}-\d{{5,}}-of-\d{{5,}}\.parquet", shard.path):
-            raise ValueError(f"splits.{name}.shards: {shard.path!r} is not the name of a shard")
-        if sum(shard.row_groups) != shard.num_windows or min(shard.row_groups, default=0) < 0:
-            raise ValueError(
-                f"{shard.path}: row_groups {shard.row_groups} do not add up to num_windows {shard.num_windows}"
-            )
+        if not re.fullmatch(rf"data/{name}-\d{{5,}}-of-\d{{5,}}\.parquet", check_text("path", shard.path)):
+            raise ValueError(f"splits.{name}.shards: {shard.path!r:.99} is not the name of a shard")
+        _check_shard(shard, split.max_length)
     if sum(shard.num_windows for shard in shards) != split.num_windows:
         raise ValueError(f"splits.{name}: the shards' num_windows do not add up to {split.num_windows}")
     return split
+
+
+def _check_shard(shard: ShardEntry, max_length: int) -> None:
+    for key in ("num_windows", "bytes"):
+        check_range(f"{shard.path}: {key}", getattr(shard, key), 0, MAX_COUNT)
+    for count in shard.row_groups:
+        check_range(f"{shard.path}: row_groups", count, 0, MAX_COUNT)
+    if sum(shard.row_groups) != shard.num_windows:
+        raise ValueError(f"{shard.path}: row_groups do not add up to num_windows {shard.num_windows}")
+    if 8 * shard.num_windows * max_length > MAX_COMPRESSION * shard.bytes:
+        raise ValueError(f"{shard.path}: {shard.bytes} bytes are too few for num_windows {shard.num_windows}")
+    check_text(f"{shard.path}: sha256", shard.sha256)
+    if shard.footer_sha256 is not None or shard.footer_start is not None:
+        check_text(f"{shard.path}: footer_sha256", shard.footer_sha256)
+        check_range(f"{shard.path}: footer_start", shard.footer_start, 4, shard.bytes)

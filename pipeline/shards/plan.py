@@ -225,6 +225,7 @@ def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: flo
     values, weights = np.asarray(found, float), np.asarray(sizes, float)
     ratio = values.sum() / max(1.0, weights.sum())
     value, n = ratio * total, len(values)
+    assert n <= population, f"{n} of {population} were sampled"
     if n == population:
         return Estimate(value=float(values.sum()), margin=0.0)
     if n == 1:
@@ -288,11 +289,12 @@ def _encode_sample(job: Job, store: TokenStore, *, is_complete: bool) -> tuple[E
     for name in store.splits():
         stored = job.cut(store, name)
         group = job.layout.windows_per_group
-        groups += -(-len(stored) // group)
-        firsts = np.unique(np.linspace(0, max(0, len(stored) - group), SAMPLED_GROUPS).astype(int))
+        in_split = -(-len(stored) // group)
+        groups += in_split
+        chosen = np.unique(np.linspace(0, in_split - 1, min(SAMPLED_GROUPS, in_split)).round().astype(int))
         sink = pa.BufferOutputStream()
         with shard_writer(sink, schema, compression=compression) as writer:
-            for first in firsts if len(stored) else ():
+            for first in chosen * group:  # complete row groups, each once: overlapping samples have no variance
                 started = time.perf_counter()
                 last = min(int(first) + group, len(stored))
                 writer.write_table(group_table(*stored.read(int(first), last), padded=padded))

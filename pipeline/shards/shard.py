@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.executor.local import run_tasks
-from pipeline.shards.folder import WRITING, record_shard
-from pipeline.shards.format import group_table, shard_schema, shard_writer
+from pipeline.shards.complete import WRITING
+from pipeline.shards.folder import record_shard
+from pipeline.shards.format import find_footer, group_table, shard_schema, shard_writer
 from pipeline.shards.manifest import ShardEntry
 
 if TYPE_CHECKING:
@@ -114,8 +115,15 @@ def write_shard(folder: Path, name: str, first: int, last: int, *, stored: Store
                 groups.append(stop - start)
         file.flush()
         os.fsync(file.fileno())
+    footer_start, footer = find_footer(temporary)
     entry = ShardEntry(
-        path=f"data/{name}", num_windows=last - first, bytes=sink.size, sha256=sink.hexdigest(), row_groups=groups
+        path=f"data/{name}",
+        num_windows=last - first,
+        bytes=sink.size,
+        sha256=sink.hexdigest(),
+        row_groups=groups,
+        footer_start=footer_start,
+        footer_sha256=hashlib.sha256(footer).hexdigest(),
     )
     record_shard(folder, entry)
     temporary.rename(folder / entry.path)

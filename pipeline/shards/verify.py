@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -23,13 +23,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.base.progress import ProgressBar
+from pipeline.base.reading import open_regular
 from pipeline.executor.local import run_tasks
 from pipeline.settings import WindowConfig
-from pipeline.shards.format import open_shard, shard_schema
+from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
+from pipeline.shards.format import find_footer, open_shard, read_footer, shard_schema
+from pipeline.shards.job import fingerprint_of
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.shards.write import count_corpus
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
-from pipeline.tokens.store import TokenStore, TokenStream, open_store
-from pipeline.windows import IGNORED, StoredWindows, count_unused, cut_windows
+from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, open_store
+from pipeline.windows import IGNORED, StoredWindows, count_padding, count_unused, cut_windows
 
 if TYPE_CHECKING:
     import os
@@ -38,13 +42,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One problem."""
-
-    file: str  # relative to the data set's folder; of the cache, the path of what is damaged
-    problem: str
+# What the manifest counts of the corpus and the token store knows too. `audited` may differ: it never changes the IDs.
+COUNTED = ("documents", "characters", "bytes", "special_text_found", "bad")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -58,6 +57,7 @@ class VerifyReport:
     bytes: int
     compared_with_store: bool  # False: the token store is missing from the cache, or damaged
     seconds: float
+    strays: list[str] = field(default_factory=list)  # names in the folder that do not belong to the data set
 
     def __repr__(self) -> str:
         """Show the counts in one line; `faults` has the list."""
@@ -115,13 +115,14 @@ def verify_shards(
             seconds=time.perf_counter() - started,
         )
     faults, store = _find_store(manifest, Path(cache_path), workers)
+    faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in _manifest_problems(manifest, store)]
     tasks = []
     for name, split in manifest.splits.items():
-        rows, split_faults = _expect(manifest, name, store)
-        faults += split_faults
+        rows, problems = _expect(manifest, name, store)
+        faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in problems]
         tasks += [(rows, index) for index in range(len(split.shards))]
     entries = [rows.entry.shards[index] for rows, index in tasks]
-    faults += _check_names(folder, manifest)
+    faults += [*_check_names(folder, manifest), *list_missing(folder, manifest), *list_leftovers(folder)]
     total = sum(entry.bytes for entry in entries)
     with ProgressBar("verify", total, "B") as bar:
         found = run_tasks(partial(_check_shard, folder), tasks, workers=workers)
@@ -136,6 +137,7 @@ def verify_shards(
         bytes=total,
         compared_with_store=store is not None,
         seconds=time.perf_counter() - started,
+        strays=list_strays(folder, manifest),
     )
 
 
@@ -144,7 +146,7 @@ def _list_unreadable(folder: Path) -> list[Fault]:
     faults = []
     for file in sorted(folder.glob("data/*")):
         try:
-            open_shard(file).close()
+            find_footer(file)
         except (OSError, ValueError) as error:
             faults.append(Fault(file=f"data/{file.name}", problem=f"cannot be read as Parquet: {_one_line(error)}"))
     return faults
@@ -153,19 +155,51 @@ def _list_unreadable(folder: Path) -> list[Fault]:
 def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
     """Return the problems of the token store that the windows were cut from, and the store if it has none."""
     path = cache / "stores" / f"{manifest.store}.json"
+    if not path.is_file():  # a cache may be cleared
+        return [], None
     try:
         store = open_store(path)
         damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
-    except DamagedChunk as error:
-        return [_blame(error)], None
-    except (OSError, ValueError):  # a cache may be cleared
-        return [], None
+    except (OSError, ValueError) as error:
+        return [] if isinstance(error, MissingChunk) else [_blame(error, path)], None
     if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
         problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but {path} was made with {store.tokenizer['hash']}"
         return [Fault(file=MANIFEST_NAME, problem=problem)], None
     if damaged:
-        return [_blame(error) for error in damaged], None
+        return [_blame(error, path) for error in damaged], None
     return [], dataclasses.replace(store, checks=False)  # its files were just read
+
+
+def _manifest_problems(manifest: Manifest, store: TokenStore | None) -> Iterator[str]:
+    """List what the manifest says of the complete data set that is not so, as far as that is known."""
+    windows = manifest.windows
+    for name, split in manifest.splits.items():
+        for key in ("max_length", "stride"):
+            if getattr(split, key) != windows[key]:
+                yield f"splits.{name}.{key} is {getattr(split, key)}, but windows.{key} is {windows[key]}"
+    if windows["tail"] == "pad" and windows["pad_id"] != windows.get("end_of_text", windows["pad_id"]):
+        yield f"windows.pad_id is {windows['pad_id']}, but windows.end_of_text is {windows['end_of_text']}"
+    try:
+        expected = fingerprint_of(manifest) or manifest.fingerprint
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        expected = f"config.shards: {_one_line(error)}"
+    if manifest.fingerprint != expected:
+        yield f"fingerprint is {manifest.fingerprint}, but by its other fields {expected}"
+    if store is not None:
+        yield from _differences(manifest, store)
+
+
+def _differences(manifest: Manifest, store: TokenStore) -> Iterator[str]:
+    """List what the manifest says of the corpus and the tokenizer, and the token store does not."""
+    if list(manifest.splits) != store.splits():
+        yield f"splits are {', '.join(manifest.splits)}, but {', '.join(store.splits())} by the token store"
+    known = store.tokenizer
+    found = {**manifest.tokenizer, "end_of_text": manifest.windows.get("end_of_text", known["end_of_text"])}
+    found |= {f"corpus.{key}": manifest.corpus.get(key) for key in COUNTED}
+    counts = count_corpus(store)
+    for key, value in {**known, **{f"corpus.{key}": counts[key] for key in COUNTED}}.items():
+        if found.get(key) != value:
+            yield f"{key} is {found.get(key)!r:.99}, but {value!r:.99} by the token store"
 
 
 def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
@@ -176,14 +210,17 @@ def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
     return None
 
 
-def _blame(error: DamagedChunk) -> Fault:
-    return Fault(file=str(error.folder), problem=f"{error.what}; the cache is damaged; the shards need not be")
+def _blame(error: Exception, store: Path) -> Fault:
+    damaged, what = (error.folder, error.what) if isinstance(error, DamagedChunk) else (store, _one_line(error))
+    return Fault(file=str(damaged), problem=f"{what}; the cache is damaged; the shards need not be")
 
 
-def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[Fault]]:
+def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[str]]:
     """Return what a split must contain by arithmetic, and the problems of its entry in the manifest."""
     entry, cut = manifest.splits[name], manifest.windows
-    stream = store.stream(name) if store else None
+    store = store if store and name in store.splits() else None
+    end_is_target = cut.get("end_of_text_is_target", False)
+    stream = store.stream(name, closed=end_is_target) if store else None
     problems, windows = [], None
     if store or cut["documents"] == "join":
         section = WindowConfig(
@@ -194,7 +231,8 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
             documents=cut["documents"],
         )
         documents = store.documents(name) if store else None
-        windows = cut_windows(section, num_tokens=entry.num_tokens, documents=documents)
+        num_tokens = entry.num_tokens if stream is None else len(stream)
+        windows = cut_windows(section, num_tokens=num_tokens, documents=documents, end_is_target=end_is_target)
         if len(windows) != entry.num_windows:
             problems.append(f"{name} has {entry.num_windows} windows by the manifest, but {len(windows)} by arithmetic")
     if store and stream is not None:
@@ -208,6 +246,9 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         unused = cut.get("left_over", {}).get(name)  # early data sets have no such count
         if windows and unused and unused != (found_unused := count_unused(windows, firsts, sizes)):
             problems.append(f"windows.left_over.{name} is {unused}, but {found_unused} by the token store")
+        padding = cut.get("padding", {}).get(name)
+        if windows and padding is not None and padding != (found_padding := count_padding(windows)):
+            problems.append(f"windows.padding.{name} is {padding}, but {found_padding} by the token store")
     counts = [shard.num_windows for shard in entry.shards]
     stored = None
     if windows and not problems:
@@ -227,7 +268,7 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         vocab_size=manifest.tokenizer["vocab_size"],
         pad_id=cut["pad_id"] or 0,
     )
-    return rows, [Fault(file=MANIFEST_NAME, problem=problem) for problem in problems]
+    return rows, problems
 
 
 def _check_names(folder: Path, manifest: Manifest) -> Iterator[Fault]:
@@ -251,10 +292,11 @@ def _check_shard(folder: Path, task: tuple[_Rows, int]) -> list[Fault]:
 
 def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) -> Iterator[str]:
     path = folder / entry.path
+    schema = shard_schema(rows.entry.max_length, padded=rows.padded)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
+            size = file.tell()
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
         return
@@ -262,19 +304,14 @@ def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) ->
         yield f"has {size} bytes; the manifest says {entry.bytes}"
     if digest != entry.sha256:
         yield f"has sha256 {digest}; the manifest says {entry.sha256}"
+        if size != entry.bytes or entry.footer_sha256 is None:
+            return  # a footer that may be damaged is never parsed
     try:
-        with open_shard(path) as file:
-            schema = shard_schema(rows.entry.max_length, padded=rows.padded)
-            if not file.schema_arrow.equals(schema):
-                yield f"has other columns than a shard of max_length {rows.entry.max_length}"
-                return
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            if counts != entry.row_groups:
-                yield f"has row groups of {counts} windows; the manifest says {entry.row_groups}"
-                return
+        footer = read_footer(path, entry, schema)
+        with open_shard(path, footer=footer) as shard:
             first = rows.first_rows[index]
-            for group, count in enumerate(counts):
-                yield from (f"row group {group}: {problem}" for problem in _group_problems(file, group, rows, first))
+            for group, count in enumerate(entry.row_groups):
+                yield from (f"row group {group}: {problem}" for problem in _group_problems(shard, group, rows, first))
                 first += count
     except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and must not stop the list
         yield f"cannot be read as Parquet: {_one_line(error)}"

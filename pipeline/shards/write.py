@@ -30,7 +30,7 @@ from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
-from pipeline.windows import count_unused
+from pipeline.windows import count_padding, count_unused
 
 if TYPE_CHECKING:
     import os
@@ -167,7 +167,7 @@ def write_shards(
         with lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job) as lock:
             store, origins = _tokenize(job)
             tokenized = time.perf_counter()
-            splits, unused = _write_splits(job, store, lock)
+            splits, counts = _write_splits(job, store, lock)
             manifest = Manifest(
                 fingerprint=job.fingerprint,
                 tokenizer=describe_tokenizer(job.encoder),
@@ -177,7 +177,7 @@ def write_shards(
                     **job.stored,
                     "end_of_text": job.encoder.eos,
                     "pad_id": job.encoder.eos if sections.window.tail == "pad" else None,
-                    "left_over": unused,
+                    **counts,
                 },
                 splits=splits,
                 written_by={"pyarrow": pa.__version__},
@@ -219,12 +219,12 @@ def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
 
 def _write_splits(
     job: Job, store: TokenStore, lock: FolderLock
-) -> tuple[dict[str, SplitEntry], dict[str, dict[str, int]]]:
-    """Write the shards of all splits. Return the splits' entries and their unused tokens."""
+) -> tuple[dict[str, SplitEntry], dict[str, dict[str, Any]]]:
+    """Write the shards of all splits. Return the splits' entries, and their unused tokens and padding."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
     prepare_folder(lock, names)
-    splits, unused = {}, {}
+    splits, unused, padding = {}, {}, {}
     with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():
             entries = write_split(
@@ -237,6 +237,7 @@ def _write_splits(
             )
             documents = store.documents(name)
             unused[name] = count_unused(stored.windows, *documents)
+            padding[name] = count_padding(stored.windows)
             splits[name] = SplitEntry(
                 num_documents=len(documents[0]),
                 num_tokens=len(stored.stream),
@@ -245,7 +246,7 @@ def _write_splits(
                 stride=stored.windows.stride,
                 shards=entries,
             )
-    return splits, unused
+    return splits, {"left_over": unused, "padding": padding}
 
 
 def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.base.reading import open_regular, read_fields
 from pipeline.settings import SPLITS
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NPY_HEADER_BYTES = 128
+FILES = {"train.npy", "validation.npy", "documents.npy", "quarantine.jsonl"}
 BLOCK_BYTES = 1 << 20
 COUNTS = ("characters", "bytes", "special_text_found", "audited")  # of a source's documents
 DOCUMENT = np.dtype(
@@ -159,9 +162,12 @@ def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
     chunk = _read_chunk(folder)
     for name, (size, _) in chunk.files.items():
         try:
-            found = (folder / name).stat().st_size
+            with open_regular(folder / name) as file:
+                found = file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             raise DamagedChunk(folder, f"its {name} is missing") from None
+        except OSError as error:
+            raise DamagedChunk(folder, f"its {name} cannot be read ({error.strerror})") from error
         if found != size:
             raise DamagedChunk(folder, f"its {name} has {found} bytes, but {size} were written")
     return chunk
@@ -183,7 +189,7 @@ def check_file(path: Path, checksum: int) -> None:
     folder, name, found = path.parent, path.name, FileSum()
     block = memoryview(bytearray(BLOCK_BYTES))
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             while count := file.readinto(block):
                 found.add(block[:count])
     except FileNotFoundError:
@@ -212,9 +218,11 @@ def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 
 def _read_chunk(folder: Path) -> Chunk:
     try:
-        fields = json.loads((folder / "chunk.json").read_text(encoding="utf-8"))
+        fields = read_fields(folder / "chunk.json")
         is_intact = fields.pop("crc32") == _sum_fields(fields) and fields["id"] == folder.name
         chunk = Chunk(**fields)
+        if chunk.files.keys() - FILES:
+            raise ValueError(f"it names other files than {', '.join(sorted(FILES))}")  # noqa: TRY301
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedChunk(folder, f"its chunk.json cannot be read ({error})") from error
     if not is_intact:

@@ -17,7 +17,7 @@ that build the same one do not harm each other. A reader maps the IDs, so a stor
 
 from __future__ import annotations
 
-import json
+import contextlib
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,8 +28,9 @@ import numpy as np
 from pipeline.base.atomic import write_json
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import make_folder
-from pipeline.settings import SPLITS
-from pipeline.tokens.chunk import Chunk, check_file, find_chunk
+from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.settings import SPLITS, check_range
+from pipeline.tokens.chunk import NPY_HEADER_BYTES, Chunk, DamagedChunk, check_file, find_chunk
 
 if TYPE_CHECKING:
     import os
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 FORMAT = 4
 OLD_FORMAT = 3  # of release 0.1.0: a chunk is known by its names too, and has them
+
+
+class MissingChunk(ValueError):  # noqa: N818 - what it is, and the message is for the user
+    """A token store whose chunks are not all there: a cache may be cleared."""
 
 
 class TokenStream:
@@ -95,7 +100,7 @@ class TokenStream:
     def _map(self, file: int) -> np.ndarray:
         if self._checksums:
             _check_once(self._files[file], self._checksums[file])
-        return _map(self._files[file])
+        return _map_complete(self._files[file])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +130,17 @@ class TokenStore:
         """Return the names of the splits."""
         return list(SPLITS if self.validation > 0 else SPLITS[:1])
 
-    def stream(self, split: str) -> TokenStream:
+    def stream(self, split: str, *, closed: bool = False) -> TokenStream:
         """Return one split's token IDs: D documents with D - 1 end-of-text tokens between them.
 
-        A corpus of one document has no other to hold out, so its last part is the validation split.
+        A corpus of one document has no other to hold out, so its last part is the validation split. A `closed` stream
+        also has the end-of-text token after the last document, unless that document continues in the other split.
         """
         if self.num_documents == 1 and self.validation > 0:
             cut = self._cut()
-            start, stop = (0, cut) if split == "train" else (cut, self._total(SPLITS) - 1)
+            start, stop = (0, cut) if split == "train" else (cut, self._total(SPLITS) - (not closed))
             return self._stream(SPLITS, start, stop)
-        return self._stream((split,), 0, max(0, self._total((split,)) - 1))
+        return self._stream((split,), 0, max(0, self._total((split,)) - (not closed)))
 
     def documents(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return each document's first token in the split's stream and its token count, both int64 [documents]."""
@@ -207,7 +213,7 @@ def save_store(store: TokenStore) -> Path:
         {"id": chunk.id, "first": chunk.first, "names": names}
         for chunk, names in zip(store.chunks, store.names, strict=True)
     ]
-    write_json(path, {**fields, "chunks": chunks})
+    write_json(path, sign({**fields, "chunks": chunks}))
     return path
 
 
@@ -220,12 +226,10 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     """
     path = Path(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] not in (OLD_FORMAT, FORMAT):
-            raise ValueError(f"format {fields['format']!r}, and this release reads {FORMAT}")  # noqa: TRY301
+        fields = _check_fields(read_fields(path))
         is_old, tokenizer_hash = fields["format"] == OLD_FORMAT, fields["tokenizer"]["hash"]
         parts = [(one, 0, []) if is_old else (one["id"], one["first"], one["names"]) for one in fields["chunks"]]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: is not a token store ({type(error).__name__}: {error}); run the write stage"
         ) from error
@@ -234,12 +238,18 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     for chunk_id, first, names_of_chunk in parts:
         chunk = find_chunk(cache, chunk_id)
         if chunk is None:
-            raise ValueError(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again")
+            raise MissingChunk(
+                f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again"
+            )
         if chunk.tokenizer != tokenizer_hash:
             raise ValueError(
                 f"{path}: its chunk {chunk_id} was made with the tokenizer {chunk.tokenizer}, but the store with "
                 f"{fields['tokenizer']['name']} ({tokenizer_hash})"
             )
+        itemsize = 2 if fields["tokenizer"]["vocab_size"] <= 1 << 16 else 4
+        for split, count in chunk.tokens.items():
+            if count and chunk.files[f"{split}.npy"][0] != NPY_HEADER_BYTES + itemsize * count:
+                raise ValueError(f"{path}: its chunk {chunk_id} has other integers than its vocab_size needs")
         chunks.append(chunk if is_old else chunk.select(first, first + len(names_of_chunk)))
         names.append(chunk.sources if is_old else names_of_chunk)
     validation, tokenizer = fields["validation"], fields["tokenizer"]
@@ -247,6 +257,24 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     if store.id != path.stem:
         raise ValueError(f"{path}: was changed after it was written; remove it and run the write stage again")
     return store
+
+
+def _check_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Refuse changed fields. A store of release 0.1.0 carries no hash, so what can be compared is compared."""
+    names = {"format", "tokenizer", "validation", "chunks"}
+    is_old = fields.get("format") == OLD_FORMAT
+    if not is_old and fields.get("format") != FORMAT:
+        raise ValueError(f"format {fields.get('format')!r}, and this release reads {FORMAT}")
+    if not is_old:
+        fields = check_signature(fields)
+    if fields.keys() != names:
+        raise ValueError(f"it has other fields than {', '.join(sorted(names))}")
+    tokenizer = fields["tokenizer"]
+    check_range("vocab_size", tokenizer["vocab_size"], 1, 2**31)
+    end_of_text = check_range("end_of_text", tokenizer["end_of_text"], 0, tokenizer["vocab_size"] - 1)
+    if is_old and end_of_text not in tokenizer["special_tokens"].values():
+        raise ValueError(f"end_of_text is {end_of_text}, which is no special token")
+    return fields
 
 
 def forget_files() -> None:
@@ -258,6 +286,15 @@ def forget_files() -> None:
 @cache
 def _check_once(path: Path, checksum: int) -> None:
     check_file(path, checksum)
+
+
+def _map_complete(path: Path) -> np.ndarray:
+    """Map a file; refuse one that has become shorter, because reading beyond its end would end the process."""
+    array = _map(path)
+    with contextlib.suppress(FileNotFoundError):  # a removed file is still mapped
+        if path.stat().st_size < NPY_HEADER_BYTES + array.nbytes:
+            raise DamagedChunk(path.parent, f"its {path.name} became shorter while it was read")
+    return array
 
 
 @lru_cache(maxsize=4096)
