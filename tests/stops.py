@@ -34,6 +34,7 @@ SCENARIOS = {
     "bad documents": {"corpus_path": "bad.jsonl", "validation": 0.3, "max_bad_fraction": 0.5},
     "overwrite": {"overwrite": True, "max_length": 12},
     "mending": {},
+    "small files": {"corpus": "text", "corpus_path": "texts"},
 }
 
 
@@ -134,6 +135,9 @@ def prepare(start, scenario):
     lines = "".join(json.dumps({"text": f"Line {n} has {n * n} in it. " * 3}) + "\n" for n in range(24))
     (start / "good.jsonl").write_text(lines)
     (start / "bad.jsonl").write_text(BAD + lines + BAD)
+    (start / "texts").mkdir()
+    for number in range(3):
+        (start / "texts" / f"{number}.txt").write_text(f"File {number}. " * 50)
     options = {
         "corpus": "jsonl",
         "corpus_path": str(start / "good.jsonl"),

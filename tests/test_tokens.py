@@ -536,6 +536,10 @@ def test_only_what_has_exactly_our_names_is_removed_from_a_cache(corpus, tmp_pat
         (chunks / name).touch()
     (chunks / ".my-folder").mkdir()
     (chunks / f".{b}").symlink_to(tmp_path / "home")  # the name is ours, but we make no links
+    for name in (".notes.txt.part", f".{a}.txt.part", f"{a}.json.part"):
+        (tmp_path / "cache" / "stores" / name).touch()
+    for name in (f".{a}.json.part", f".{a}.json.0123abcd.part", f".{a}.json-17-0123abcd"):  # of killed runs
+        (tmp_path / "cache" / "stores" / name).touch()
     gone = [f".{a}.lock", f".{a}-{'0' * 32}.lock"]
     for name in gone:
         (chunks / name).touch()
@@ -545,6 +549,11 @@ def test_only_what_has_exactly_our_names_is_removed_from_a_cache(corpus, tmp_pat
     remove_leftovers(tmp_path / "cache")
     made = {path.parts[1] for path in whole if path.parts[0] == "chunks"}
     assert {path.name for path in chunks.iterdir()} == {*kept, *made, ".my-folder", f".{b}"}
+    stores = {path.name for path in (tmp_path / "cache" / "stores").iterdir()}
+    assert stores == {*(path.name for path in whole if path.parts[0] == "stores"), ".notes.txt.part"} | {
+        f".{a}.txt.part",
+        f"{a}.json.part",
+    }
     assert (tmp_path / "home" / "notes.txt").read_text() == "mine"
 
 

@@ -18,7 +18,7 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.locks import create, hold, is_at
+from pipeline.base.locks import create, hold, is_at, try_to_hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     content = text.encode("utf-8", "backslashreplace")
     if path.is_file() and path.read_bytes() == content:
         with contextlib.suppress(OSError):
-            remove_part(path)
+            remove_part(part_of(path))
         return
     with replace_file(path, sync=sync) as file:
         file.write(content)
@@ -83,22 +83,23 @@ def write_json(path: Path, fields: dict[str, Any], *, sync: bool = True) -> None
     write_text(path, json.dumps(fields, indent=1, ensure_ascii=False) + "\n", sync=sync)
 
 
-def remove_part(path: Path) -> None:
-    """Remove the temporary file that a killed writer of `path` has left, if there is one; waits for a living writer.
+def remove_part(temporary: Path, *, wait: bool = False) -> None:
+    """Remove the temporary file of a killed writer, if it is there; a living writer's is left, or waited for.
 
     Raises:
         OSError: it cannot be locked or removed.
 
     """
-    temporary = part_of(path)
     try:
-        descriptor = hold(temporary, create=False)
+        descriptor = hold(temporary, create=False) if wait else try_to_hold(temporary, create=False)
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         temporary.unlink(missing_ok=True)  # a link: only its name is removed
+        return
+    if descriptor is None:
         return
     try:
         if is_at(temporary, descriptor):
@@ -124,6 +125,6 @@ def _create_part(path: Path) -> tuple[int, Path]:
             return create(temporary), temporary
         except FileExistsError:
             try:
-                remove_part(path)
+                remove_part(temporary, wait=True)
             except OSError:
                 temporary = part_of(path, uuid.uuid4().hex[:8])

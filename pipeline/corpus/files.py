@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.base.atomic import remove_part, write_text
+from pipeline.base.atomic import part_of, remove_part, write_text
 from pipeline.base.paths import allow_read_only, expand_user
 from pipeline.corpus.compression import SUFFIXES
 
@@ -160,7 +160,7 @@ def mark_as_cache(cache: Path) -> None:
     tag = cache / CACHE_TAG
     with allow_read_only():
         if OWN_MARKS[CACHE_TAG].match(_read_start(tag)):
-            remove_part(tag)
+            remove_part(part_of(tag))
         else:
             write_text(tag, CACHE_SIGNATURE.decode() + "\n# stridemill can write everything in this folder again\n")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.base.atomic import sync_folder, write_json
+from pipeline.base.atomic import final_name, remove_part, sync_folder, write_json
 from pipeline.base.locks import hold, try_to_hold
 from pipeline.base.paths import make_folder
 from pipeline.corpus.files import mark_as_cache
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 # A temporary folder, or the lock that its writer or a mender of the chunk holds.
 _LEFTOVER = re.compile(r"(?P<folder>\.[0-9a-f]{64}(?:-[0-9a-f]{32})?)(?:\.lock)?")
+_FILE = re.compile(r"[0-9a-f]{64}\.jsonl?|CACHEDIR\.TAG")
 
 
 TOTALS = np.dtype([(name, "<i8") for name in COUNTS])  # what is counted of each document
@@ -357,11 +358,17 @@ def join_documents(
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders and locks of runs that have ended. What cannot be removed is left."""
+    """Remove the temporary files, folders and locks of runs that have ended. What cannot be removed is left."""
     folder = cache / "chunks"
     if folder.is_symlink() or not folder.is_dir():
         return
     mark_as_cache(cache)
+    for parent in (cache, cache / "stores", cache / "quarantine"):
+        if parent == cache or (parent.is_dir() and not parent.is_symlink()):
+            for path in parent.iterdir():
+                if _FILE.fullmatch(final_name(path.name) or ""):
+                    with contextlib.suppress(OSError):
+                        remove_part(path)
     found = {match["folder"] for path in folder.iterdir() if (match := _LEFTOVER.fullmatch(path.name))}
     for name in sorted(found):
         with contextlib.suppress(OSError):  # another user's

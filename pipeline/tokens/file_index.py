@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.base.locks import hold
+from pipeline.base.paths import allow_read_only, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,17 +36,23 @@ def read_index(cache: Path, rules: str) -> dict[str, tuple[str, int]]:
 
 
 def add_to_index(cache: Path, rules: str, units: Sequence[str], chunk: str) -> None:
-    """Append the units of a chunk, unless they are there. What a killed process has written in part is overwritten."""
+    """Append the units of a chunk, unless they are there. What a killed process has written in part is overwritten.
+
+    Another user's index that may not be written, or a hard link to another file, is left as it is.
+    """
     path = _path(cache, rules)
-    path.parent.mkdir(parents=True, exist_ok=True)
     records = b"".join(
         bytes.fromhex(unit) + bytes.fromhex(chunk) + number.to_bytes(4, "little") for number, unit in enumerate(units)
     )
-    with os.fdopen(hold(path), "r+b") as file:
-        content = file.read()
-        if content.find(records) % RECORD_BYTES:  # -1 is not there, and any other number but a multiple is by chance
-            file.seek(len(content) - len(content) % RECORD_BYTES)
-            file.write(records)
+    with allow_read_only():
+        make_folder(path.parent)
+        with os.fdopen(hold(path), "r+b") as file:
+            content = file.read()
+            # -1 is not there, and any other number but a multiple is by chance
+            is_there = content.find(records) % RECORD_BYTES == 0
+            if not is_there and os.fstat(file.fileno()).st_nlink == 1:
+                file.seek(len(content) - len(content) % RECORD_BYTES)
+                file.write(records)
 
 
 def _path(cache: Path, rules: str) -> Path:
