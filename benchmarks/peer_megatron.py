@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def encode_line(line: str) -> np.ndarray:
-    """Encode one document."""
+    """One document's IDs."""
     return np.array(encode(json.loads(line)["text"]), np.uint16)
 
 
 def read_lines(file: str) -> Iterator[str]:
-    """Yield the lines of a file."""
+    """The lines of a file."""
     with Path(file).open(encoding="utf-8") as lines:
         yield from lines
 

@@ -58,7 +58,7 @@ def load(path: str, subset: str | None, part: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("corpus=huggingface needs the package datasets: pip install datasets") from error
+        raise ValueError("corpus=huggingface needs the package datasets: pip install 'datasets>=4'") from error
     folder = expand_user(path)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

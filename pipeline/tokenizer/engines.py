@@ -4,8 +4,9 @@ Algorithm: an encoder takes an Arrow array of D strings and returns flat IDs and
 after the other. gigatoken reads the Arrow buffers directly, without a Python string for each document. The engine
 `bytes` uses the text itself as IDs.
 
-Guarantee: tiktoken and gigatoken give the same IDs for every valid UTF-8 text; `Tokenizer.audit` checks a sample in
-every run. Any number of threads may call an encoder at once; tiktoken and gigatoken release the GIL while they encode.
+Guarantee: tiktoken and gigatoken give the same IDs for every valid UTF-8 text, except where their Unicode tables differ
+(`unicode_differences.py` sends such documents to tiktoken). `Tokenizer.audit` checks a sample in every run. Any number
+of threads may call an encoder at once; tiktoken and gigatoken release the GIL while they encode.
 
 Cost on one core of an AMD EPYC, in MB of technical English per second: tiktoken 13, gigatoken 200 to 400, bytes 8,000.
 """

@@ -25,6 +25,7 @@ from pipeline.tokenizer.rank_files import PATTERNS, PUBLISHED, Published, Ranks
 from pipeline.tokenizer.special_tokens import END_OF_TEXT, DocumentToken, choose_token, usual_end_of_text
 from pipeline.tokenizer.token_texts import unknown_id
 from pipeline.tokenizer.tokenizer import Tokenizer, identity_of
+from pipeline.tokenizer.unicode_differences import same_ids_encoder
 
 if TYPE_CHECKING:
     import tiktoken
@@ -129,9 +130,10 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
     encode = by_tiktoken = engines.tiktoken_encoder(core, control=control)
     if engine == "gigatoken":
         assert gigatoken_pattern is not None, "gigatoken is chosen for published encodings only"
-        encode = engines.gigatoken_encoder(
+        gigatoken = engines.gigatoken_encoder(
             rank_file=rank_file, pattern=gigatoken_pattern, special_tokens=special_tokens if control else {}
         )
+        encode = same_ids_encoder(gigatoken, by_tiktoken, gigatoken_pattern)
     elif regex not in PATTERNS.values():
         encode = engines.refuse_lost_text(encode, {token: len(text) for token, text in tokens.items()}, regex)
     vocab_size = max(tokens) + 1
@@ -154,6 +156,7 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
         _encode=encode,
         _encode_reference=by_tiktoken if engine == "gigatoken" else None,
         _token_texts=functools.partial(_look_up, name, tokens),
+        _only_engine="tiktoken" if section.engine == "tiktoken" and gigatoken_pattern else "",
         _never_from_text=never_from_text,
     )
 

@@ -39,6 +39,7 @@ class Tokenizer:
     _token_texts: Callable[[list[int]], list[bytes]]
     _encode_reference: Encode | None = None
     _decode: Callable[[list[int]], str] | None = None  # None: join the token texts
+    _only_engine: str = ""  # the user asked for this one: tokens that another one made are not used
     _never_from_text: frozenset[int] = frozenset()  # control tokens that the engine could make out of a text
 
     def __repr__(self) -> str:
@@ -58,6 +59,10 @@ class Tokenizer:
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """The smaller of uint16 and uint32 that can store every ID."""
         return np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
+
+    def accepts(self, engine: str) -> bool:
+        """Tell whether cached tokens may be used that an engine has made."""
+        return self._only_engine in ("", engine)
 
     @property
     def audited(self) -> bool:
@@ -164,8 +169,8 @@ class Tokenizer:
                 raise DocumentError(
                     document,
                     f"is encoded differently by tiktoken: {_first_difference(got, expected)}. The engines must agree, "
-                    f"so no ID by {self.engine} can be trusted: use tokenizer.engine=tiktoken, and report the text "
-                    "to gigatoken's authors.",
+                    f"so no ID by {self.engine} can be trusted: use tokenizer.engine=tiktoken, which also replaces "
+                    "cached tokens, and report the text to gigatoken's authors.",
                 )
             compared += 1
         return compared

@@ -64,6 +64,7 @@ class Chunk:
 
     id: str
     tokenizer: str  # its hash
+    engine: str = ""  # that encoded its text; unknown in chunks of release 0.1.0
     tokens: dict[str, int]  # by split, end-of-text tokens included
     num_documents: dict[str, int]  # by split; a document continued from the chunk before is not counted again
     characters: int

@@ -182,8 +182,10 @@ class ChunkWriter:
         for (source, reason), count in skipped.items():
             self._skipped[source][reason] += count
 
-    def finish(self, *, tokenizer: str) -> Chunk:
+    def finish(self, *, tokenizer: str, engine: str = "", replace: bool = False) -> Chunk:
         """Give the chunk its name. Return the chunk that is there afterwards, which another run may have written.
+
+        With `replace` it takes the place of an intact chunk too, which was encoded by an engine that is not to be used.
 
         Its checksums are those of the bytes that were written; nothing is read again.
         """
@@ -200,6 +202,7 @@ class ChunkWriter:
         chunk = Chunk(
             id=self._id,
             tokenizer=tokenizer,
+            engine=engine,
             by_source=by_source,
             continued=self._continued,
             files={name: self._files[name].finish() for name in sorted(self._files)},
@@ -211,7 +214,7 @@ class ChunkWriter:
         try:
             self._folder.rename(self._cache / "chunks" / self._id)
         except OSError as error:
-            return self._settle(chunk, error)
+            return self._settle(chunk, error, replace=replace)
         sync_folder(self._cache / "chunks")
         return chunk
 
@@ -225,7 +228,7 @@ class ChunkWriter:
             "skipped": dict(sorted(self._skipped[source].items())),
         }
 
-    def _settle(self, chunk: Chunk, error: OSError) -> Chunk:
+    def _settle(self, chunk: Chunk, error: OSError, *, replace: bool) -> Chunk:
         """Keep the chunk that already has the name if it is intact, else replace it. One run at a time does this.
 
         The damaged chunk moves to a temporary name, which `remove_leftovers` clears if this process ends in between.
@@ -238,6 +241,8 @@ class ChunkWriter:
             if found is None:
                 raise error
             check_chunk(self._cache, found)
+            if replace and found.engine != chunk.engine:
+                raise DamagedChunk(folder, f"was encoded by {found.engine}")  # noqa: TRY301
         except DamagedChunk as damage:
             if folder.is_symlink():
                 raise ValueError(f"{damage.folder}: {damage.what}; it is a symbolic link: remove it") from damage

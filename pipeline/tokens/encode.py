@@ -142,17 +142,14 @@ def encode_partition(
     """Do all of `tokenize_partition` but its last step, which waits for the disk. Return that step; call it."""
     partition, identity, origin = task.partition, chunk_id(task.units), "made"
     try:
-        found = find_chunk(cache, task.chunk)
-        if found:
-            check_chunk(cache, found)
-            part = found.select(task.first, task.first + len(task.units))
-            assert part.units == list(task.units), f"{task.chunk} has other sources than its ID or the index says"
+        part, replace = _find_part(task, cache, tokenizer)
+        if part is not None:
             if corpus.on_bad == "raise" and part.bad:
                 line = next(_read_rejected(cache, part, partition.names), None)
                 raise_first(parse_line(line) if line else None, count_bad([part]))
             return lambda: (part, "found")
     except DamagedChunk:
-        origin = "mended"
+        origin, replace = "mended", False
     batches = read_partition(
         partition,
         max_document_bytes=corpus.max_document_bytes,
@@ -203,9 +200,29 @@ def encode_partition(
             if partition.is_group:
                 rules = hash_rules(tokenizer=tokenizer, corpus=corpus, split=split)
                 add_to_index(cache, rules, task.units, identity)
-            return writer.finish(tokenizer=tokenizer.hash), origin
+            return writer.finish(tokenizer=tokenizer.hash, engine=tokenizer.engine, replace=replace), origin
 
     return finish
+
+
+def _find_part(task: ChunkTask, cache: Path, tokenizer: Tokenizer) -> tuple[Chunk | None, bool]:
+    """Return the finished chunk with a task's tokens; and whether there is one, if only by an engine not to be used.
+
+    Raises:
+        DamagedChunk: it is there, but not as it was written.
+
+    """
+    is_there = False
+    for name, first in {task.chunk: task.first, chunk_id(task.units): 0}.items():
+        found = find_chunk(cache, name)
+        is_there = is_there or found is not None
+        if found is None or not tokenizer.accepts(found.engine):
+            continue
+        check_chunk(cache, found)
+        part = found.select(first, first + len(task.units))
+        assert part.units == list(task.units), f"{name} has other sources than its ID or the index says"
+        return part, True
+    return None, is_there
 
 
 def _encode(
