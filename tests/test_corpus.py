@@ -11,6 +11,8 @@ import lzma
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import sections
+from support import ROOT, sections
 
 from pipeline import plan_shards, read_manifest, write_shards
 from pipeline.base.cut_points import safe_cuts
@@ -1213,3 +1215,106 @@ def test_the_quarantine_file_has_the_names_of_this_run(tmp_path):
         with pytest.raises(ValueError, match=rf"{name}, line 1: not_string: .*on_bad=quarantine"):
             write_shards(tmp_path / "other", **sections(corpus_path=path, on_bad="raise", **options))
     assert (report.chunks, report.chunks_made) == (1, 0)
+
+
+NESTED = [{"a": {"text": "one"}}, {"a": {"text": None}}, {"a": None}, None, {"a": {"text": "two"}}]
+
+
+@pytest.mark.parametrize("field", ["m.a.text", "m.n", "plain.dotted", "m.a"])
+def test_a_dotted_path_reaches_a_nested_column_of_parquet(tmp_path, field):
+    columns = {
+        "m": pa.array(NESTED, pa.struct([("a", pa.struct([("text", pa.string())])), ("n", pa.null())])),
+        "plain": pa.array([{"dotted": "inner"}] * 5),
+        "plain.dotted": [f"outer {n}" for n in range(5)],
+    }
+    for order in (1, -1):
+        pq.write_table(pa.table(dict([*columns.items()][::order])), tmp_path / "a.parquet")
+        if field == "m.a":
+            with pytest.raises(
+                ValueError, match=r"'m\.a' \(corpus\.text_field\) has the type struct<.*m\.a\.text \(str"
+            ):
+                read_all("parquet", tmp_path, text_field=field)
+            continue
+        texts, bad = read_all("parquet", tmp_path, text_field=field)
+        found = {"m.a.text": ["one", "two"], "m.n": [], "plain.dotted": [f"outer {n}" for n in range(5)]}[field]
+        assert ([text for text, _, _ in texts], bad) == (found, [])
+        if field == "m.a.text":
+            assert [row for _, _, row in texts] == [0, 4]
+
+
+def test_a_column_of_nulls_alone_is_read_as_nulls(tmp_path):
+    pq.write_table(pa.table({"text": ["one two", "three four"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": [None, None]}), tmp_path / "b.parquet")
+    write = {"corpus": "parquet", "corpus_path": tmp_path, "tokenizer": "bytes", "max_length": 4}
+    report = write_shards(tmp_path / "ds", **sections(cache_path=tmp_path / "cache", **write))
+    assert (report.manifest.corpus["documents"], report.skipped) == (2, {"null": 2})
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no text: 2 documents skipped \(2 null\)"):
+        write_shards(tmp_path / "other", **sections(cache_path=tmp_path / "cache", **write))
+
+
+@pytest.mark.parametrize("field", ["meta.body", "text"])
+def test_datasets_reach_nested_fields_and_nulls(tmp_path, field):
+    datasets = pytest.importorskip("datasets")
+    columns = {"meta": [{"body": "one", "x": 1}, {"body": "two", "x": 2}], "text": [None, None]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
+    texts, bad = read_all("huggingface", tmp_path / "set", text_field=field)
+    assert ([text for text, _, _ in texts], bad) == ({"meta.body": ["one", "two"], "text": []}[field], [])
+
+
+ENCODINGS = {
+    "dictionary": {},
+    "plain": {"use_dictionary": False},
+    "delta": {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+    "a dictionary that ends": {"dictionary_pagesize_limit": 5000},
+    "a dictionary column": {},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_batches_of_parquet_are_bounded_by_the_bytes_that_come_out(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 20_000)
+    monkeypatch.setattr(parquet, "MAX_DECODED_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "MAX_DELTA_ROWS", 8)
+    texts = (
+        ["word " * 1000] * 300
+        + [f"{n} " * (n % 40) for n in range(2000)]
+        + [None, "x" * 30_000]
+        + ["other " * 900] * 50
+    )
+    column = pa.array(texts, pa.string())
+    if encoding == "a dictionary column":
+        column = column.dictionary_encode()
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=1700, **ENCODINGS[encoding])
+    sizes, found, decoded = [], [], []
+    pick = parquet.pick_column
+    monkeypatch.setattr(
+        parquet, "pick_column", lambda batch, names: (decoded.append(pick(batch, names)), decoded[-1])[1]
+    )
+    for partition in find("parquet", tmp_path, tmp_path):
+        for batch in parquet.read_parquet(partition):
+            sizes.append((pa.compute.sum(pa.compute.binary_length(batch.texts)).as_py() or 0, len(batch.texts)))
+            found += [None if text is None else text.decode() for text in batch.texts.to_pylist()]
+    assert found == texts
+    assert all(size <= 20_000 or rows == 1 for size, rows in sizes)
+    assert max(one.nbytes for one in decoded) < (250_000 if encoding != "plain" else 10**6)
+
+
+def test_a_parquet_file_of_a_few_kilobytes_is_read_in_bounded_memory(tmp_path):
+    pq.write_table(pa.table({"text": ["word " * 21_000] * 3_000}), tmp_path / "d.parquet")
+    program = f"""
+import resource
+from pathlib import Path
+from pipeline.corpus.corpora import find_partitions
+from pipeline.corpus.reader import read_partition
+from pipeline.settings import CorpusConfig
+corpus = CorpusConfig(name="parquet", path={str(tmp_path)!r})
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for one in find_partitions(corpus, cache=Path("x"), cut_safe=True, workers=1).partitions:
+    batches = read_partition(one, max_document_bytes=None, on_bad="raise", cut_safe=True)
+    print(sum(len(batch.texts) for batch in batches), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    documents, peak = map(int, done.stdout.split())
+    assert documents == 3000
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 400 << 20, "of 315 MB of text"

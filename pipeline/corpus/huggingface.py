@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.base.paths import expand_user
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
-from pipeline.corpus.parquet import as_binary, is_text, no_such_column
+from pipeline.corpus.fields import as_binary, find_text, pick_column
 from pipeline.corpus.partitions import PARTITION_BYTES
 from pipeline.executor.local import run_tasks
 
@@ -33,9 +33,7 @@ def partition_huggingface(path: str, *, subset: str | None, part: str, field: st
     """
     load.cache_clear()  # the data set may have changed since the last run of this process
     data = load(path, subset, part)
-    schema = data.features.arrow_schema
-    if field not in schema.names or not is_text(schema.field(field).type):
-        raise no_such_column(f"corpus.path={path}", field, schema)
+    find_text(data.features.arrow_schema, field, f"corpus.path={path}")
     rows = len(data)
     step = _power_of_two(PARTITION_BYTES * rows // max(1, data.data.nbytes))
     draft = partial(_hash_rows, data, (path, subset or "", part), field, step)
@@ -60,6 +58,10 @@ def load(path: str, subset: str | None, part: str) -> Any:
     except ImportError as error:
         raise ValueError("corpus=huggingface needs the package datasets: pip install 'datasets>=4'") from error
     folder = expand_user(path)
+    if folder.is_file():
+        raise ValueError(
+            f"corpus.path={path}: is a file, and corpus=huggingface reads a data set; use corpus=jsonl, parquet or text"
+        )
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             found = datasets.load_from_disk(str(folder))
@@ -76,11 +78,12 @@ def load(path: str, subset: str | None, part: str) -> Any:
 
 def _texts(data: Any, field: str, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a range, in batches of about `BATCH_BYTES`, each with its first row's number."""
-    rows = data.select_columns([field]).with_format("arrow")
+    names, _ = find_text(data.features.arrow_schema, field, "the data set")
+    rows = data.select_columns([names[0]]).with_format("arrow")
     step = max(1, min(4096, (stop - start) * BATCH_BYTES // PARTITION_BYTES))
     for row in range(start, stop, step):
-        column = rows[row : min(stop, row + step)].column(field)
-        yield row, pa.concat_arrays([as_binary(chunk) for chunk in column.chunks])
+        batches = rows[row : min(stop, row + step)].to_batches()
+        yield row, pa.concat_arrays([as_binary(pick_column(batch, names)) for batch in batches])
 
 
 def _hash_rows(data: Any, names: tuple[str, str, str], field: str, step: int, start: int) -> Partition:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
+from pipeline.corpus.fields import as_binary, find_text, pick_column
 from pipeline.corpus.partitions import PARTITION_BYTES, file_stamp
 from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 from pipeline.executor.local import run_tasks
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BATCH_ROWS = 1 << 16
+MAX_DECODED_BYTES = 128 << 20  # that a batch may have if each of its rows were the longest one
+MAX_DELTA_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,59 +60,59 @@ def partition_parquet(files: Sequence[tuple[Path, str]], *, field: str, workers:
 
 
 def read_parquet(partition: Partition) -> Iterator[DocumentBatch]:
-    """Yield the documents of some row groups, null if the field is null."""
+    """Yield the documents of some row groups, null if the field is null, in batches of about `BATCH_BYTES`."""
     (path,) = partition.paths
     assert partition.stop is not None, "a partition of Parquet names its row groups"
     row = partition.first_row
     try:
         with _open(path) as file:
+            names, _ = find_text(file.schema_arrow, partition.field, path)
             for group in range(partition.start, partition.stop):
-                size = max(1, _uncompressed(file, group, partition.field))
-                rows = max(1, min(MAX_BATCH_ROWS, file.metadata.row_group(group).num_rows * BATCH_BYTES // size))
-                for batch in file.iter_batches(rows, row_groups=[group], columns=[partition.field], use_threads=False):
-                    texts = as_binary(batch.column(0))
-                    numbers = np.arange(row, row + len(texts), dtype=np.int64)
-                    yield DocumentBatch(texts=texts, sources=np.zeros(len(texts), np.int32), rows=numbers)
-                    row += len(texts)
+                rows = _batch_rows(file, path, group, names)
+                columns = [".".join(names)]
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                    for texts in _slice(pick_column(batch, names)):
+                        numbers = np.arange(row, row + len(texts), dtype=np.int64)
+                        yield DocumentBatch(texts=texts, sources=np.zeros(len(texts), np.int32), rows=numbers)
+                        row += len(texts)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read after row {row}: {error}; write the file again") from error
 
 
-def as_binary(column: Any) -> Any:
-    """Convert a text column of any Arrow type to large_binary."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string_view(column.type):
-        column = column.cast(pa.string())
-    return column.cast(pa.large_binary())
+def _batch_rows(file: Any, path: str, group: int, names: tuple[str, ...]) -> int:
+    """Return how many rows to decode at once.
+
+    A file states how many bytes a column has before decompression, but a value that is in a dictionary counts once,
+    however often it occurs, and a delta encoding shares prefixes. So the longest value of the dictionary decides, too.
+    """
+    chunk = file.metadata.row_group(group).column(_leaf(file.metadata, names))
+    rows = file.metadata.row_group(group).num_rows * BATCH_BYTES // max(1, chunk.total_uncompressed_size)
+    encodings = set(chunk.encodings)
+    if encodings & {"RLE_DICTIONARY", "PLAIN_DICTIONARY"}:
+        with _open(path, read_dictionary=[".".join(names)]) as other:
+            batches = other.iter_batches(1, row_groups=[group], columns=[".".join(names)], use_threads=False)
+            first = next(iter(batches), None)
+        column = None if first is None else pick_column(first, names)
+        if column is not None and pa.types.is_dictionary(column.type) and len(column.dictionary):
+            rows = min(rows, MAX_DECODED_BYTES // max(1, pc.max(pc.binary_length(column.dictionary)).as_py() or 1))
+    if "DELTA_BYTE_ARRAY" in encodings:
+        rows = min(rows, MAX_DELTA_ROWS)
+    return int(max(1, min(MAX_BATCH_ROWS, rows)))
 
 
-def is_text(kind: Any) -> bool:
-    """Tell whether a column of this type can hold text: strings, or bytes, which are then checked to be UTF-8."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    types = pa.types
-    return any(
-        check(kind)
-        for check in (
-            types.is_string,
-            types.is_large_string,
-            types.is_binary,
-            types.is_large_binary,
-            types.is_string_view,
-        )
-    )
-
-
-def no_such_column(source: object, field: str, schema: Any) -> ValueError:
-    """Return the error for a table without a text column of that name."""
-    columns = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    kinds = [column.type for column in schema if column.name == field]
-    if len(kinds) > 1:
-        found = f"exists {len(kinds)} times, so it is unclear which one holds the text"
+def _slice(column: Any) -> Iterator[Any]:
+    """Yield a column in parts of about `BATCH_BYTES` of text, or of a single row, as large_binary."""
+    if pa.types.is_dictionary(column.type):  # a value may occur often
+        sizes = pc.binary_length(as_binary(column.dictionary)).take(column.indices)
     else:
-        found = f"has the type {kinds[0]}, which is not text" if kinds else "does not exist"
-    return ValueError(f"{source}: the column {field!r} (corpus.text_field) {found}; the columns are {columns}")
+        sizes = pc.binary_length(as_binary(column))
+    ends = np.cumsum(np.asarray(sizes.fill_null(0).to_numpy(zero_copy_only=False), np.int64))
+    start = 0
+    while start < len(column):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + BATCH_BYTES, side="right")))
+        yield as_binary(column.slice(start, stop - start))
+        start = stop
 
 
 def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
@@ -119,9 +123,8 @@ def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
         head = next(read_raw(path, stop=min(path.stat().st_size, SIGNATURE_BYTES)), b"")
         what = describe_content(head) if not head.startswith(b"PAR1") else ""
         raise ValueError(f"{path}: is not a complete Parquet file: {what or error}") from error
-    if schema.names.count(field) != 1 or not is_text(schema.field(field).type):
-        raise no_such_column(path, field, schema)
-    column = _leaf(metadata, field)
+    names, kind = find_text(schema, field, path)
+    column = _leaf(metadata, names)
     start = first_row = rows = size = 0
     ranges: list[tuple[int, int, str]] = []
     for group in range(metadata.num_row_groups):
@@ -131,8 +134,7 @@ def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
         rows += metadata.row_group(group).num_rows
         size += chunk.total_compressed_size
         if size >= PARTITION_BYTES or group == metadata.num_row_groups - 1:
-            kind = str(schema.field(field).type)
-            yield RowGroups(path, name, field, kind, start, group + 1, first_row, rows, tuple(ranges))
+            yield RowGroups(path, name, field, str(kind), start, group + 1, first_row, rows, tuple(ranges))
             start, first_row, rows, size, ranges = group + 1, first_row + rows, 0, 0, []
 
 
@@ -158,19 +160,17 @@ def _hash_row_groups(draft: RowGroups) -> Partition:
     )
 
 
-def _open(path: str | Path) -> Any:
+def _open(path: str | Path, **more: Any) -> Any:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{path}: its name is not UTF-8, and Arrow cannot open such a file; rename it") from None
     # buffer_size: reads page by page; without it Arrow reads a row group's complete column at once
-    return pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True)
+    return pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True, **more)
 
 
-def _leaf(metadata: Any, field: str) -> int:
-    paths = [metadata.schema.column(at).path for at in range(metadata.num_columns)]
-    return paths.index(field)
-
-
-def _uncompressed(file: Any, group: int, field: str) -> int:
-    return int(file.metadata.row_group(group).column(_leaf(file.metadata, field)).total_uncompressed_size)
+def _leaf(metadata: Any, names: tuple[str, ...]) -> int:
+    """Return the number of the column with these names; below one of the type null it is that one."""
+    columns = [metadata.schema.column(at) for at in range(metadata.num_columns)]
+    found = [at for at, one in enumerate(columns) if (one.path, one.name) == (".".join(names), names[-1])]
+    return found[0]
