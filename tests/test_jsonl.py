@@ -1,11 +1,13 @@
 """JSON lines: Arrow's way and Python's way give the same documents, and each bad line has its reason."""
 
 import json
+import time
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus import jsonl
 from pipeline.corpus.jsonl import parse_lines, parse_slowly
 
 SURROGATE = "\\ud83d"
@@ -114,6 +116,84 @@ def test_a_line_is_judged_the_same_beside_any_other(one, other):
         text for text, row in zip(beside.texts.to_pylist(), beside.rows, strict=True) if row
     ]
     assert [fault.reason for _, fault, _ in alone.faults] == [fault.reason for row, fault, _ in beside.faults if row]
+
+
+inner = st.dictionaries(st.sampled_from(["b", "b.c", "c"]), st.none() | st.text(max_size=3) | st.integers(), max_size=3)
+outer = st.dictionaries(
+    st.sampled_from(["a", "a.b", "a.b.c"]),
+    st.none() | st.text(max_size=3) | inner | st.dictionaries(st.just("b"), inner, max_size=1),
+    max_size=3,
+)
+ODD_PATHS = [
+    '{"a": {"b": "x"}, "a": {"b": "y"}}',
+    '{"a": {"b": "x", "b": "y"}}',
+    '{"a": {"b": "x"}, "a.b": null}',
+    '{"a": {"b": "x"}, "a\\u002eb": "y"}',
+    '{"\\u0061": {"b": "x"}}',
+    '{"a": [{"b": "x"}]}',
+    '{"a": {"b": {"c": "x"}}, "a.b": {"c": "y"}}',
+    '{"a": "b.c\\": "}',
+]
+
+
+@settings(max_examples=400)
+@given(
+    rows=st.lists(outer.map(json.dumps) | st.sampled_from(ODD_PATHS), max_size=4),
+    field=st.sampled_from(["a.b", "a.b.c"]),
+)
+def test_both_ways_follow_a_path_alike(rows, field):
+    block = "\n".join(rows).encode()
+    fast, slow = parse_lines(block, field), parse_slowly(block, field)
+    assert fast.texts.to_pylist() == slow.texts.to_pylist()
+    assert fast.rows.tolist() == slow.rows.tolist()
+    assert [(row, fault.reason) for row, fault, _ in fast.faults] == [
+        (row, fault.reason) for row, fault, _ in slow.faults
+    ]
+
+
+PATHS = {  # of a.b.c: the text, or the reason
+    '{"a": {"b": {"c": "x"}}}': "x",
+    '{"a.b": {"c": "x"}, "a": {"b": {"c": "y"}}}': "x",
+    '{"a": {"b.c": "x", "b": {"c": "y"}}}': "x",
+    '{"a.b.c": "x", "a": {"b": {"c": "y"}}}': "x",
+    '{"a": {"b": null}}': "null",
+    '{"a": {"b": {"c": null}}}': "null",
+    '{"a": {"b": 5}}': "not_object",
+    '{"a": "text"}': "not_object",
+    '{"a": {"c": "x"}}': "missing",
+    '{"a": {}, "a": {"b": {"c": "x"}}}': "duplicate",
+    '{"a": {"b": {"c": 5}}}': "not_string",
+}
+
+
+@pytest.mark.parametrize("line", PATHS)
+def test_a_path_by_eye(line):
+    for parse in (parse_lines, parse_slowly):
+        found = parse(line.encode(), "a.b.c")
+        assert [text.decode() for text in found.texts.to_pylist()] + [one.reason for _, one, _ in found.faults] == [
+            PATHS[line]
+        ]
+
+
+def test_a_path_is_read_by_arrow_if_nothing_is_in_doubt(monkeypatch):
+    monkeypatch.setattr(jsonl, "parse_slowly", None)
+    block = b'{"meta": {"body": "inner \\u00e9 text", "x": 1}}\n' * 50
+    assert len(parse_lines(block, "meta.body").texts) == 50
+
+
+def test_looking_for_doubtful_keys_takes_time_in_proportion_to_the_text():
+    block = b'{"meta": {"body": "' + b"line \\n" * 500_000 + b'"}}\n'
+    started = time.process_time()
+    assert len(parse_lines(block, "meta.body").texts) == 1
+    assert time.process_time() - started < 5
+
+
+def test_a_missing_path_lists_the_fields_as_paths_and_not_all_of_a_thousand():
+    fields = {"meta": {"title": 1, "tags": {}}, "x" * 500: 2, **{f"field{n}": n for n in range(1000)}}
+    ((_, fault, _),) = parse_lines(json.dumps(fields).encode(), "meta.body").faults
+    assert "the fields are 'meta.title', 'meta.tags', " in fault.detail
+    assert fault.detail.endswith("and 995 more")
+    assert len(fault.detail) < 400
 
 
 @settings(max_examples=200)
