@@ -215,12 +215,15 @@ class Section:
 
 @dataclass(kw_only=True, slots=True)
 class CorpusConfig(Section):
-    """Where the text comes from.
+    r"""Where the text comes from.
 
     Args:
         name: one of `CORPORA`.
         path: a file, folder, glob, or a list of them; for huggingface one folder or hub name.
-        text_field: the field or column that holds the text, for jsonl, parquet and huggingface.
+        text_field: the field or column that holds the text, for jsonl, parquet and huggingface; a dotted path reaches
+            nested ones.
+        delimiter: for text, what separates the documents of a file, such as `<|endoftext|>`. `\n` means a line feed.
+            None means one document per file.
         subset: for huggingface, the configuration of the data set.
         part: for huggingface, the part of the data set.
         url: for the_verdict, where to fetch the text.
@@ -237,6 +240,7 @@ class CorpusConfig(Section):
     name: str = _choice(*CORPORA)
     path: Any = _checked(None, check_paths)  # noqa: RUF009 - it makes a field
     text_field: str = _checked("text", check_text, empty=False)
+    delimiter: str | None = _checked(None, check_text, empty=False)
     subset: str | None = _checked(None, check_text)
     part: str = _checked("train", check_text, empty=False)
     url: str | None = _checked(None, check_text)
@@ -253,6 +257,10 @@ class CorpusConfig(Section):
             )
         if self.name in ("text", "jsonl", "parquet") and self.path is None:
             conflict("corpus.path", f"corpus={self.name} needs a file, a folder, a glob, or a list of them", self.path)
+        if self.delimiter is not None:
+            if self.name != "text":
+                conflict("corpus.delimiter", f"is for corpus=text, not {self.name}", self.delimiter)
+            self.delimiter = self.delimiter.replace("\\n", "\n")
         if self.name == "huggingface" and len(self.paths) != 1:
             conflict("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
         if self.name == "the_verdict" and len(self.paths) > 1:

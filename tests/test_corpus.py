@@ -27,13 +27,13 @@ from support import ROOT, sections
 
 from pipeline import plan_shards, read_manifest, write_shards
 from pipeline.base.cut_points import safe_cuts
-from pipeline.corpus import compression, huggingface, parquet, partitions, reader
+from pipeline.corpus import compression, delimited, huggingface, parquet, partitions, reader
 from pipeline.corpus import text as text_reader
 from pipeline.corpus.compression import read_blocks
 from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.files import find_files, mark_as_cache
 from pipeline.corpus.reader import read_partition
-from pipeline.settings import CorpusConfig, SplitConfig
+from pipeline.settings import ConfigError, CorpusConfig, SplitConfig
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens import encode
 from pipeline.tokens.encode import tokenize
@@ -57,7 +57,7 @@ def tiny(monkeypatch):
     def shrink(partition_bytes=2000, batch_bytes=300):
         for module in (partitions, parquet, huggingface):
             monkeypatch.setattr(module, "PARTITION_BYTES", partition_bytes)
-        for module in (text_reader, parquet, huggingface):
+        for module in (text_reader, delimited, parquet, huggingface):
             monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
         for module in (text_reader, partitions, encode):
             monkeypatch.setattr(module, "KEY_BYTES", 64)
@@ -1318,3 +1318,82 @@ for one in find_partitions(corpus, cache=Path("x"), cut_safe=True, workers=1).pa
     documents, peak = map(int, done.stdout.split())
     assert documents == 3000
     assert peak * (1 if sys.platform == "darwin" else 1024) < 400 << 20, "of 315 MB of text"
+
+
+DELIMITERS = ["<|endoftext|>", "\n", "\n\n", "aba", "aa", "\u3042"]
+
+
+@settings(max_examples=120)
+@given(data=st.data(), delimiter=st.sampled_from(DELIMITERS), sizes=st.tuples(st.integers(4, 60), st.integers(1, 40)))
+def test_documents_between_delimiters_are_those_of_a_split_wherever_a_file_is_cut(
+    data, delimiter, sizes, tmp_path_factory
+):
+    parts = st.sampled_from([delimiter, delimiter[:-1], delimiter[-1:], "b", "a", "\n", " ", "word"])
+    text = "".join(data.draw(st.lists(parts, max_size=40)))
+    expected = text.split(delimiter)
+    folder = tmp_path_factory.mktemp("cut")
+    (folder / "a.txt").write_text(text, encoding="utf-8", newline="")
+    (folder / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitions, "PARTITION_BYTES", sizes[0])
+        patch.setattr(partitions, "SMALL_BYTES", 1)
+        patch.setattr(delimited, "BATCH_BYTES", sizes[1])
+        patch.setattr(compression, "BLOCK_BYTES", 1 + sizes[1] % 7)
+        patch.setattr(compression, "RAW_BYTES", 1 + sizes[1] % 7)
+        for name in ("a.txt", "b.txt.gz"):
+            texts, bad = read_all("text", folder / name, delimiter=delimiter)
+            assert not bad
+            assert [(text, row) for text, _, row in texts] == [
+                (text, row) for row, text in enumerate(expected) if text.strip()
+            ]
+
+
+def test_a_file_with_delimiters_is_cut_and_its_documents_are_numbered(tmp_path, tiny):
+    tiny()
+    stories = [f"Story {n}, " + "word " * (n % 50) for n in range(300)]
+    stories[40] = ""
+    stories[41] = " \n"
+    content = "<|endoftext|>".join([*stories, ""])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "stories.txt").write_bytes(content.encode().replace(b"Story 77,", b"Story \xff,"))
+    parts = find("text", tmp_path / "in", tmp_path, delimiter="<|endoftext|>")
+    assert len(parts) > 5
+    texts, (bad,) = read_all("text", tmp_path / "in", delimiter="<|endoftext|>")
+    assert [(text, row) for text, _, row in texts] == [
+        (text, n) for n, text in enumerate(stories) if n not in (40, 41, 77)
+    ]
+    assert (bad.reason, bad.row, bad.location) == ("not_utf8", 77, "document 78")
+    stores = []
+    for workers in (1, 3):
+        cache = tmp_path / str(workers)
+        options = {"delimiter": "<|endoftext|>", "validation": 0.3, "workers": workers}
+        store, _ = make_store("text", tmp_path / "in", cache, **options)
+        assert sum(len(store.documents(split)[0]) for split in store.splits()) == store.num_documents == 297
+        assert 40 < len(store.documents("validation")[0]) < 140, "held out one by one"
+        stores.append(describe(store))
+    assert stores[0] == stores[1]
+
+
+def test_the_delimiter_of_a_command_line_may_be_a_line_feed(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    section = CorpusConfig(name="text", path=tmp_path / "a.txt", delimiter="\\n")
+    options = sections(cache_path=tmp_path / "cache", tokenizer="bytes", max_length=3)
+    report = write_shards(tmp_path / "ds", **options | {"corpus": section})
+    assert report.manifest.corpus["documents"] == 3
+    assert report.skipped == {"empty": 1}
+    assert report.manifest.config["corpus"]["delimiter"] == "\n"
+    for wrong in ({"name": "jsonl", "path": "x", "delimiter": "a"}, {"name": "text", "path": "x", "delimiter": ""}):
+        with pytest.raises(ConfigError, match=r"^corpus\.delimiter: "):
+            CorpusConfig(**wrong)
+
+
+def test_a_document_without_end_is_given_up_and_the_next_one_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(compression, "BLOCK_BYTES", 256)
+    (tmp_path / "a.txt").write_text("first||" + "x" * 5000 + "||" + "y" * 1500 + "||last||" + "z" * 3000)
+    texts, bad = read_all("text", tmp_path, delimiter="||", max_document_bytes=1000)
+    assert [(text, row) for text, _, row in texts] == [("first", 0), ("last", 3)]
+    assert [(one.location, one.reason, one.head[:1]) for one in bad] == [
+        ("document 2", "too_long", b"x"),
+        ("document 3", "too_long", b"y"),
+        ("document 5", "too_long", b"z"),
+    ]

@@ -222,7 +222,7 @@ def name_document(source: str, row: int) -> str:
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     kind = "text" if name.endswith(TEXT_SUFFIXES) else "jsonl" if name.endswith(JSONL_SUFFIXES) else "other"
-    location = describe_location(kind, row)
+    location = describe_location("delimited" if kind == "text" and row else kind, row)
     return f"{source}, {location}" if location else source
 
 

@@ -20,7 +20,7 @@ from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXE
 from pipeline.corpus.huggingface import partition_huggingface
 from pipeline.corpus.jsonl import has_json_lines
 from pipeline.corpus.parquet import partition_parquet
-from pipeline.corpus.partitions import PARTITION_BYTES, partition_jsonl, partition_text
+from pipeline.corpus.partitions import PARTITION_BYTES, partition_delimited, partition_jsonl, partition_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,7 +135,9 @@ def _the_verdict(corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_text([(path, "the-verdict.txt")], cut_safe=context.cut_safe, workers=1)
 
 
-def _text(files: Sequence[File], _: CorpusConfig, context: Context) -> list[Partition]:
+def _text(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
+    if corpus.delimiter is not None:
+        return partition_delimited(files, delimiter=corpus.delimiter, workers=context.workers)
     return partition_text(files, cut_safe=context.cut_safe, workers=context.workers)
 
 

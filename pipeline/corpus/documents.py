@@ -111,7 +111,7 @@ def describe_location(reader: str, row: int) -> str:
     """Say where in its source a document is, as people count."""
     if reader == "text":
         return ""
-    return f"line {row + 1}" if reader == "jsonl" else f"row {row}"
+    return {"jsonl": f"line {row + 1}", "delimited": f"document {row + 1}"}.get(reader, f"row {row}")
 
 
 def reject(partition: Partition, source: int, row: int, fault: DocumentFault, head: bytes) -> RejectedDocument:

@@ -250,9 +250,7 @@ def _parse_fast(block: bytes, field: str) -> Lines | None:
     return Lines(texts.filter(valid), rows[valid.to_numpy(zero_copy_only=False)], faults, num_lines)
 
 
-def _ask_arrow(
-    block: bytes, field: str
-) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, int] | None:
+def _ask_arrow(block: bytes, field: str) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, int] | None:
     """Return a block's texts (large_binary, null if missing), and the starts, ends and numbers of their lines."""
     if len(block) > MAX_BLOCK or b"\0" in block:
         return None

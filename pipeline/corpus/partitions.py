@@ -2,7 +2,7 @@
 
 Files under `SMALL_BYTES` are grouped. Each is known by its own hash, so the groups only decide how many tasks there
 are; the hash of a file's content ends a group. A larger file is a partition of its own. One over `PARTITION_BYTES` is
-cut at the first cut point after each multiple of it (of half of it, if that gives few): JSON lines after a line feed,
+cut at the first cut point after each multiple of it (of half of it, if that gives few): lines and delimited documents,
 and a long text before an ASCII space that follows a character other than white space. A text is cut only if the
 tokenizer allows it, all of it is UTF-8, and every span between cut points fits into memory. A compressed file is never
 cut.
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus.compression import is_packed, packing_of, read_raw
+from pipeline.corpus.delimited import DelimiterCount, find_delimiter
 from pipeline.corpus.documents import BATCH_BYTES, KEY_BYTES, MAX_BUFFERED_BYTES, Partition, as_utf8, hash_parts
 from pipeline.corpus.signatures import is_binary
 from pipeline.executor.local import run_tasks
@@ -57,7 +58,7 @@ class Hashed:
     """What reading all bytes of a file range shows."""
 
     digests: tuple[str, ...]  # of each file
-    newlines: int
+    num_rows: int  # that end in a range of a file: lines, or documents with a delimiter after them
     is_text: bool  # UTF-8, and no block is binary
     longest: int  # most bytes of consecutive blocks without a cut point
     stamps: tuple[tuple[int, int], ...]
@@ -67,7 +68,7 @@ class Hashed:
 def partition_text(files: Sequence[File], *, cut_safe: bool, workers: int) -> list[Partition]:
     """Divide plain text files, one document each."""
     partitions: list[Partition] = []
-    for ranges in _hash_ranges("text", files, find_text_cut if cut_safe else None, workers):
+    for ranges in _hash_ranges(files, find_text_cut if cut_safe else None, workers):
         # Otherwise one reader, which buffers the text between two cuts, finds the problem and rejects the document.
         longest = MAX_BUFFERED_BYTES - 2 * BATCH_BYTES
         if len(ranges) > 1 and not all(hashed.is_text and hashed.longest <= longest for _, hashed in ranges):
@@ -83,12 +84,23 @@ def partition_text(files: Sequence[File], *, cut_safe: bool, workers: int) -> li
 
 def partition_jsonl(files: Sequence[File], *, field: str, workers: int) -> list[Partition]:
     """Divide files with a JSON object on each line."""
+    return _partition_rows("jsonl", files, field=field, delimiter=b"\n", workers=workers)
+
+
+def partition_delimited(files: Sequence[File], *, delimiter: str, workers: int) -> list[Partition]:
+    """Divide plain text files with several documents, and a delimiter between two of them."""
+    return _partition_rows("delimited", files, field=delimiter, delimiter=delimiter.encode(), workers=workers)
+
+
+def _partition_rows(
+    reader: str, files: Sequence[File], *, field: str, delimiter: bytes, workers: int
+) -> list[Partition]:
     partitions = []
-    for ranges in _hash_ranges("jsonl", files, find_line, workers):
+    for ranges in _hash_ranges(files, partial(find_delimiter, delimiter=delimiter), workers, delimiter=delimiter):
         row = 0
         for one, hashed in ranges:
-            partitions.append(_partition("jsonl", one, hashed, first_row=row, field=field))
-            row += hashed.newlines
+            partitions.append(_partition(reader, one, hashed, first_row=row, field=field))
+            row += hashed.num_rows
     return partitions
 
 
@@ -97,16 +109,6 @@ def check_unchanged(partition: Partition) -> None:
     for path, stamp in zip(partition.paths, partition.stamps, strict=bool(partition.stamps)):
         if file_stamp(Path(path)) != stamp:
             raise _changed(path)
-
-
-def find_line(path: Path, at: int) -> int | None:
-    """Return the offset of the first line that starts at byte `at` of a file or later; None if there is none."""
-    offset = at - 1
-    for block in read_raw(path, start=offset):
-        if (found := block.find(b"\n")) >= 0:
-            return offset + found + 1
-        offset += len(block)
-    return None
 
 
 def find_text_cut(path: Path, at: int) -> int | None:
@@ -121,12 +123,12 @@ def find_text_cut(path: Path, at: int) -> int | None:
 
 
 def _hash_ranges(
-    reader: str, files: Sequence[File], find_cut: FindCut | None, workers: int
+    files: Sequence[File], find_cut: FindCut | None, workers: int, *, delimiter: bytes | None = None
 ) -> Iterator[list[tuple[FileRange, Hashed]]]:
-    """Yield the hashed ranges of each group of small files and of each larger file."""
+    """Yield the hashed ranges of each group of small files and of each larger file; see `_hash_range`."""
     groups = list(_group_files(files, find_cut))
     ranges = (one for group in groups for one in group)
-    hashed = run_tasks(partial(_hash_range, check=reader == "text"), ranges, workers=workers)
+    hashed = run_tasks(partial(_hash_range, delimiter=delimiter), ranges, workers=workers)
     for group in groups:
         found = [(one, next(hashed)) for one in group]
         if found[0][0].is_group:
@@ -181,9 +183,12 @@ def _cut_file(path: Path, name: str, size: int, find_cut: FindCut | None) -> lis
     return [FileRange(((path, name),), start, stop) for start, stop in zip(cuts, stops, strict=True)]
 
 
-def _hash_range(files: FileRange, *, check: bool) -> Hashed:
-    """Hash a range of a file, or a group of files; `check` whether a range is text, and how far its cut points are."""
-    newlines, is_text, size = 0, True, 0
+def _hash_range(files: FileRange, *, delimiter: bytes | None) -> Hashed:
+    """Hash a range of a file, or a group of files.
+
+    In a range count the delimiters; without one, find out whether it is text and how far apart its cut points are.
+    """
+    rows, is_text, size = DelimiterCount(delimiter or b"\n"), True, 0
     stamps, digests = [], []
     longest = uncut = 0
     for path, _ in files.files:
@@ -193,8 +198,9 @@ def _hash_range(files: FileRange, *, check: bool) -> Hashed:
             digest.update(block)
             size += len(block)
             if files.start or files.stop is not None:
-                newlines += int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
-                if check and is_text:
+                if delimiter:
+                    rows.add(block)
+                elif is_text:
                     is_text, tail = _check_utf8(tail + block)
                     is_text = is_text and not is_binary(block.count(b"\0"), len(block))
                     uncut = 0 if next(safe_cuts(block), None) is not None else uncut + len(block)
@@ -203,7 +209,7 @@ def _hash_range(files: FileRange, *, check: bool) -> Hashed:
         is_text = is_text and not tail
         if file_stamp(path) != stamps[-1]:
             raise _changed(path)
-    return Hashed(tuple(digests), newlines, is_text, longest, tuple(stamps), size)
+    return Hashed(tuple(digests), rows.count, is_text, longest, tuple(stamps), size)
 
 
 def _check_utf8(text: bytes) -> tuple[bool, bytes]:

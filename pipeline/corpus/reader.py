@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.corpus.delimited import read_delimited
 from pipeline.corpus.documents import (
     BATCH_BYTES,
     HEAD_BYTES,
@@ -157,6 +158,7 @@ READERS: dict[str, Callable[[Partition, Limits], Iterator[DocumentBatch]]] = {
     "text": lambda partition, limits: read_text(
         partition, max_document_bytes=limits.max_document_bytes, cut_safe=limits.cut_safe
     ),
+    "delimited": lambda partition, limits: read_delimited(partition, limits.document_bytes),
     "jsonl": lambda partition, limits: read_jsonl(partition, max(limits.document_bytes, MAX_BUFFERED_BYTES)),
     "parquet": lambda partition, _: read_parquet(partition),
     "huggingface": lambda partition, _: read_huggingface(partition),
