@@ -54,6 +54,31 @@ class ConflictError(ConfigError):
     """Values that are each valid but conflict with each other, as points of a sweep over both may."""
 
 
+class StrideError(ConflictError):
+    """A stride above `max_length`, which loses tokens."""
+
+
+def strip_secrets(url: str) -> str:
+    """Return a URL without user name, password, query and fragment."""
+    scheme, _, rest = url.partition("://")
+    head = re.split(r"[?#]", rest, maxsplit=1)[0]
+    first = head.partition("/")[0]
+    is_login = "@" in first or re.search(r":(?!\d*$)", first) is not None  # a password may contain / ? and #
+    if is_login and "@" in rest:
+        rest = rest.rpartition("@")[2] if "@" not in first else f"{first.rpartition('@')[2]}{rest[len(first) :]}"
+    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
+
+
+def hide_secrets(text: str) -> str:
+    """Strip the secrets of all URLs in a text."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+", lambda found: strip_secrets(found[0]), text)
+
+
+def shorten(text: str, limit: int = 600) -> str:
+    """Cut a long text in the middle."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[-(limit // 2 - 2) :]}"
+
+
 def closest(name: str, valid: Iterable[str]) -> str:
     """Suggest the valid name that is most like a given one: 'did you mean ...?', or nothing if none is close."""
     names = list(valid)
@@ -63,13 +88,16 @@ def closest(name: str, valid: Iterable[str]) -> str:
 
 def reject(key: str, rule: str, value: object) -> NoReturn:
     """Refuse a value that breaks a rule."""
-    shown = repr(value).replace("\n", " ")  # the repr of an array has line feeds
-    raise ConfigError(f"{key}: {rule}; got {shown}")
+    raise ConfigError(f"{key}: {rule}; got {_show(value)}")
 
 
 def conflict(key: str, rule: str, value: object) -> NoReturn:
     """Refuse a value that another key forbids."""
-    raise ConflictError(f"{key}: {rule}; got {value!r}")
+    raise ConflictError(f"{key}: {rule}; got {_show(value)}")
+
+
+def _show(value: object) -> str:
+    return shorten(hide_secrets(repr(value)).replace("\n", " "), 200)  # the repr of an array has line feeds
 
 
 def check_bool(key: str, value: object) -> bool:
@@ -348,7 +376,7 @@ class WindowConfig(Section):
             self.stride = self.max_length
         if self.stride > self.max_length and not self.allow_gaps:
             rule = f"must be at most window.max_length={self.max_length}, or tokens between two windows would be lost"
-            raise ConflictError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")
+            raise StrideError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")
 
     @property
     def stride_tokens(self) -> int:
@@ -474,14 +502,14 @@ class SweepConfig(Section):
 
     Args:
         bad_points: `fail` or `skip` points whose values conflict with each other.
-        path: a sweep's folder, for the stage `report`.
+        path: a sweep's folder, or a list of several, for the stage `report`.
 
     """
 
     section: ClassVar[str] = "sweep"
 
     bad_points: str = _choice("fail", "skip")
-    path: str | None = _checked(None, check_text)
+    path: Any = _checked(None, check_paths)  # noqa: RUF009 - it makes a field
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,9 +9,7 @@ together.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from training import train
 
 from pipeline.base.atomic import write_text
 from pipeline.base.wording import counted
+from pipeline.cli.report import csv_text
 from pipeline.cli.stages import run_write
 from pipeline.cli.svg import Series, chart, scatter
 from pipeline.tokenizer.load import load_tokenizer
@@ -206,11 +205,7 @@ def write_files(
     after: torch.Tensor,
 ) -> None:
     """Write the table and the pictures."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["step", "tokens", "related", "random"])
-    writer.writerows([one.step, one.tokens, one.related, one.random] for one in moments)
-    write_text(output / "similarity.csv", table.getvalue())
+    write_text(output / "similarity.csv", csv_text(moments))
     lines = {
         "related pairs": [(float(one.tokens), one.related) for one in moments],
         "random pairs": [(float(one.tokens), one.random) for one in moments],
@@ -228,4 +223,9 @@ def write_files(
 
 
 if __name__ == "__main__":
-    main(run)
+    main(
+        run,
+        no_effect=[
+            *("study", "train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
+        ],
+    )

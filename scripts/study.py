@@ -9,9 +9,7 @@ set.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
 import math
 import statistics
@@ -21,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gpt import IGNORED
 from torch.nn import functional
-from train import main, open_evaluation, settings_of
+from train import main, open_evaluation, open_loader, settings_of
 from training import evaluate, train
 
-from pipeline import ShardLoader, StoreWindows, WindowConfig
+from pipeline import ShardLoader, StoreWindows
 from pipeline.base.atomic import write_text
 from pipeline.base.wording import counted
+from pipeline.cli.report import csv_text
 from pipeline.cli.stages import run_write
 from pipeline.cli.svg import Series, chart
 from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from gpt import GPT
@@ -82,16 +80,16 @@ def run(config: TrainConfig, output: Path) -> None:
             for seed in study.seeds:
                 found, trained = train_run(config, store, budget=budget, stride=stride, seed=seed)
                 runs.append(found)
-                write_text(output / "study.csv", to_csv(runs))
+                write_text(output / "study.csv", csv_text(runs))
                 updates = counted(found.updates, "update").rjust(14)
                 print(f"  {budget:<8} stride {stride:<5} seed {seed:<3} {updates}", end="")
                 print(f"   validation loss {found.validation_loss:.4f}", flush=True)
                 if found == min(runs, key=lambda one: one.validation_loss):
                     best, model = found, trained
     evaluations = [
-        score(model, store, length=length, stride=stride) for stride in sorted(study.evaluation_strides, reverse=True)
+        score(model, windows_of(config, store, stride)) for stride in sorted(study.evaluation_strides, reverse=True)
     ]
-    write_text(output / "evaluation.csv", to_csv(evaluations))
+    write_text(output / "evaluation.csv", csv_text(evaluations))
     for budget in BUDGETS:
         write_text(output / f"{budget}.svg", picture(runs, budget))
     if evaluations:
@@ -114,23 +112,22 @@ def run(config: TrainConfig, output: Path) -> None:
     print(describe(runs))
     if evaluations:
         print(describe_evaluations(evaluations, best, length=length))
-        print(describe_loss_by_position(loss_by_position(model, open_evaluation(windows_of(store, length, length)))))
+        print(describe_loss_by_position(loss_by_position(model, open_evaluation(windows_of(config, store, length)))))
     print(f"\n  in {output}: study.csv, evaluation.csv, updates.svg, passes.svg, evaluation.svg")
 
 
-def windows_of(store: str, length: int, stride: int) -> StoreWindows:
+def windows_of(config: TrainConfig, store: str, stride: int) -> StoreWindows:
     """Windows cut from the token store, so that no stride needs shards of its own."""
-    return StoreWindows(store, WindowConfig(max_length=length, stride=stride))
+    return StoreWindows(store, dataclasses.replace(config.window, stride=stride))
 
 
 def train_run(config: TrainConfig, store: str, *, budget: str, stride: int, seed: int) -> tuple[Run, GPT]:
     """Train once; the seed decides the initial weights and the order of windows."""
     length = config.window.max_length
-    assert isinstance(config.loader.batch_size, int), "the config allows a whole number alone"
-    loader = ShardLoader(windows_of(store, length, stride), batch_size=config.loader.batch_size, seed=seed, threads=1)
+    loader = open_loader(config, windows_of(config, store, stride), seed=seed, threads=1)
     steps = config.train.steps if budget == "updates" else config.study.passes * len(loader)
     model, _ = train(loader, None, settings_of(config, steps=steps, seed=seed), validate_every=steps, progress=False)
-    validation_loss = evaluate(model, open_evaluation(windows_of(store, length, length)))
+    validation_loss = evaluate(model, open_evaluation(windows_of(config, store, length)))
     tokens = steps * loader.batch_size * length
     once = len(loader.order) * stride  # the text, to within one window
     found = Run(
@@ -145,12 +142,12 @@ def train_run(config: TrainConfig, store: str, *, budget: str, stride: int, seed
     return found, model
 
 
-def score(model: GPT, store: str, *, length: int, stride: int) -> Evaluation:
-    """Measure the model's validation loss with windows `stride` apart; each token counts once."""
-    loader = open_evaluation(windows_of(store, length, stride), score="new")
+def score(model: GPT, windows: StoreWindows) -> Evaluation:
+    """Measure the model's validation loss with overlapping windows; each token counts once."""
+    loader = open_evaluation(windows, score="new")
     targets = sum(int((batch.target_ids >= 0).sum()) for batch in loader)
     loss = evaluate(model, loader)
-    return Evaluation(stride=stride, targets=targets, loss=loss, perplexity=math.exp(loss))
+    return Evaluation(stride=windows.window.stride_tokens, targets=targets, loss=loss, perplexity=math.exp(loss))
 
 
 @torch.no_grad()
@@ -164,16 +161,6 @@ def loss_by_position(model: GPT, loader: ShardLoader) -> torch.Tensor:
         totals_T += losses_BT.double().sum(0)
         counts_T += (batch.target_ids != IGNORED).sum(0)
     return totals_T / counts_T
-
-
-def to_csv(rows: Sequence[Run] | Sequence[Evaluation]) -> str:
-    """Dataclasses as a table, their fields as its head."""
-    table = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
-    return table.getvalue()
 
 
 def picture(runs: list[Run], budget: str) -> str:
@@ -232,4 +219,10 @@ def describe_loss_by_position(losses_T: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(
+        run,
+        no_effect=[
+            *("window.stride", "window.allow_gaps", "loader.seed", "embedding.seed", "train.validate_every"),
+            *("train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
+        ],
+    )

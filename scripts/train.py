@@ -8,61 +8,80 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from torch import distributed
 from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write_metrics
 from training_config import TrainConfig
 
 from pipeline import ShardLoader, StoreWindows
 from pipeline.base.wording import counted
-from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
+from pipeline.cli.compose import read_config, save_config
+from pipeline.cli.program import run_program
 from pipeline.cli.stages import run_write
-from pipeline.settings import ConfigError
+from pipeline.settings import ConfigError, SplitConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from hydra.core.config_search_path import ConfigSearchPath
     from omegaconf import DictConfig
 
 
 SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
+NO_EFFECT = ("stages", "window.score", "loader.split", "loader.document_ids", "sweep", "show", "prove")
 
 
-def main(job: Callable[[TrainConfig, Path], None]) -> None:
-    """Compose and check the config of a training job, run it, and turn an error into one line and an exit code."""
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    register_schema(TrainConfig)
-    failures: list[Exception] = []
+class ScriptsPath(SearchPathPlugin):
+    """The folder of the training configs, which the package does not contain."""
 
-    def task(composed: DictConfig) -> None:
-        try:
-            config = read_config(composed, TrainConfig)
-            assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
-            if config.train.threads is not None:
-                torch.set_num_threads(config.train.threads)
-            job(config, Path(HydraConfig.get().runtime.output_dir))
-        except (ValueError, OSError) as error:  # Hydra would print lines of its own
-            failures.append(error)
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add it to Hydra's search path."""
+        search_path.append("stridemill-scripts", f"file://{Path(__file__).resolve().parent / 'conf'}")
 
-    try:
-        check_command_line(sys.argv[1:], kind=TrainConfig, config_name="train")
-        hydra.main(config_path=str(find_conf()), config_name="train", version_base="1.3")(task)()
-        if failures:
-            raise failures[0]
-    except (ValueError, OSError) as error:
-        if wants_traceback:
-            raise
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted. train.resume=<{CHECKPOINT}> resumes the run", file=sys.stderr)
-        sys.exit(130)
+
+def main(job: Callable[[TrainConfig, Path], None], *, no_effect: Sequence[str]) -> None:
+    """Run a training job under its config; keys that have no effect on it are refused."""
+    Plugins.instance().register(ScriptsPath)
+    program = Path(sys.argv[0]).name
+
+    def run_job(composed: DictConfig) -> None:
+        config = read_config(composed, TrainConfig)
+        assert isinstance(config, TrainConfig), "the schema is that of the training jobs"
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        output = Path(HydraConfig.get().runtime.output_dir)
+        save_config(composed, output)
+        job(config, output)
+
+    run_program(
+        run_job,
+        program=program,
+        config_name="train",
+        kind=TrainConfig,
+        check=lambda config: refuse_no_effect(config, (*NO_EFFECT, *no_effect), program),
+        resume_hint=lambda: f"train.resume=<{CHECKPOINT}> resumes the run",
+    )
+
+
+def refuse_no_effect(config: TrainConfig, keys: Sequence[str], program: str) -> None:
+    """Refuse a section or a key that has another value than its default, if the program does not use it."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        mine, default = getattr(config, section), getattr(EXAMPLE, section)
+        for inner in [name] if name else [one.name for one in fields(mine)] if is_dataclass(mine) else [""]:
+            value, usual = (getattr(mine, inner), getattr(default, inner)) if inner else (mine, default)
+            if value != (config.window.max_length if key == "window.stride" else usual):
+                raise ConfigError(f"{section}{inner and '.'}{inner}: has no effect on {program}; leave it out")
+
+
+EXAMPLE = TrainConfig(split=SplitConfig(validation=0.1))
 
 
 def settings_of(config: TrainConfig, **changed: int) -> Settings:
@@ -83,17 +102,21 @@ def settings_of(config: TrainConfig, **changed: int) -> Settings:
     return Settings(**{**known, **changed})  # type: ignore[arg-type]
 
 
-def open_loader(config: TrainConfig) -> ShardLoader:
-    """Open the train split for training."""
+def open_loader(
+    config: TrainConfig, source: StoreWindows | None = None, *, seed: int | None = None, threads: int | None = None
+) -> ShardLoader:
+    """Open the train split for training, of the data set or of another source."""
     loader = config.loader
-    assert isinstance(loader.batch_size, int), "the config allows a whole number alone"
+    assert isinstance(loader.batch_size, int), "TrainConfig refuses 'all'"
     return ShardLoader(
-        config.shards_path,
+        source or config.shards_path,
         batch_size=loader.batch_size,
         shuffle=loader.shuffle,
-        seed=loader.seed,
+        seed=loader.seed if seed is None else seed,
         lanes=loader.lanes,
         drop_last=loader.drop_last,
+        threads=loader.threads or threads,
+        memory_budget=loader.memory_budget,
     )
 
 
@@ -161,4 +184,4 @@ def run(config: TrainConfig, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, no_effect=["study"])

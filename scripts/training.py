@@ -9,9 +9,7 @@ device a run that was stopped and resumed gives the same weights, bit for bit, a
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import math
 import sys
 import time
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from pipeline.base.atomic import replace_file, write_text
 from pipeline.base.wording import counted
+from pipeline.cli.report import csv_text
 from pipeline.cli.svg import Series, chart
 
 if TYPE_CHECKING:
@@ -290,11 +289,7 @@ def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, An
 
 def write_metrics(folder: Path, metrics: list[Metric], baseline: float | None = None) -> None:
     """Write `metrics.csv` and `loss.svg`; a given baseline becomes a line in the picture."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(Metric)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(metric) for metric in metrics)
-    write_text(folder / METRICS, table.getvalue())
+    write_text(folder / METRICS, csv_text(metrics, [field.name for field in dataclasses.fields(Metric)]))
     if not metrics:
         return
     losses = {

@@ -138,13 +138,15 @@ def test_a_folder_of_an_older_sweep_reports_the_points_of_its_plan_alone(tmp_pat
     leave(2, "window.stride=32")
     plan = [["window.stride=8"], ["window.max_length=64", "window.stride=32"]]
     (tmp_path / "plan.json").write_text(json.dumps({"points": plan}))
-    points = write_report(tmp_path).points
+    report = write_report(tmp_path)
+    points = report.points
+    assert report.leftovers == [str(tmp_path / "1")], "the first is a point of the plan; this one is of an earlier one"
     assert [(point.point, point.status) for point in points] == [(0, "done"), (1, "not started")]
     assert (points[1].max_length, points[1].stride, points[1].overlap) == (64, 32, 2)
 
 
 def test_a_folder_without_points_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="contains no record of a sweep's point"):
+    with pytest.raises(ValueError, match="is not the folder of one sweep; such a folder has a plan"):
         write_report(tmp_path)
 
 

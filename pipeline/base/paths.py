@@ -7,7 +7,6 @@ import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +25,6 @@ def expand_user(path: str) -> Path:
 def strip_folders(path: str) -> str:
     """Return an absolute path's last part, since its folders belong to one machine; a relative path stays as it is."""
     return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
-
-
-def strip_secrets(url: str) -> str:
-    """Return a URL without user name, password, query and fragment."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def make_folder(folder: Path) -> None:

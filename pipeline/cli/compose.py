@@ -1,8 +1,8 @@
-"""The way from a command line to plain dataclasses.
+"""From a command line to the config's sections.
 
-Hydra composes `conf/` under the schema (`pipeline.settings`), and `read_config` turns the result into its dataclasses
-once. Below the command line no code sees an omegaconf object. Every refusal is a `ConfigError` of one line: the key's
-full path, the rule, the value and, where a name was meant, the closest valid one.
+Hydra composes `conf/` under the schema (`pipeline.settings`), and `read_config` converts the result to dataclasses
+once. No code below the command line sees an omegaconf object. Every refusal is a `ConfigError` of one line: the key's
+full path, the rule, the value and, for a misspelled name, the closest valid one.
 """
 
 from __future__ import annotations
@@ -15,43 +15,53 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from pipeline.base.atomic import write_text
+from pipeline.cli.report import jsonable
 from pipeline.settings import PATHS, Config, ConfigError, ConflictError, check_choice, closest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
+TRAINING = {"train": "train.py", "model": "train.py", "study": "study.py"}  # sections of the programs in scripts/
+TRAINING_EXPERIMENTS = {
+    "small": "train.py",
+    "stride_study": "study.py",
+    "stride_study_quick": "study.py",
+    "neighbors": "neighbors.py",
+    "neighbors_quick": "neighbors.py",
+}
+SWEEPER = {"_target_": "hydra._internal.core_plugins.stridemill.PointSweeper", "max_batch_size": None, "params": None}
+
 
 def find_conf() -> Path:
-    """The folder of the config groups: inside the installed package, else at the repository's root."""
+    """Return the folder of the config groups: inside the installed package, else at the repository's root."""
     package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+def hydra_options() -> dict[str, str]:
+    """Return what Hydra 1.3 wants to be told and Hydra 1.4 does not: which defaults to use."""
+    import hydra
+
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+
 def register_schema(kind: type[Config] = Config) -> None:
-    """Make known to Hydra what `conf/` refers to: the schema, and the place of data sets that are given none."""
+    """Register with Hydra what `conf/` refers to: the schema, and the sweeper of the main job."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=kind)
-    OmegaConf.register_new_resolver("shards_root", _shards_root, replace=True)
-
-
-def _shards_root() -> str:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return f"{HydraConfig.get().runtime.output_dir}/shards"
-    return "outputs/shards"
+    options: dict[str, Any] = {} if hydra_options() else {"replace": True}  # Hydra 1.4 asks for it
+    ConfigStore.instance().store(name="schema", node=kind, **options)
+    ConfigStore.instance().store(group="hydra/sweeper", name="points", node=SWEEPER, **options)
 
 
 def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:
-    """The composed config as plain dataclasses, every value checked; raises `ConfigError`."""
+    """Convert the composed config to dataclasses, with every value checked; raises `ConfigError`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -63,17 +73,56 @@ def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise one_line(error) from error
-    assert isinstance(config, kind), "the schema stands first in the defaults list of conf/config.yaml"
+    assert isinstance(config, kind), "the schema is the first entry of the defaults list in conf/config.yaml"
+    if config.shards.path is None:
+        corpus, tokenizer, window = config.corpus, config.tokenizer, config.window
+        name = f"{corpus.name}-{tokenizer.name}-L{window.max_length}-S{window.stride}"
+        config.shards.path = str(find_shards_root() / name)
     return config
 
 
-def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config, config_name: str = "config") -> None:
+def find_shards_root() -> Path:
+    """Return the folder of data sets without a path: `outputs/shards`, or a folder of its own for a sweep's point."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().runtime.output_dir, "shards")
+    return Path("outputs/shards")
+
+
+def save_config(composed: DictConfig, folder: Path) -> None:
+    """Write what Hydra would write into `.hydra`: the config, the overrides and Hydra's own config, without secrets."""
+    from hydra.core.hydra_config import HydraConfig
+
+    (folder / ".hydra").mkdir(exist_ok=True)
+    own = HydraConfig.get()
+    for name, node in {"config": composed, "overrides": own.overrides.task, "hydra": {"hydra": own}}.items():
+        save_yaml(node, folder / ".hydra" / f"{name}.yaml")
+
+
+def save_yaml(node: Any, path: Path) -> None:
+    """Write an omegaconf object as YAML, with interpolations as they are and without the secrets of URLs."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.create(node), resolve=False, enum_to_str=True)
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(jsonable(plain))))
+
+
+def check_command_line(
+    arguments: Sequence[str],
+    *,
+    kind: type[Config] = Config,
+    config_name: str = "config",
+    check: Callable[[Any], None] = lambda _: None,
+) -> Config | None:
     """Compose and check what a command line asks for, before Hydra makes a folder or a log for it.
 
-    The values of a sweep are checked when their point runs: one bad point does not stop the others.
+    Returns the config of a single run. The values of a sweep are checked when their point runs, because one bad point
+    does not stop the others. `check` refuses what a command cannot use.
 
     Raises:
-        ConfigError: a misspelt key (behind `+` too), an unknown choice, a wrong type or an impossible value, or what
+        ConfigError: a misspelled key (after `+` too), an unknown choice, a wrong type or an impossible value, or what
             Hydra's grammar cannot parse.
 
     """
@@ -82,12 +131,20 @@ def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config,
     from hydra._internal.utils import create_config_search_path, get_args_parser
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import open_dict
 
-    given = get_args_parser().parse_args(list(arguments))
+    known = set(schema_keys(kind))
+    parser_of_options = get_args_parser()
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option.startswith("--") and option not in parser_of_options._option_string_actions:  # noqa: SLF001 - public API has no list
+            raise _unknown_option(option, value, known)
+    given = parser_of_options.parse_args(list(arguments))
     if given.help or given.hydra_help or given.info or given.shell_completion:
-        return
+        return None
     folders = create_config_search_path(str(find_conf()))
     if given.config_dir:
         if not Path(given.config_dir).is_dir():
@@ -95,21 +152,30 @@ def check_command_line(arguments: Sequence[str], *, kind: type[Config] = Config,
         own = f"file://{Path(given.config_dir).resolve()}"
         folders.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))  # Hydra wants the schema last
     try:
-        parser = OverridesParser.create()
-        overrides = [_parse_override(line, parser) for line in given.overrides]
         loader = Hydra.create_main_hydra2("stridemill", folders).config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        overrides = [_parse_override(line, parser) for line in given.overrides]
         for override in overrides:
             _check_override(override, loader, kind=kind, multirun=given.multirun)
         fixed = [
             override.input_line for override in overrides if override.input_line and not override.is_sweep_override()
         ]
-        composed = compose(given.config_name or config_name, overrides=fixed)
+        composed = compose(given.config_name or config_name, overrides=fixed, return_hydra_config=True)
+        with open_dict(composed):
+            composed.hydra.job.num, composed.hydra.job.id = 0, "0"  # as interpolations of a sweep may ask for them
+        HydraConfig.instance().set_config(composed)
+        with open_dict(composed):
+            del composed["hydra"]
         with contextlib.suppress(*[ConflictError] * given.multirun):  # the other value may be one of those swept
-            read_config(composed, kind)
+            config = read_config(composed, kind)
+            check(config)
+            return None if given.multirun else config
     except HydraException as error:
         raise one_line(error) from error
     finally:
         GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    return None
 
 
 def _parse_override(line: str, parser: OverridesParser) -> Override:
@@ -131,7 +197,7 @@ def _parse_override(line: str, parser: OverridesParser) -> Override:
 
 
 def _quote_value(key: str, value: str) -> tuple[str, str]:
-    """An override whose value is in quotes, as Hydra is to get it, and as it is typed in a shell."""
+    """Return an override with its value in quotes: as Hydra gets it, and as it is typed in a shell."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     inner, outer = (Quote.double, "'") if re.search(r'["$`\\!]', value) else (Quote.single, '"')
@@ -143,26 +209,46 @@ def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Conf
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
+    if not key:
+        raise ConfigError(f"an override is key=value, and this one has no key; got {override.input_line!r}")
     groups = [group for group in loader.list_groups("") if group != "hydra"]
     known = {*schema_keys(kind), *groups}
+    line = override.input_line or ""
     if key not in known:
         raise unknown_key(key, known)
+    if override.is_delete():
+        raise ConfigError(f"{key}: cannot be removed; got {line!r}")
     if override.is_sweep_override() and not multirun:
-        raise ConfigError(f"{key}: several values need -m, which runs each; got {override.input_line!r}")
+        if key == "stages":
+            quoted = f"'stages=[{line.partition('=')[2]}]'"
+            raise ConfigError(
+                f"stages: several stages are a list, which a shell wants in quotes: {quoted}; got {line!r}"
+            )
+        raise ConfigError(f"{key}: several values need -m, which runs each; got {line!r}")
     if key == "corpus.path" and isinstance(override.value(), int | float):
-        given = (override.input_line or "").partition("=")[2].strip()
+        given = line.partition("=")[2].strip()
         kind_of_value = "a bool" if isinstance(override.value(), bool) else "a number"
         raise ConfigError(
             f"{key}: {PATHS}; got {given}, read as {kind_of_value}: quotes keep it a text, {key}='\"{given}\"'"
         )
-    if key in groups and override.value() is not None:
+    if key in groups:
         choices = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
         for choice in choices:
-            check_choice(key, str(choice), loader.get_group_options(key))
+            _check_choice_of_group(key, choice, loader.get_group_options(key))
+
+
+def _check_choice_of_group(group: str, choice: Any, options: Sequence[str]) -> None:
+    if group == "experiment":
+        if choice is None or str(choice) == "null":
+            return
+        if choice in TRAINING_EXPERIMENTS and choice not in options:
+            program = TRAINING_EXPERIMENTS[str(choice)]
+            raise ConfigError(f"experiment={choice}: belongs to scripts/{program} of the repository")
+    check_choice(group, choice if choice is None else str(choice), options)
 
 
 def schema_keys(schema: type[Config] = Config) -> Iterable[str]:
-    """Every key of the schema by its full path, sections included: `window`, `window.stride`, ..."""
+    """Yield every key of the schema by its full path, including sections: `window`, `window.stride`, ..."""
     for name, kind in get_type_hints(schema).items():
         yield name
         if dataclasses.is_dataclass(kind):
@@ -170,23 +256,38 @@ def schema_keys(schema: type[Config] = Config) -> Iterable[str]:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """The refusal of a key that the schema does not have: the closest one that it has, or all of the section."""
+    """Return the refusal of an unknown key: with the closest known ones, or the script that has it."""
+    known = set(known)
     section, _, name = key.rpartition(".")
-    names = sorted(
-        known_name for known_section, _, known_name in (k.rpartition(".") for k in known) if known_section == section
-    )
-    if not names:
-        return ConfigError(f"{key}: no such key; {closest(key, known) or f'{section} has no keys below it'}")
-    near = difflib.get_close_matches(name, names, n=1)
+    top = key.partition(".")[0]
+    if top in TRAINING and top not in known:
+        return ConfigError(f"{key}: no such key; it belongs to scripts/{TRAINING[top]} of the repository")
+    names = sorted(inner for outer, _, inner in (one.rpartition(".") for one in known) if outer == section)
     prefix = f"{section}." if section else ""
-    hint = (
-        f"did you mean '{prefix}{near[0]}'?" if near else f"the keys are {', '.join(prefix + name for name in names)}"
-    )
+    near = [f"{prefix}{one}" for one in difflib.get_close_matches(name, names, n=1, cutoff=0.8)]
+    if not near:  # the last part in any section
+        inner = {one.rpartition(".")[2] for one in known if "." in one}
+        same = [name] if name in inner else difflib.get_close_matches(name, sorted(inner), n=1, cutoff=0.8)
+        near = sorted(one for one in known if "." in one and same and one.endswith(f".{same[0]}"))
+    near = near or [f"{prefix}{one}" for one in difflib.get_close_matches(name, names, n=1)]
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif names:
+        hint = f"the keys are {', '.join(prefix + one for one in names)}"
+    else:
+        hint = closest(key, known) or f"{section} has no keys below it"
     return ConfigError(f"{key}: no such key; {hint}")
 
 
+def _unknown_option(option: str, value: str, known: Iterable[str]) -> ConfigError:
+    name = option.removeprefix("--").replace("-", "_")
+    keys = sorted(one for one in known if one == name or one.endswith(f".{name}"))
+    hint = f"a key has no dashes: {' or '.join(keys)}={value or '<value>'}" if keys else "--help lists the keys"
+    return ConfigError(f"{option}: no such option; {hint}")
+
+
 def one_line(error: BaseException) -> ConfigError:
-    """The innermost cause of Hydra's or omegaconf's refusal, in one line that starts with the key."""
+    """Return the innermost cause of Hydra's or omegaconf's refusal in one line that starts with the key."""
     while error.__cause__ is not None:
         error = error.__cause__
     key = getattr(error, "full_key", None)
@@ -198,9 +299,9 @@ def one_line(error: BaseException) -> ConfigError:
     if alien:  # a file of conf/ sets what this command's schema does not have
         group, choice = alien.groups()
         name = next((line.split()[-1] for line in lines if line.startswith("full_key:")), "a key")
-        of_training = name.split(".")[0] in ("train", "model", "study")
-        hint = "; it belongs to scripts/train.py, study.py or neighbors.py" if of_training else ""
-        return ConfigError(f"{group}={choice}: sets {name}, which is no key here{hint}")
+        program = TRAINING.get(name.split(".")[0])
+        hint = f"; it belongs to scripts/{program} of the repository" if program else ""
+        return ConfigError(f"{group}={choice}: sets {name}, which is not a key here{hint}")
     return ConfigError(f"{key}: {message}" if key else message)
 
 

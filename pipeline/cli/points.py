@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLAN, RECORD, SUMMARY, TRACEBACK = "plan.json", "point.json", "summary.json", "traceback.txt"
+SHOWN_SWEEPS = 5
 STATUSES = ("done", "failed", "skipped", "interrupted", "unfinished", "not started")
 
 
@@ -46,25 +47,54 @@ class Point:
     loader_tokens_per_second: float | None = None  # without the embedding's time
     seconds: float | None = None  # the whole point
     error: str | None = None
+    kind: str | None = None  # of the error: stride (above max_length), config or data
+    folder: str | None = None  # of the point, below the sweep's
+    sweep: str | None = None  # its folder, in a report of several
 
 
-def read_points(folder: Path) -> list[Point]:
-    """Return the points of a sweep in the order of their numbers, including those that never started."""
+def read_points(folder: Path) -> tuple[list[Point], list[str]]:
+    """Return the points of a sweep in the order of its plan, and the folders of points that the plan does not have.
+
+    Raises:
+        ValueError: the folder is not one sweep's own.
+
+    """
     plan = folder / PLAN
-    points: list[list[str]] | None = _read(plan)["points"] if plan.exists() else None
-    planned = None if points is None else dict(enumerate(points))
-    found = {}
-    for path in folder.rglob(RECORD):
-        record, summary = _read(path), path.with_name(SUMMARY)
-        if planned is None or planned.get(record["point"]) == record["overrides"]:  # or it is of a sweep before this
-            found[record["point"]] = _point({**record, **(_read(summary) if summary.exists() else {})})
-    for number, overrides in (planned or {}).items():
-        if number not in found:
+    if not plan.is_file():
+        found = sorted(str(path.parent) for path in folder.rglob(PLAN))
+        more = f" and {len(found) - SHOWN_SWEEPS} more" if len(found) > SHOWN_SWEEPS else ""
+        hint = f"choose one of {', '.join(found[:SHOWN_SWEEPS])}{more}" if found else "such a folder has a plan.json"
+        raise ValueError(f"sweep.path: {folder} is not the folder of one sweep; {hint}")
+    planned: list[list[str]] | None = _read(plan)["points"]
+    records = find_records(folder)
+    if planned is None:  # the sweeper chose its points while it ran
+        records.sort(key=lambda found: found[1]["point"] or 0)
+        return [_read_point(path, record, record["point"], folder) for path, record in records], []
+    known: dict[tuple[str, ...], list[tuple[Path, dict[str, Any]]]] = {}
+    for path, record in records:
+        known.setdefault(identify(record["overrides"]), []).append((path, record))
+    points = []
+    for number, overrides in enumerate(planned):
+        same = known.get(identify(overrides), [])
+        if same:
+            points.append(_read_point(*same.pop(0), number, folder))
+        else:
             window = _planned_window(overrides)
-            found[number] = _point({"point": number, "overrides": overrides, "status": "not started", "window": window})
-    if not found:
-        raise ValueError(f"{folder}: contains no record of a sweep's point. Set sweep.path to the folder of a sweep")
-    return [found[number] for number in sorted(found)]
+            record = {"overrides": overrides, "status": "not started", "window": window}
+            points.append(_point(record, point=number))
+    return points, sorted(str(path.parent) for same in known.values() for path, _ in same)
+
+
+def find_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the records below a sweep's folder, ordered by path. Another sweep inside the folder is left out."""
+    inner = {path.parent for path in folder.rglob(PLAN)} - {folder}
+    paths = sorted(path for path in folder.rglob(RECORD) if not inner & set(path.parents))
+    return [(path, _read(path)) for path in paths]
+
+
+def identify(overrides: list[str]) -> tuple[str, ...]:
+    """Return what makes a point the same point in another sweep: its overrides, in any order."""
+    return tuple(sorted(overrides))
 
 
 def count_statuses(points: list[Point]) -> str:
@@ -100,17 +130,24 @@ def _planned_window(overrides: list[str]) -> dict[str, int]:
     return {key: int(value) for key, value in names.items() if value.isdecimal() and int(value) > 0}
 
 
-def _point(record: dict[str, Any]) -> Point:
+def _read_point(path: Path, record: dict[str, Any], number: int | None, folder: Path) -> Point:
+    summary = path.with_name(SUMMARY)
+    reports = _read(summary) if summary.exists() else {}
+    return _point({**reports, **record}, point=number, folder=str(path.parent.relative_to(folder)))
+
+
+def _point(record: dict[str, Any], **more: Any) -> Point:
     window, write, load = record.get("window") or {}, record.get("write"), record.get("load")
     length, stride = window.get("max_length"), window.get("stride")
     known: dict[str, Any] = {
-        "point": record["point"],
         "overrides": " ".join(record.get("overrides", [])),
         "status": "unfinished" if record["status"] == "running" else record["status"],
         "overlap": length / stride if length and stride else None,
         "error": record.get("error"),
+        "kind": record.get("kind"),
         "seconds": record.get("seconds"),
         **window,
+        **more,
     }
     if write:
         splits = write["manifest"]["splits"].values()

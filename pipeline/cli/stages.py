@@ -1,29 +1,29 @@
 """The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
 
-It composes the config, checks it, runs its stages in order and prints a summary. An error is one line on stderr. Exit
-code 2 means a rejected config; 1 means bad data, or a sweep with failed points. HYDRA_FULL_ERROR=1 shows the traceback
-instead.
+It composes the config, checks it, runs its stages in order and prints what each did. `summary.json` in the run's folder
+has the same for programs, with the run's status, however it ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from pipeline.base.atomic import write_json
-from pipeline.base.wording import counted
-from pipeline.cli.compose import check_command_line, find_conf, read_config, register_schema
+from pipeline.base.paths import translate_os_errors
+from pipeline.base.wording import counted, visible
+from pipeline.cli.compose import read_config, save_config
+from pipeline.cli.errors import describe_error, is_interrupt
+from pipeline.cli.program import run_program
 from pipeline.cli.report import Report, jsonable
-from pipeline.cli.sweep import finish_sweep, reported_sweep, run_point
+from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point
 from pipeline.cli.sweep import folders as sweep_folders
-from pipeline.settings import Config, ConfigError
+from pipeline.settings import Config, hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,65 +37,68 @@ if TYPE_CHECKING:
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
 
+SUMMARY = "summary.json"
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
-    register_schema()
-    failures: list[Exception] = []
+    register_sweeper()
+    run_program(run_job, program="stridemill", resume_hint=describe_resume)
 
-    def task(composed: DictConfig) -> None:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            register_schema()  # a parallel launcher's process has not done so
-            run_point(composed, run)
-            return
-        try:
-            run(composed)
-        except (ValueError, OSError, MemoryError) as error:
-            failures.append(error)
 
-    try:
-        with reported_sweep():
-            check_command_line(sys.argv[1:])
-            hydra.main(config_path=str(find_conf()), config_name="config", version_base="1.3")(task)()
-        if failures:
-            raise failures[0]
-    except BrokenPipeError:  # the reader of the summary has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MemoryError) as error:  # numpy names the array that was too large
-        if wants_traceback:
-            raise
-        print(f"stridemill: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
-        added = f" with hydra.sweep.dir={sweep_folders[0]} added" if sweep_folders else ""
-        print(
-            f"stridemill: interrupted. Finished work is kept; run the same command again{added} to resume",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+def describe_resume() -> str:
+    """Say what an interrupted run has kept."""
+    added = f" with hydra.sweep.dir={sweep_folders[0]} added" if sweep_folders else ""
+    return f"Finished work is kept; run the same command again{added} to resume"
+
+
+def run_job(composed: DictConfig) -> None:
+    """Run once, or run one point of a sweep."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        run_point(composed, run)
+    else:
+        run(composed)
 
 
 def run(composed: DictConfig) -> None:
-    """Run the stages of one run, or of one point of a sweep, in order; then write `summary.json`."""
-    config = read_config(composed)
+    """Run the stages in order, and keep `summary.json` up to date.
+
+    Raises:
+        ValueError: a stage failed, or found problems.
+
+    """
     output = Path(HydraConfig.get().runtime.output_dir)
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
-    reports: dict[str, Any] = {}
-    failure = ""
-    for stage in config.stages:
-        reports[stage] = report = RUNNERS[stage](config)
-        print(flush=True)
-        failure = find_failure(report)
-        if failure:
-            break
-    write_json(
-        output / "summary.json",
-        jsonable({"point": point, **{stage: dataclasses.asdict(report) for stage, report in reports.items()}}),
-    )
-    if failure:
-        raise ValueError(f"{config.shards_path}: {failure}")
+    summary: dict[str, Any] = {"point": point, "status": "running", "error": None}
+
+    def save() -> None:
+        with translate_os_errors(output, "hydra.run.dir"):
+            write_json(output / SUMMARY, jsonable(summary))
+
+    save()
+    try:
+        with translate_os_errors(output, "hydra.run.dir"):
+            save_config(composed, output)
+        config = read_config(composed)
+        for stage in config.stages:
+            report = RUNNERS[stage](config)
+            summary[stage] = dataclasses.asdict(report)
+            print(flush=True)
+            if failure := find_failure(report):
+                raise ValueError(f"{config.shards_path}: {failure}")  # noqa: TRY301 - it is recorded below
+        summary["status"] = "done"
+    except BaseException as error:
+        summary["status"] = "interrupted" if is_interrupt(error) else "failed"
+        summary["error"] = "interrupted" if is_interrupt(error) else describe_error(error)
+        with contextlib.suppress(ValueError, OSError):  # the error itself matters more
+            save()
+        raise
+    save()
+
+
+def say(text: str) -> None:
+    """Print what a stage says, without secrets and control characters."""
+    print(visible(hide_secrets(text)))
 
 
 def find_failure(report: Any) -> str:
@@ -119,7 +122,7 @@ def run_plan(config: Config) -> PlanReport:
     from pipeline.shards.plan import plan_shards
 
     report = plan_shards(config.shards_path, **write_sections(config))
-    print(describe_plan(report))
+    say(describe_plan(report))
     return report
 
 
@@ -129,7 +132,7 @@ def run_write(config: Config) -> WriteReport:
     from pipeline.shards.write import write_shards
 
     report = write_shards(config.shards_path, **write_sections(config))
-    print(describe_write(report))
+    say(describe_write(report))
     return report
 
 
@@ -139,7 +142,7 @@ def run_verify(config: Config) -> VerifyReport:
     from pipeline.shards.verify import verify_shards
 
     report = verify_shards(config.shards_path, cache_path=config.cache.path, workers=config.executor.num_workers)
-    print(describe_verify(report))
+    say(describe_verify(report))
     return report
 
 
@@ -157,9 +160,9 @@ def run_load(config: Config) -> LoadReport:
         score=config.window.score,
         tokenizer={"name": decoder.name, "hash": decoder.hash},
     )
-    print(describe_load(report))
+    say(describe_load(report))
     print()
-    print(describe_window(report, decoder))
+    say(describe_window(report, decoder))
     return report
 
 
@@ -180,7 +183,9 @@ def run_prove(config: Config) -> ProveReport:
 def run_report(config: Config) -> Report:
     """Make a sweep's table and pictures again, from the files that its points left."""
     assert config.sweep.path, "Config demands it"
-    return finish_sweep(Path(config.sweep.path))
+    if isinstance(config.sweep.path, str):
+        return finish_sweep(Path(config.sweep.path))
+    return finish_sweep(*map(Path, config.sweep.path), into=Path(HydraConfig.get().runtime.output_dir))
 
 
 RUNNERS: dict[str, Callable[[Config], Any]] = {

@@ -1,32 +1,42 @@
 """What a sweep adds to single runs: a plan at its start, a record of each point, a report at its end.
 
-A point writes its record when it starts and again when it ends, for whatever reason, so the report (`cli/report.py`)
-needs only files. Hydra 1.3.8 calls `on_multirun_end` only if no job failed, and a parallel launcher's processes do not
-share a callback's memory. So the process that started the sweep makes the report, after Hydra has returned or raised.
+`PointSweeper` expands the command line once, writes the points into `plan.json` and hands them to the launcher. A point
+is known by its overrides: started again in the same folder, a sweep finds the folders of the points that it had before,
+wherever they are in the new list. A point writes its record when it starts and again when it ends, for whatever reason,
+so the report (`cli/report.py`) needs only files. The process that started the sweep makes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal import core_plugins
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.base.atomic import write_json
-from pipeline.base.wording import counted
-from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK
-from pipeline.cli.report import TABLE, describe_sweep, write_report
-from pipeline.settings import ConflictError
+from pipeline.base.wording import counted, visible
+from pipeline.cli.compose import one_line, save_yaml
+from pipeline.cli.errors import describe_error, is_interrupt
+from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK, find_records, identify
+from pipeline.cli.report import TABLE, describe_sweep, jsonable, write_report
+from pipeline.settings import ConfigError, StrideError, hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
     from pipeline.cli.points import Point
@@ -35,29 +45,83 @@ if TYPE_CHECKING:
 folders: list[Path] = []  # of the sweeps that this process started
 
 
-class KeepPlan(Callback):
-    """Hydra's callback at the start of a sweep: records its folder and its points."""
+class PointSweeper(Sweeper):
+    """Hydra's basic sweeper, with a plan, stable folders, and points that fail one by one."""
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Write `plan.json` into the sweep's folder."""
-        folder = Path(config.hydra.sweep.dir).absolute()
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
+        self.loader = hydra_context.config_loader
+        self.composed = config
+        self.starter = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Plan and launch all points; the records say how each ended."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        fixed = [f"{key}={value}" for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self.loader)
+        batches = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *arguments]), self.max_batch_size)
+        folder = Path(self.composed.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         folders.append(folder)
-        write_json(folder / PLAN, {"overrides": list(config.hydra.overrides.task), "points": plan_points(config)})
+        save_yaml(self.composed, folder / "multirun.yaml")
+        points = [list(point) for batch in batches for point in batch]
+        write_json(folder / PLAN, jsonable({"overrides": arguments, "points": points}))
+        names = iter(self._name_folders(folder, points))
+        launched, returns = 0, list[Any]()
+        for batch in batches:
+            jobs: list[list[str]] = []
+            for point, name in zip(batch, names, strict=False):
+                if self._is_composable(list(point), folder / name if name else None):
+                    own = [f"hydra.sweep.subdir={name}"] if name not in ("", str(launched + len(jobs))) else []
+                    jobs.append([*point, *own])
+            returns += self.starter.launch(jobs, initial_job_idx=launched) if jobs else []
+            launched += len(jobs)
+        return returns
+
+    def _name_folders(self, folder: Path, points: list[list[str]]) -> list[str]:
+        """Name each point's folder: that of its record, or a new number; no name if the user has set a pattern."""
+        sweep: Any = OmegaConf.to_container(self.composed.hydra.sweep, resolve=False)
+        if sweep["subdir"] != "${hydra.job.num}":
+            return [""] * len(points)
+        known: dict[tuple[str, ...], list[str]] = {}
+        for path, record in find_records(folder):
+            known.setdefault(identify(record["overrides"]), []).append(path.parent.name)
+        taken = {name for names in known.values() for name in names}
+        kept = [known.get(identify(jsonable(point)), []) for point in points]
+        free = (str(number) for number in itertools.count() if str(number) not in taken)
+        return [names.pop(0) if names else next(free) for names in kept]
+
+    def _is_composable(self, overrides: list[str], folder: Path | None) -> bool:
+        """Compose a point, as Hydra does for all of them at once; a point that is refused is recorded as failed."""
+        try:
+            self.loader.load_sweep_config(self.composed, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            if folder is None:
+                raise one_line(error) from error
+            folder.mkdir(exist_ok=True)
+            record = {
+                "point": None,
+                "overrides": overrides,
+                "status": "failed",
+                "error": describe_error(one_line(error)),
+            }
+            write_json(folder / RECORD, jsonable({**record, "kind": "config"}))
+            return False
+        return True
 
 
-def plan_points(config: DictConfig) -> list[list[str]] | None:
-    """Return the overrides of every point, or None if the sweeper chooses its points while it runs."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    sweeper = config.hydra.sweeper
-    if not str(sweeper._target_).endswith(".BasicSweeper"):
-        return None
-    fixed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    given = OverridesParser.create().parse_overrides([*fixed, *config.hydra.overrides.task])
-    (points,) = BasicSweeper.split_arguments(given, max_batch_size=None)
-    return [list(point) for point in points]
+def register_sweeper() -> None:
+    """Make `PointSweeper` known to Hydra, which finds plugins only by a name inside its own packages."""
+    setattr(core_plugins, "stridemill", sys.modules[__name__])  # noqa: B010 - a name that type checkers do not know
+    PointSweeper.__module__ = f"{core_plugins.__name__}.stridemill"
+    Plugins.instance().register(PointSweeper)
 
 
 def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
@@ -68,9 +132,14 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
 
     """
     job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
+    folder, sweep = Path(job.runtime.output_dir), Path(job.sweep.dir).absolute()
+    if sweep not in folders:  # another sweeper's: its points are not known before they run
+        folders.append(sweep)
+        if not (sweep / PLAN).exists():
+            write_json(sweep / PLAN, {"points": None})
+    overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     window = {key: _window_value(composed, key) for key in ("max_length", "stride", "tail", "documents")}
-    record: dict[str, Any] = {"point": job.job.num, "overrides": list(job.overrides.task), "window": window}
+    record: dict[str, Any] = jsonable({"point": job.job.num, "overrides": overrides, "window": window})
     for name in (SUMMARY, TRACEBACK):  # of an earlier run in the same folder
         (folder / name).unlink(missing_ok=True)
     write_json(folder / RECORD, {**record, "status": "running"})
@@ -79,19 +148,22 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
         with (folder / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             run(composed)
         record["status"] = "done"
-    except ConflictError as error:
+    except StrideError as error:
         skip = OmegaConf.select(composed, "sweep.bad_points") == "skip"
-        record |= {"status": "skipped" if skip else "failed", "error": str(error)}
+        record |= {"status": "skipped" if skip else "failed", "error": describe_error(error), "kind": "stride"}
         if not skip:
             raise
-    except Exception as error:
-        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        record |= {"status": "failed", "error": " ".join(f"{kind}{error}".split())}
-        raise
-    except BaseException:
-        record["status"] = "interrupted"
-        raise
+    except BaseException as error:
+        if is_interrupt(error):
+            record["status"] = "interrupted"
+            raise
+        kind = "config" if isinstance(error, ConfigError) else "data"
+        record |= {"status": "failed", "error": describe_error(error), "kind": kind}
+        if kind == "data":
+            (folder / TRACEBACK).write_text(visible(hide_secrets(traceback.format_exc())), encoding="utf-8")
+        if isinstance(error, Exception):
+            raise
+        raise RuntimeError(describe_error(error)) from error  # a library's panic, which must not end the other points
     finally:
         write_json(folder / RECORD, {**record, "seconds": time.perf_counter() - started})
 
@@ -123,26 +195,22 @@ def reported_sweep() -> Iterator[None]:
             raise ValueError(describe_failure(bad, folder)) from failure
 
 
-def finish_sweep(folder: Path) -> Report:
-    """Make the report of a sweep's folder and print it."""
-    report = write_report(folder)
-    print(describe_sweep(report), flush=True)
+def finish_sweep(*found: Path, into: Path | None = None) -> Report:
+    """Make the report of a sweep's folder, or of several, and print it."""
+    report = write_report(*found, into=into)
+    print(visible(hide_secrets(describe_sweep(report))), flush=True)
     return report
 
 
 def describe_failure(bad: list[Point], folder: Path) -> str:
     """Name in one line the points that did not finish: their number, and the first one's error."""
     first = bad[0]
-    hint = "; sweep.bad_points=skip leaves such points out" if _only_conflicts(bad) else ""
+    hint = "; sweep.bad_points=skip leaves such points out" if all(point.kind == "stride" for point in bad) else ""
     return (
         f"{counted(len(bad), 'point')} of the sweep did not finish; the first is point {first.point} "
         f"({first.overrides}): {first.error or first.status}{hint}. The other points finished. All are listed in "
         f"{folder / TABLE}"
     )
-
-
-def _only_conflicts(points: list[Point]) -> bool:
-    return all(point.stride and point.max_length and point.stride > point.max_length for point in points)
 
 
 def _window_value(composed: DictConfig, key: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
-from pipeline.base.paths import strip_folders, strip_secrets
+from pipeline.base.paths import strip_folders
 from pipeline.corpus.corpora import find_partitions
 from pipeline.settings import (
     CacheConfig,
@@ -21,6 +21,7 @@ from pipeline.settings import (
     as_tokenizer,
     check_path,
     conflict,
+    strip_secrets,
 )
 from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.manifest import FORMAT_VERSION

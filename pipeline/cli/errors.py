@@ -1,0 +1,74 @@
+"""Errors as one line for a terminal, a record or a summary, and the exit code that goes with each.
+
+A line is for what the config or the outside world did wrong: a `ValueError` that this package raised on purpose, the
+operating system, the network, memory, damaged input. Any other error is a defect of this program. It keeps its
+traceback and asks for a report, so that it is not mistaken for the user's.
+"""
+
+from __future__ import annotations
+
+import dis
+import http.client
+import sys
+import traceback
+from pathlib import Path
+
+from pipeline.base.wording import visible
+from pipeline.settings import ConfigError, hide_secrets, shorten
+
+LIMIT = 600  # characters of a line
+OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError, http.client.HTTPException)
+LITTLE_MEMORY = "there is not enough memory. Lower executor.workers, loader.memory_budget or loader.batch_size"
+TOO_DEEP = "the input is nested too deeply to be read"
+OWN_FOLDERS = tuple(str(Path(__file__).resolve().parents[at] / name) for at, name in ((1, ""), (2, "scripts")))
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether an error only ends the process."""
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line of bounded length, without secrets and control characters."""
+    kind, text = type(error).__name__, " ".join(hide_secrets(str(error)).split())
+    if isinstance(error, MemoryError | RecursionError):
+        text = f"{LITTLE_MEMORY if isinstance(error, MemoryError) else TOO_DEEP} ({text or kind})"
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif not text or not isinstance(error, ValueError | OSError):
+        text = f"{kind}: {text}" if text else kind
+    return visible(shorten(text, LIMIT))
+
+
+def is_expected(error: BaseException) -> bool:
+    """Tell whether an error is the config's or the outside world's rather than a defect of this program."""
+    if isinstance(error, (*OUTSIDE, ConfigError)) or type(error).__name__ == "PanicException":
+        return True
+    return isinstance(error, ValueError) and _is_raised_here(error)
+
+
+def report_error(error: BaseException, *, program: str) -> int:
+    """Print an error on stderr and return the exit code."""
+    if not is_expected(error):
+        lines = "".join(traceback.format_exception(error))
+        print(visible(hide_secrets(lines)), file=sys.stderr)
+        print(f"{program}: this is a defect of the program. Please report it with the lines above", file=sys.stderr)
+        return 1
+    print(f"{program}: {describe_error(error)}", file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Tell whether a `raise` statement of this package raised an error, not a function that it called."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None:
+        return True
+    code = frame.tb_frame.f_code
+    is_raise = code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and str(Path(code.co_filename).resolve()).startswith(OWN_FOLDERS)

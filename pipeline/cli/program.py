@@ -1,0 +1,121 @@
+"""What the commands have in common: check the command line, run a task under Hydra, end with one line and a code.
+
+Exit code 2 means a rejected config; 1 means bad data, or a defect; 130 means Ctrl-C and 143 SIGTERM. HYDRA_FULL_ERROR=1
+shows the traceback of every error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import hydra
+
+from pipeline.base.version import find_version
+from pipeline.cli.compose import check_command_line, find_conf, hydra_options, register_schema
+from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
+from pipeline.cli.sweep import reported_sweep
+from pipeline.settings import Config, hide_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omegaconf import DictConfig
+
+READING = {"plan", "verify", "load", "show", "prove"}  # stages that write no data set
+
+
+def run_program(
+    task: Callable[[DictConfig], None],
+    *,
+    program: str,
+    config_name: str = "config",
+    kind: type[Config] = Config,
+    check: Callable[[Any], None] = lambda _: None,
+    resume_hint: Callable[[], str] = lambda: "",
+) -> None:
+    """Run a task with the config that the command line composes, and exit with its code.
+
+    `check` refuses a config that the task cannot use. `resume_hint` says after an interrupt how to go on.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"stridemill {find_version()}")
+        return
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
+    signal.signal(signal.SIGTERM, _terminate)
+    _hide_secrets_in_logs()
+    try:
+        with reported_sweep():
+            register_schema(kind)
+            config = check_command_line(sys.argv[1:], kind=kind, config_name=config_name, check=check)
+            _run(task, config, config_name)
+    except BrokenPipeError:  # the reader of the summary has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as error:
+        print(f"{program}: interrupted. {resume_hint()}", file=sys.stderr)
+        sys.exit(143 if isinstance(error, TerminatedError) else 130)
+    except BaseException as error:
+        if wants_traceback or is_interrupt(error):
+            raise
+        sys.exit(report_error(error, program=program))
+
+
+def _run(task: Callable[[DictConfig], None], config: Config | None, config_name: str) -> None:
+    """Run a task under Hydra, in a temporary folder if its own cannot be made and it has nothing to leave there."""
+    started = False
+    failures: list[BaseException] = []
+
+    def start(composed: DictConfig) -> None:
+        nonlocal started
+        started = True
+        try:
+            task(composed)
+        except BaseException as error:
+            if is_interrupt(error) or _is_sweep():
+                raise
+            failures.append(error)  # Hydra would print lines of its own
+
+    main = hydra.main(config_path=str(find_conf()), config_name=config_name, **hydra_options())
+    try:
+        main(start)()
+    except OSError as error:
+        if started:
+            raise
+        where = error.filename or "the run's folder"
+        if config is None or set(config.stages) - READING:
+            key = "hydra.run.dir" if config is not None else "hydra.sweep.dir"
+            remedy = f"Choose another folder, for example {key}={tempfile.gettempdir()}/run"
+            raise ValueError(f"{key}: {where} cannot be created: {error.strerror}. {remedy}") from error
+        with tempfile.TemporaryDirectory() as folder:
+            sys.argv.append(f"hydra.run.dir={folder}")
+            main(start)()
+            logging.shutdown()
+    if failures:
+        raise failures[0]
+
+
+def _is_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise TerminatedError
+
+
+def _hide_secrets_in_logs() -> None:
+    make = logging.getLogRecordFactory()
+
+    def make_safe(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make(*arguments, **options)
+        record.msg, record.args = hide_secrets(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(make_safe)
