@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.tokenizer.tokenizer import Tokenizer
 
+UNUSED_KEYS = ("study", "train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile")
 GROUPS = {
     "numbers": " one two three four five six",
     "verbs": " is are was has have does returns raises calls",
@@ -223,9 +224,4 @@ def write_files(
 
 
 if __name__ == "__main__":
-    main(
-        run,
-        no_effect=[
-            *("study", "train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
-        ],
-    )
+    main(run, ignored=UNUSED_KEYS)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from gpt import GPT
     from training_config import TrainConfig
 
+UNUSED_KEYS = (
+    *("window.stride", "window.allow_gaps", "loader.seed", "embedding.seed", "train.validate_every"),
+    *("train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
+)
 BUDGETS = {
     "updates": "equal updates: the same number of batches, and so of window tokens",
     "passes": "equal passes: every window equally often, so a smaller stride has more updates and more window tokens",
@@ -219,10 +223,4 @@ def describe_loss_by_position(losses_T: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
-    main(
-        run,
-        no_effect=[
-            *("window.stride", "window.allow_gaps", "loader.seed", "embedding.seed", "train.validate_every"),
-            *("train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
-        ],
-    )
+    main(run, ignored=UNUSED_KEYS)

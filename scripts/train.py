@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
+UNUSED_KEYS = ("study",)  # keys that train.py does not use
+# Keys that no training program uses:
 NO_EFFECT = ("stages", "window.score", "loader.split", "loader.document_ids", "sweep", "show", "prove")
 
 
@@ -46,9 +48,14 @@ class ScriptsPath(SearchPathPlugin):
         search_path.append("stridemill-scripts", f"file://{Path(__file__).resolve().parent / 'conf'}")
 
 
-def main(job: Callable[[TrainConfig, Path], None], *, no_effect: Sequence[str]) -> None:
-    """Run a training job under its config; keys that have no effect on it are refused."""
+def register_configs() -> None:
+    """Let Hydra find the training configs."""
     Plugins.instance().register(ScriptsPath)
+
+
+def main(job: Callable[[TrainConfig, Path], None], *, ignored: Sequence[str]) -> None:
+    """Run a training job under its config; keys that have no effect on it are refused."""
+    register_configs()
     program = Path(sys.argv[0]).name
 
     def run_job(composed: DictConfig) -> None:
@@ -65,7 +72,7 @@ def main(job: Callable[[TrainConfig, Path], None], *, no_effect: Sequence[str]) 
         program=program,
         config_name="train",
         kind=TrainConfig,
-        check=lambda config: refuse_no_effect(config, (*NO_EFFECT, *no_effect), program),
+        check=lambda config: refuse_no_effect(config, (*NO_EFFECT, *ignored), program),
         resume_hint=lambda: f"train.resume=<{CHECKPOINT}> resumes the run",
     )
 
@@ -184,4 +191,4 @@ def run(config: TrainConfig, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(run, no_effect=["study"])
+    main(run, ignored=UNUSED_KEYS)

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from pipeline.loader.batch import Batch
 
 CHECKPOINT, METRICS, CURVE = "checkpoint.pt", "metrics.csv", "loss.svg"
+KEY_OF = {  # of the settings whose key is not train.<name>
+    "layers": "model.layers",
+    "heads": "model.heads",
+    "dim": "embedding.dim",
+    "positions": "embedding.positions",
+    "seed": "embedding.seed",
+}
 KEYS = {"model", "optimizer", "loader", "step", "tokens", "global_batch", "settings", "metrics"}  # of a checkpoint
 
 
@@ -263,9 +270,12 @@ def write_checkpoint(path: Path, state: dict[str, Any], settings: Settings, metr
 def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, Any]:
     """Read what `write_checkpoint` wrote.
 
+    More steps may be asked of a run than it had: it goes on with its weights, optimizer and loader. That is not the run
+    that so many steps would have given from the start, which a warning says.
+
     Raises:
         ValueError: there is no such file, it is no complete checkpoint, or its run had other settings; the message
-            names the first one that differs.
+            names all that differ.
 
     """
     if not path.is_file():
@@ -279,11 +289,28 @@ def read_checkpoint(path: Path, settings: Settings, device: str) -> dict[str, An
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise ValueError(f"{path}: not a checkpoint of this program. Resume from another one, or start a new run")
     checkpoint: dict[str, Any] = state
-    for name, mine in dataclasses.asdict(settings).items():
-        if state["settings"].get(name) != mine:
-            raise ValueError(
-                f"{path}: its run had {name}={state['settings'].get(name)!r}, this one has {mine!r}: no exact resume"
-            )
+    changed = {
+        KEY_OF.get(name, f"train.{name}"): (state["settings"].get(name), mine)
+        for name, mine in dataclasses.asdict(settings).items()
+        if state["settings"].get(name) != mine
+    }
+    words = "; ".join(f"{key} was {was}, here it is {mine}" for key, (was, mine) in changed.items())
+    if (
+        set(changed) == {"train.steps"}
+        and state["step"] < settings.steps
+        and changed["train.steps"][0] < settings.steps
+    ):
+        print(
+            f"{path}: {words}. The run goes on from step {state['step']} with its weights, optimizer and order of "
+            f"windows. From here on the learning rate follows the schedule of {settings.steps} steps, so the result "
+            "is not that of a run with as many steps from the start",
+            file=sys.stderr,
+        )
+    elif changed:
+        raise ValueError(
+            f"{path}: its run had other settings: {words}. Resume with the settings of the checkpoint, or start a new "
+            "run without train.resume"
+        )
     return checkpoint
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.plugins import Plugins
 from support import ROOT
 
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema
@@ -261,9 +260,9 @@ OF_THEIR_OWN = {"memory_budget"}  # WindowDataset keeps row groups in every work
 
 @pytest.mark.parametrize("file", sorted(path.stem for path in (ROOT / "scripts/conf/experiment").iterdir()))
 def test_an_experiment_of_training_composes_with_its_script(file):
-    from train import ScriptsPath
+    from train import register_configs
     from training_config import TrainConfig
 
-    Plugins.instance().register(ScriptsPath)
+    register_configs()
     register_schema(TrainConfig)
     check_command_line([f"experiment={file}"], kind=TrainConfig, config_name="train")

@@ -11,9 +11,12 @@ import pytest
 import torch
 from gpt import GPT, unigram_loss
 from support import ROOT, run_python, sections
+from train import NO_EFFECT, refuse_no_effect, register_configs
 from training import CHECKPOINT, Settings, learning_rate, train, unigram
+from training_config import TrainConfig
 
-from pipeline import ShardLoader, write_shards
+from pipeline import ConfigError, ShardLoader, write_shards
+from pipeline.cli.compose import check_command_line, read_config, register_schema, schema_keys
 
 pytestmark = pytest.mark.slow
 TINY = Settings(layers=1, heads=2, dim=16, steps=12, warmup=2, learning_rate=1e-2)
@@ -80,12 +83,37 @@ def test_a_resume_keeps_the_metrics_and_refuses_another_run(shards, tmp_path):
     rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
     assert [row["step"] for row in rows] == ["4", "8", "12"]
     assert (tmp_path / "loss.svg").read_text().count('class="point"') == 6
-    with pytest.raises(ValueError, match="its run had dim=16, this one has 32"):
+    with pytest.raises(ValueError, match=r"its run had other settings: embedding\.dim was 16, here it is 32"):
         train(*loaders(shards), dataclasses.replace(TINY, dim=32), resume=tmp_path / CHECKPOINT, **every)
     with pytest.raises(ValueError, match="no such checkpoint"):
         train(*loaders(shards), TINY, resume=tmp_path / "none.pt", **every)
     with pytest.raises(ValueError, match="the state has seed=0, this loader has 1"):
         train(*loaders(shards, seed=1), TINY, resume=tmp_path / CHECKPOINT, **every)
+
+
+def test_a_finished_run_goes_on_for_more_steps_and_says_what_that_means(shards, tmp_path, capsys):
+    few = dataclasses.replace(TINY, steps=4)
+    trained, _ = train(*loaders(shards), few, folder=tmp_path, progress=False)
+    path = tmp_path / CHECKPOINT
+    seen = []
+    model, metrics = train(
+        *loaders(shards), TINY, resume=path, validate_every=4, progress=False, observe=lambda step, _: seen.append(step)
+    )
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: train.steps was 4, here it is 12. The run goes on from step 4")
+    assert seen == [8, 12]
+    assert metrics[-1].tokens == 12 * 8 * 32
+    assert metrics[-1].validation_loss < metrics[0].validation_loss
+    assert not all(torch.equal(a, b) for a, b in zip(trained.parameters(), model.parameters(), strict=True))
+    with pytest.raises(
+        ValueError, match=r"train\.steps was 4, here it is 3\. Resume with the settings of the checkpoint"
+    ):
+        train(*loaders(shards), dataclasses.replace(TINY, steps=3), resume=path, progress=False)
+    both = dataclasses.replace(TINY, dim=32, clip=2.0)
+    with pytest.raises(
+        ValueError, match=r"embedding\.dim was 16, here it is 32; train\.steps was 4, .*; train\.clip was"
+    ):
+        train(*loaders(shards), both, resume=path, progress=False)
 
 
 def test_a_resume_with_another_batch_says_so_and_adds_to_the_tokens(shards, tmp_path, capsys):
@@ -184,7 +212,7 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     assert {path.name for path in checkpoint.parent.iterdir()} >= {"metrics.csv", "loss.svg"}
     wrong = command(tmp_path, *TINY_RUN, "embedding.dim=32", f"train.resume={checkpoint}")
     assert wrong.returncode == 1
-    assert "its run had dim=16" in wrong.stderr.splitlines()[-1]
+    assert "embedding.dim was 16, here it is 32" in wrong.stderr.splitlines()[-1]
     assert "Error executing job" not in wrong.stderr
 
 
@@ -199,11 +227,7 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     ],
 )
 def test_a_wrong_training_config_is_refused_in_one_line(override, message):
-    from training_config import TrainConfig
-
-    from pipeline.cli.compose import check_command_line, register_schema
-    from pipeline.settings import ConfigError
-
+    register_configs()
     register_schema(TrainConfig)
     try:
         with pytest.raises(ConfigError) as refusal:
@@ -231,3 +255,75 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, windows):
     assert double["loader"] == single["loader"]
     for name, weight in single["model"].items():
         assert torch.allclose(weight, double["model"][name], atol=1e-4), name
+
+
+PROGRAMS = {
+    "train": ["train.steps=2", "train.warmup=1", "embedding.dim=8", "model.heads=1", "model.layers=1"],
+    "study": [
+        "experiment=stride_study_quick",
+        "train.steps=2",
+        "study.seeds=[0]",
+        "study.strides=[32]",
+        "study.passes=1",
+    ],
+    "neighbors": ["experiment=neighbors_quick", "tokenizer=gpt2", "train.steps=2", "train.validate_every=2"],
+}
+SMALL_TEXT = " ".join(["the is are a class list int for if can may one two three"] * 80)
+READ_BY_THE_WRITE_STAGE = ("corpus", "tokenizer", "split", "shards", "executor", "cache")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_key_of_a_program_is_read_or_refused(program, tmp_path, monkeypatch):
+    """A key that a program takes and never looks at would be a setting without effect."""
+    from importlib import import_module
+
+    from hydra import compose, initialize_config_dir
+
+    from pipeline.cli.compose import find_conf, hydra_options
+
+    module = import_module(program)
+    refused = (*NO_EFFECT, *module.UNUSED_KEYS)
+    register_configs()
+    register_schema(TrainConfig)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"{k} {SMALL_TEXT}"}) + "\n" for k in range(12)))
+    monkeypatch.chdir(tmp_path)
+    own = [*PROGRAMS[program], "corpus=jsonl", "corpus.path=a.jsonl", "split.validation=0.3"]
+    with initialize_config_dir(config_dir=str(find_conf()), **hydra_options()):
+        config = read_config(compose("train", overrides=own), TrainConfig)
+    refuse_no_effect(config, refused, program)
+    read = set()
+    for section in ("window", "loader", "embedding", "model", "train", "study"):
+        spy_on(getattr(config, section), section, read)
+    module.run(config, tmp_path)
+    for key in schema_keys(TrainConfig):
+        section = key.partition(".")[0]
+        if "." in key and section not in READ_BY_THE_WRITE_STAGE and not {key, section} & set(refused):
+            assert key in read | {"train.threads"}, f"{key} has no effect on {program}"  # threads: set before the job
+
+
+def spy_on(section, name, read):
+    """Make a section note which of its fields are asked for."""
+
+    def watch(self, field):
+        read.add(f"{name}.{field}")
+        return object.__getattribute__(self, field)
+
+    section.__class__ = type("Spy", (type(section),), {"__slots__": (), "__getattribute__": watch})
+
+
+@pytest.mark.parametrize("program", ["train.py", "study.py", "neighbors.py"])
+@pytest.mark.parametrize(
+    "override",
+    ["stages=plan", "window.score=new", "loader.document_ids=true", "loader.split=validation", "show.window=1"],
+)
+def test_a_key_that_would_do_nothing_is_refused(program, override):
+    register_configs()
+    register_schema(TrainConfig)
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}: has no effect on {program}; leave it out$"):
+        check_command_line(
+            [override],
+            kind=TrainConfig,
+            config_name="train",
+            check=lambda config: refuse_no_effect(config, NO_EFFECT, program),
+        )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.base.wording import visible
 from pipeline.cli.points import Point, count_statuses, describe_tokenizing
 from pipeline.cli.svg import Series, chart
 from pipeline.windows import count_windows
@@ -126,8 +127,9 @@ def _table(points: list[Point]) -> str:
         cells = []
         for field, _, form in COLUMNS:
             value = getattr(point, field)
-            cells.append(f"<td{_left(form)}>{'' if value is None else escape(format(value, form))}</td>")
-        rows.append(f'<tr class="{point.status.replace(" ", "-")}">{"".join(cells)}</tr>')
+            shown = format(value, form) if isinstance(value, int | float) else "" if value is None else str(value)
+            cells.append(f"<td{_left(form)}>{escape(visible(shown))}</td>")
+        rows.append(f'<tr class="{escape(point.status.replace(" ", "-"))}">{"".join(cells)}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

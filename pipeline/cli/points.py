@@ -119,7 +119,10 @@ def describe_tokenizing(points: list[Point]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        fields: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged. Delete it; its point then counts as not started") from error
     return fields
 
 
@@ -141,7 +144,7 @@ def _point(record: dict[str, Any], **more: Any) -> Point:
     length, stride = window.get("max_length"), window.get("stride")
     known: dict[str, Any] = {
         "overrides": " ".join(record.get("overrides", [])),
-        "status": "unfinished" if record["status"] == "running" else record["status"],
+        "status": record["status"] if record.get("status") in STATUSES else "unfinished",
         "overlap": length / stride if length and stride else None,
         "error": record.get("error"),
         "kind": record.get("kind"),
