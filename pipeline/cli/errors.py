@@ -41,7 +41,7 @@ def describe_error(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     elif not text or not isinstance(error, ValueError | OSError):
         text = f"{kind}: {text}" if text else kind
-    return visible(shorten(text, LIMIT))
+    return shorten(visible(text), LIMIT)
 
 
 def is_expected(error: BaseException) -> bool:

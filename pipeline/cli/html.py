@@ -79,7 +79,7 @@ def page(points: list[Point], *, name: str) -> str:
         EXPLANATION,
         f'<div class="wide">{_table(points)}</div>',
     ]
-    return (
+    return visible(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Sweep {escape(name)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{ICON}<style>{STYLE}</style></head>\n'
         "<body>\n" + "\n".join(body) + "\n</body></html>\n"
@@ -128,7 +128,7 @@ def _table(points: list[Point]) -> str:
         for field, _, form in COLUMNS:
             value = getattr(point, field)
             shown = format(value, form) if isinstance(value, int | float) else "" if value is None else str(value)
-            cells.append(f"<td{_left(form)}>{escape(visible(shown))}</td>")
+            cells.append(f"<td{_left(form)}>{escape(shown)}</td>")
         rows.append(f'<tr class="{escape(point.status.replace(" ", "-"))}">{"".join(cells)}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

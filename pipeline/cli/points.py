@@ -136,20 +136,26 @@ def _planned_window(overrides: list[str]) -> dict[str, int]:
 def _read_point(path: Path, record: dict[str, Any], number: int | None, folder: Path) -> Point:
     summary = path.with_name(SUMMARY)
     reports = _read(summary) if summary.exists() else {}
-    return _point({**reports, **record}, point=number, folder=str(path.parent.relative_to(folder)))
+    try:
+        return _point({**reports, **record}, point=number, folder=str(path.parent.relative_to(folder)))
+    except (AttributeError, KeyError, TypeError) as error:  # not the files that a point writes
+        raise ValueError(f"{path}: damaged. Delete it; its point then counts as not started") from error
 
 
 def _point(record: dict[str, Any], **more: Any) -> Point:
     window, write, load = record.get("window") or {}, record.get("write"), record.get("load")
-    length, stride = window.get("max_length"), window.get("stride")
+    length, stride = (window.get(key) if isinstance(window.get(key), int) else None for key in ("max_length", "stride"))
     known: dict[str, Any] = {
         "overrides": " ".join(record.get("overrides", [])),
         "status": record["status"] if record.get("status") in STATUSES else "unfinished",
+        "max_length": length,
+        "stride": stride,
+        "tail": window.get("tail"),
+        "documents": window.get("documents"),
         "overlap": length / stride if length and stride else None,
         "error": record.get("error"),
         "kind": record.get("kind"),
         "seconds": record.get("seconds"),
-        **window,
         **more,
     }
     if write:
@@ -162,10 +168,10 @@ def _point(record: dict[str, Any], **more: Any) -> Point:
             "tokens": tokens,
             "split_tokens": " ".join(str(split["num_tokens"]) for split in splits),
             "windows": windows,
-            "delivered": windows * length,
+            "delivered": windows * (length or 0),
             "bytes": stored,
             "bytes_per_token": stored / max(1, tokens),
-            "naive_bytes_per_token": 2 * item * windows * length / max(1, tokens),
+            "naive_bytes_per_token": 2 * item * windows * (length or 0) / max(1, tokens),
             "chunks": write["chunks"],
             "chunks_made": write["chunks_made"],
         }
