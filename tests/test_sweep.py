@@ -15,7 +15,7 @@ import pytest
 from support import environment
 
 from pipeline.cli.report import write_report
-from pipeline.cli.svg import Series, chart, ticks
+from pipeline.cli.svg import Series, chart, label_ticks, number, scatter, ticks
 
 
 def table(folder):
@@ -181,3 +181,39 @@ def test_a_charts_legend_stands_where_no_curve_is(slope):
     ((x, y),) = re.findall(r'<rect x="(\d+)" y="(\d+)"', picture)
     assert int(x) > 320, "the right is tried first"
     assert (int(y) > 190) == (slope > 0), "a rising curve leaves the bottom free there"
+
+
+def labels_of(picture):
+    return re.findall(r'<text x="[0-9.]+" y="350.0"[^>]*>([^<]*)</text>', picture)
+
+
+@pytest.mark.parametrize("strides", [[64, 32, 16, 8, 4, 1], [1, 4, 8, 16, 32, 64], [8, 64, 1, 32, 4, 16]])
+def test_every_tick_has_its_label_in_whatever_order_they_come(strides):
+    points = [(float(stride), 5.0) for stride in strides]
+    picture = chart(
+        [Series(name="one", points=points)], title="", x_label="", y_label="", log="x", x_ticks=[x for x, _ in points]
+    )
+    assert labels_of(picture) == ["1", "4", "8", "16", "32", "64"]
+
+
+def test_labels_have_the_digits_that_tell_neighbours_apart():
+    assert label_ticks([3.29, 3.291, 3.292]) == ["3.29", "3.291", "3.292"]
+    assert label_ticks([11.9, 11.95, 12.0]) == ["11.9", "11.95", "12"]
+    assert label_ticks([1000.0, 1024.0, 4096.0]) == ["1,000", "1,024", "4,096"]
+    assert number(1024) == "1,024"
+    assert number(2_500_000) == "2.5 M"
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        chart([Series(name="one", points=[(1, 2), (2, 4)])], title="t", x_label="x", y_label="y"),
+        scatter([(0.0, 0.0, "a", 0), (1.0, 1.0, "b", 1)], title="t"),
+    ],
+    ids=["chart", "scatter"],
+)
+def test_a_picture_carries_its_own_colours_for_light_and_dark(picture):
+    """An SVG that a page shows as an image inherits no colour from the page."""
+    assert "currentColor" not in picture
+    assert re.search(r"text\{[^}]*fill:#222\}", picture)
+    assert re.search(r"@media\(prefers-color-scheme:dark\)\{text\{fill:#ddd\}", picture)

@@ -1,7 +1,7 @@
-"""Pictures as plain SVG text: lines with points, and labelled points. No script, no font and no file besides.
+"""Pictures as plain SVG text: lines with points, and labelled points. No script, no font, no other file.
 
-`width` and `height` are in pixels; colours are those of Okabe and Ito 2008, which people with any colour vision can
-tell apart. Text takes the colour of its surroundings, so that a page may be light or dark.
+`width` and `height` are in pixels. The colours are those of Okabe and Ito 2008, which people with any colour vision can
+tell apart. A picture has its own text colours for light and dark, because as an image it inherits none from its page.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#777777")
 LEFT, RIGHT, TOP, BOTTOM = 74, 16, 34, 46  # margins: room for the axes' labels
+STYLE = (
+    "text{font:12px sans-serif;fill:#222}.grid{stroke:#222;stroke-opacity:.15}"
+    "@media(prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#ddd}}"
+)
 LETTER = 7  # pixels that a letter or a digit takes, about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One colour of a chart: measured points, and a line."""
+    """One colour of a chart: measured points and a line."""
 
     name: str
     points: Sequence[tuple[float, float]] = ()
     line: Sequence[tuple[float, float]] = ()
     spread: Sequence[tuple[float, float]] = field(default=())  # lowest and highest y at each point
     dashed: bool = False
-    colour: int | None = None  # an index of COLOURS; its place among the series when left out
+    colour: int | None = None  # an index of COLOURS; by default its number among the series
 
 
 def chart(
@@ -44,7 +48,7 @@ def chart(
     width: int = 640,
     height: int = 380,
 ) -> str:
-    """Points and lines over two axes; `log` names the axes with a logarithmic scale: `""`, `"x"`, `"y"` or `"xy"`.
+    """Draw points and lines over two axes; `log` names the axes with a logarithmic scale: `""`, `"x"`, `"y"` or `"xy"`.
 
     A logarithmic axis needs values above 0. Points that are not finite are left out.
     """
@@ -60,16 +64,18 @@ def chart(
     upward, y_low, y_high = _scale(ys, height - BOTTOM, TOP, log="y" in log)
     parts = [_frame(title, x_label, y_label, width, height)]
     free = 0.0  # where the labels so far end
-    for tick in x_ticks if x_ticks is not None else ticks(x_low, x_high, log="x" in log):
-        x, half = across(tick), LETTER * len(number(tick)) / 2
+    x_values = sorted(set(x_ticks)) if x_ticks is not None else ticks(x_low, x_high, log="x" in log)
+    for tick, label in zip(x_values, label_ticks(x_values), strict=True):
+        x, half = across(tick), LETTER * len(label) / 2
         parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{height - BOTTOM}"/>')
         if x - half >= free:
-            parts.append(_text(x, height - BOTTOM + 16, number(tick), anchor="middle"))
+            parts.append(_text(x, height - BOTTOM + 16, label, anchor="middle"))
             free = x + half + LETTER
-    for tick in ticks(y_low, y_high, log="y" in log):
+    y_values = ticks(y_low, y_high, log="y" in log)
+    for tick, label in zip(y_values, label_ticks(y_values), strict=True):
         y = upward(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}"/>')
-        parts.append(_text(LEFT - 6, y + 4, number(tick), anchor="end"))
+        parts.append(_text(LEFT - 6, y + 4, label, anchor="end"))
     named = [one for one in series if not one.dashed]  # the title says what dashes mean
     legend_width, legend_height = 24 + LETTER * max((len(one.name) for one in named), default=0), 6 + 16 * len(named)
     drawn = [(across(x), upward(y)) for one in series for x, y in (*one.points, *_filled(one.line))]
@@ -103,20 +109,20 @@ def chart(
 
 
 def scatter(points: Sequence[tuple[float, float, str, int]], *, title: str, width: int = 640, height: int = 480) -> str:
-    """Labelled points (x, y, label, number of its colour) without axes, for places that have no unit."""
+    """Draw labelled points (x, y, label, number of its colour) without axes, for positions that have no unit."""
     parts = [_frame(title, "", "", width, height)]
     if points:
         across, *_ = _scale([point[0] for point in points], LEFT, width - LEFT)
         upward, *_ = _scale([point[1] for point in points], height - BOTTOM, TOP)
         for x, y, label, colour in points:
-            place = f'cx="{across(x):.1f}" cy="{upward(y):.1f}"'
-            parts.append(f'<circle class="point" {place} r="4" fill="{COLOURS[colour % len(COLOURS)]}"/>')
+            center = f'cx="{across(x):.1f}" cy="{upward(y):.1f}"'
+            parts.append(f'<circle class="point" {center} r="4" fill="{COLOURS[colour % len(COLOURS)]}"/>')
             parts.append(_text(across(x) + 6, upward(y) + 4, label))
     return _svg(parts, width, height)
 
 
 def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
-    """Round values from `low` to `high`: 1, 2 and 5 times powers of ten."""
+    """Return round values from `low` to `high`: 1, 2 and 5 times powers of ten."""
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         steps = (1, 2, 5) if last - first < 4 else (1,)
@@ -128,26 +134,38 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
     return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value: float) -> str:
-    """A figure for a reader: three digits, thousands by k and M."""
+def number(value: float, digits: int = 3) -> str:
+    """Return a figure for a reader: whole numbers below a million in full, others with some digits, or with k and M."""
+    if value == round(value) and abs(value) < 1e6:
+        return f"{value:,.0f}"
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}" if value != round(value) else f"{value:.0f}"
+            return f"{value / size:.{digits}g} {unit}"
+    return f"{value:.{digits}g}"
+
+
+def label_ticks(values: Sequence[float]) -> list[str]:
+    """Return a label for each tick, with as many digits as it takes to distinguish them."""
+    labels: list[str] = []
+    for digits in range(3, 16):
+        labels = [number(value, digits) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _finite(one: Series) -> Series:
-    kept = [all(map(math.isfinite, place)) for place in one.points]
+    kept = [all(map(math.isfinite, point)) for point in one.points]
     return dataclasses.replace(
         one,
         points=list(itertools.compress(one.points, kept)),
-        line=[place for place in one.line if all(map(math.isfinite, place))],
+        line=[point for point in one.line if all(map(math.isfinite, point))],
         spread=list(itertools.compress(one.spread, kept)),
     )
 
 
 def _filled(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Ten places along each stretch of a line, so that one without points near its ends counts too."""
+    """Return ten points on each segment of a line, so that the legend avoids all of the line."""
     return [
         (x + (next_x - x) * part / 10, y + (next_y - y) * part / 10)
         for (x, y), (next_x, next_y) in itertools.pairwise(line)
@@ -160,7 +178,7 @@ def _scale(
 ) -> tuple[Callable[[float], float], float, float]:
     low, high = min(values), max(values)
     if log:
-        assert low > 0, f"a logarithmic axis has no place for {low}"
+        assert low > 0, f"a logarithmic axis cannot show {low}"
         low, high = (low / 1.3, high * 1.3)
         span = math.log(high / low)
         return lambda value: start + (stop - start) * math.log(value / low) / span, low, high
@@ -174,7 +192,7 @@ def _frame(title: str, x_label: str, y_label: str, width: int, height: int) -> s
     return "".join(
         [
             f"<title>{escape(title)}</title>",
-            "<style>text{font:12px sans-serif;fill:currentColor}.grid{stroke:currentColor;stroke-opacity:.15}</style>",
+            f"<style>{STYLE}</style>",
             f'<path d="M{LEFT} {TOP}H{width - RIGHT}V{height - BOTTOM}H{LEFT}Z" class="grid" fill="none"/>',
             _text(LEFT, 20, title),
             _text((LEFT + width - RIGHT) / 2, height - 10, x_label, anchor="middle"),
