@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.settings import ShardsConfig, WindowConfig
 
-# Most tokens of text in a row group, and most window tokens: a column decodes to at most 8 MiB of int32. Overlapping
-# windows gain from more text, since each row group stores its first window's text again; disjoint ones do not. A reader
-# keeps the text of overlapping windows once, so this takes no memory.
-GROUP_TEXT = 1 << 19
-GROUP_WINDOWS = 1 << 21
-SHARDS = 32  # files of a split as long as each has MIN_UNITS to MAX_UNITS: work for this many cores
-MIN_UNITS = 8  # of GROUP_TEXT window tokens: 2^22 in all, about 4 MB of disjoint windows
+# The default row group is the largest within both limits: a column decodes to at most 8 MiB of int32. Overlapping windows
+# gain from more text, since each row group stores its first window's text again; disjoint ones do not. A reader keeps
+# the text of overlapping windows once, so this takes no memory.
+ROW_GROUP_TEXT_TOKENS = 1 << 19
+ROW_GROUP_WINDOW_TOKENS = 1 << 21
+SHARDS_PER_SPLIT = 32  # files of a split as long as each has MIN_UNITS to MAX_UNITS: work for this many cores
+MIN_UNITS = 8  # of ROW_GROUP_TEXT_TOKENS window tokens: 2^22 in all, about 4 MB of disjoint windows
 MAX_UNITS = 128  # 2^26 window tokens, about 64 MB of disjoint windows
 
 
@@ -37,7 +37,7 @@ class Layout:
         if self.windows_per_shard:
             return self.windows_per_shard
         units = -(-num_windows // self.unit)
-        size = min(max(MIN_UNITS, -(-units // SHARDS)), MAX_UNITS) * self.unit
+        size = min(max(MIN_UNITS, -(-units // SHARDS_PER_SPLIT)), MAX_UNITS) * self.unit
         return max(1, size // self.windows_per_group) * self.windows_per_group
 
 
@@ -49,10 +49,10 @@ def choose_layout(window: WindowConfig, shards: ShardsConfig) -> Layout:
     """
     overlaps = shards.order == "sequential" and window.documents == "join"
     new = min(window.stride_tokens, window.max_length) if overlaps else window.max_length
-    chosen = max(1, min(GROUP_TEXT // new, GROUP_WINDOWS // window.max_length))
+    chosen = max(1, min(ROW_GROUP_TEXT_TOKENS // new, ROW_GROUP_WINDOW_TOKENS // window.max_length))
     return Layout(
         windows_per_group=shards.windows_per_group or min(chosen, shards.windows_per_shard or chosen),
         windows_per_shard=shards.windows_per_shard,
-        unit=shards.windows_per_group or max(1, GROUP_TEXT // window.max_length),
+        unit=shards.windows_per_group or max(1, ROW_GROUP_TEXT_TOKENS // window.max_length),
         compression=shards.compression,
     )
