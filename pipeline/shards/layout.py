@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.settings import ShardsConfig, WindowConfig
 
-# The default row group is the largest within both limits: a column decodes to at most 8 MiB of int32. Overlapping windows
-# gain from more text, since each row group stores its first window's text again; disjoint ones do not. A reader keeps
-# the text of overlapping windows once, so this takes no memory.
+# The default row group is the largest within both limits: a column decodes to at most 8 MiB of int32. Overlapping
+# windows gain from more text, since each row group stores its first window's text again; disjoint ones do not. A reader
+# keeps the text of overlapping windows once, so this takes no memory.
 ROW_GROUP_TEXT_TOKENS = 1 << 19
 ROW_GROUP_WINDOW_TOKENS = 1 << 21
 SHARDS_PER_SPLIT = 32  # files of a split as long as each has MIN_UNITS to MAX_UNITS: work for this many cores
