@@ -1,7 +1,7 @@
-# make run   the main job on the embedded corpus, in a virtual environment of its own
-# make test  the linter, the type checker and all tests, in the same environment
-# make fast  the same without the slow tests: under a minute
-# make lowest   the fast tests with the lowest releases that pyproject.toml declares, in a second environment
+# make run      run the main job on the built-in corpus, in a virtual environment of its own
+# make test     run the linter, the type checker and all tests, in the same environment
+# make fast     the same without the slow tests: under a minute
+# make lowest   run the fast tests with the lowest releases that pyproject.toml declares, in a second environment
 # make release  build the source archive and the wheel, check both, and run what the wheel installs
 PYTHON ?= python3
 VENV ?= .venv

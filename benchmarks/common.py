@@ -1,7 +1,7 @@
-"""What the peers' scripts share: their command line, GPT-2, and the line that they end with.
+"""What the peers' scripts share: their command line, GPT-2's tokenizer, and the last line of their output.
 
-GPT-2 is encoded by transformers' fast tokenizer, as the peers' own scripts and guides have it, or by tiktoken, which is
-faster: PEER_TOKENIZER says which.
+transformers' fast tokenizer encodes, as in the peers' own scripts and guides, unless PEER_TOKENIZER is `tiktoken`,
+which is faster.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ END_OF_TEXT = 50256
 
 
 def arguments() -> tuple[list[str], Path, int, int]:
-    """The JSONL files (one folder, cut into as many parts as there are workers), the output, workers, max_length."""
+    """Return the JSONL files of the input folder (one for each worker), the output folder, workers and max_length."""
     folder, output, workers, max_length = sys.argv[1:5]
     return sorted(str(file) for file in Path(folder).glob("*.jsonl")), Path(output), int(workers), int(max_length)
 
 
 @cache
 def gpt2() -> tiktoken.Encoding:
-    """GPT-2's encoding from the packaged ranks: no network."""
+    """Load GPT-2's encoding from the packaged ranks, without the network."""
     ranks = load_tiktoken_bpe(str(RANKS))
     return tiktoken.Encoding(
         "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": END_OF_TEXT}
@@ -43,7 +43,7 @@ def gpt2() -> tiktoken.Encoding:
 
 
 def converted() -> Tokenizer:
-    """The same for Hugging Face's tokenizers."""
+    """Convert it for Hugging Face's tokenizers."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     pattern = PATTERN.replace("++", "+")
@@ -54,7 +54,7 @@ def converted() -> Tokenizer:
 
 @cache
 def encoder() -> Callable[[list[str]], list[list[int]]]:
-    """What encodes texts to IDs, on one core."""
+    """Return the function that encodes texts to IDs on one core."""
     if os.environ.get("PEER_TOKENIZER") == "tiktoken":
         return lambda texts: gpt2().encode_ordinary_batch(texts, num_threads=1)
     from transformers import PreTrainedTokenizerFast
@@ -64,26 +64,26 @@ def encoder() -> Callable[[list[str]], list[list[int]]]:
 
 
 def encode(text: str) -> list[int]:
-    """One document's IDs, end-of-text behind."""
+    """Encode one document, with end-of-text after it."""
     return [*encoder()([text])[0], END_OF_TEXT]
 
 
 def documents(file: str) -> Iterator[str]:
-    """The texts of one JSONL file."""
+    """Yield the texts of one JSONL file."""
     with Path(file).open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 
 
 def forget_vision() -> None:
-    """Let `import streaming` pass without its part for pictures.
+    """Let `import streaming` work without its module for images.
 
-    That part imports torchvision, whose wheel in the package index is built for CUDA and fails beside a CPU build of
-    torch. Nothing here reads a picture.
+    That module imports torchvision, whose wheel in the package index is built for CUDA and fails next to a CPU build of
+    torch. Nothing here reads an image.
     """
     sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
 
 
 def report(seconds: float, tokens: int) -> None:
-    """The last line that a script prints: what run.py reads."""
+    """Print a script's last line, which run.py reads."""
     print(f"RESULT {seconds} {tokens}", flush=True)

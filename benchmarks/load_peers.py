@@ -1,9 +1,9 @@
-"""Shuffled batches from what a peer's script wrote, by the peer's own loader, without worker processes.
+"""Load shuffled batches from a peer's files with the peer's own loader, without worker processes.
 
     python benchmarks/load_peers.py NAME FOLDER BATCH_SIZE MAX_LENGTH SECONDS
 
-Each gives inputs and targets of a batch, int64 [batch_size, max_length]. A window that holds its next token as well is
-widened once and gives two views, which is the least that can be done.
+Each yields a batch's inputs and targets, int64 [batch_size, max_length]. A window that includes its next token is
+converted to int64 once, and inputs and targets are two views of it: the cheapest way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-WARM_UP = 20  # batches that are not counted: files are opened, unpacked and mapped, threads started
+WARM_UP = 20  # batches that are not counted: files are opened, decompressed and mapped, threads start
 
 
 def litdata(folder: Path, batch_size: int, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """LitData: blocks of memory-mapped chunks, shuffled, with its own resumable loader."""
+    """Use LitData: blocks of memory-mapped chunks, shuffled, with its own resumable loader."""
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     loader = TokensLoader(block_size=max_length + 1)
@@ -36,7 +36,7 @@ def litdata(folder: Path, batch_size: int, max_length: int) -> Iterator[tuple[to
 
 
 def streaming(folder: Path, batch_size: int, _: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """MosaicML Streaming, with its own resumable loader."""
+    """Use MosaicML Streaming, with its own resumable loader."""
     forget_vision()
     from streaming import StreamingDataLoader, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
@@ -48,7 +48,7 @@ def streaming(folder: Path, batch_size: int, _: int) -> Iterator[tuple[torch.Ten
 
 
 def datasets(folder: Path, batch_size: int, _: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Hugging Face datasets, map-style in torch's format, a whole batch in one look-up: the fastest that it offers."""
+    """Use Hugging Face datasets, map-style in torch's format, one look-up per batch: the fastest way that it offers."""
     from datasets import load_dataset
 
     files = str(folder / "windows.parquet")
@@ -59,7 +59,7 @@ def datasets(folder: Path, batch_size: int, _: int) -> Iterator[tuple[torch.Tens
 
 
 def datatrove(folder: Path, batch_size: int, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The token files of datatrove under torch's loader; where it stands is for the caller to keep."""
+    """Use datatrove's token files with torch's loader; the caller would have to keep its position."""
     from datatrove.utils.dataset import DatatroveFolderDataset
 
     dataset = DatatroveFolderDataset(str(folder / "tokens"), max_length)
@@ -68,37 +68,37 @@ def datatrove(folder: Path, batch_size: int, max_length: int) -> Iterator[tuple[
 
 
 class MappedTokens(Dataset[torch.Tensor]):
-    """Windows of one flat file of uint16 IDs, as Megatron-LM's GPTDataset reads them; masks and positions left out."""
+    """Windows of one flat file of uint16 IDs, as Megatron-LM's GPTDataset reads them, without masks and positions."""
 
     def __init__(self, file: Path, max_length: int) -> None:
         self.tokens = np.memmap(file, np.uint16, mode="r")
         self.max_length = max_length
 
     def __len__(self) -> int:
-        """How many whole windows there are."""
+        """Return the number of complete windows."""
         return (len(self.tokens) - 1) // self.max_length
 
     def __getitem__(self, at: int) -> torch.Tensor:
-        """One window and the token behind it."""
+        """Return one window and its next token."""
         start = at * self.max_length
         return torch.from_numpy(self.tokens[start : start + self.max_length + 1].astype(np.int64))
 
 
 def megatron(folder: Path, batch_size: int, max_length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Megatron's way under torch's loader."""
+    """Use Megatron's way with torch's loader."""
     dataset = MappedTokens(folder / "tokens.bin", max_length)
     for windows in epochs(DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=True)):
         yield halves(windows)
 
 
 def epochs(loader: Any) -> Iterator[Any]:
-    """One epoch after the other."""
+    """Yield the batches of epoch after epoch."""
     while True:
         yield from loader
 
 
 def halves(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of windows that have one token more."""
+    """Split windows of one token more into inputs and targets."""
     wide = windows.long()
     return wide[:, :-1], wide[:, 1:]
 
@@ -113,7 +113,7 @@ PEERS: dict[str, Callable[[Path, int, int], Iterator[tuple[torch.Tensor, torch.T
 
 
 def main() -> None:
-    """Count the batches of some seconds."""
+    """Count batches for some seconds."""
     name, folder, batch_size, max_length, seconds = sys.argv[1:6]
     shape = (int(batch_size), int(max_length))
     batches = PEERS[name](Path(folder), *shape)

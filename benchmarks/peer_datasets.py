@@ -10,12 +10,12 @@ from datasets import load_dataset
 
 
 def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-    """IDs of each document, end-of-text behind."""
+    """Encode each document, with end-of-text after it."""
     return {"ids": [[*ids, END_OF_TEXT] for ids in encoder()(batch["text"])]}
 
 
 def cut(batch: dict[str, list[list[int]]], max_length: int) -> dict[str, list[list[int]]]:
-    """The documents of a batch end to end, in windows."""
+    """Cut the joined documents of a batch into windows."""
     ids = list(chain.from_iterable(batch["ids"]))
     starts = range(0, len(ids) - max_length, max_length)
     return {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tokenize(file: str) -> Iterator[torch.Tensor]:
-    """One tensor for each document."""
+    """Yield a tensor for each document."""
     for text in documents(file):
         yield torch.tensor(encode(text), dtype=torch.int32)
 

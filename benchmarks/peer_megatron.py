@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def encode_line(line: str) -> np.ndarray:
-    """One document's IDs."""
+    """Encode one document."""
     return np.array(encode(json.loads(line)["text"]), np.uint16)
 
 
 def read_lines(file: str) -> Iterator[str]:
-    """The lines of a file."""
+    """Yield the lines of a file."""
     with Path(file).open(encoding="utf-8") as lines:
         yield from lines
 

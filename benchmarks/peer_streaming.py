@@ -11,12 +11,12 @@ import numpy as np
 from common import arguments, documents, encode, forget_vision, report
 
 forget_vision()
-from streaming import MDSWriter  # noqa: E402 - behind what lets it be imported
+from streaming import MDSWriter  # noqa: E402 - after the call that lets it be imported
 from streaming.base.util import merge_index  # noqa: E402
 
 
 def convert(file: str, *, output: Path, max_length: int) -> int:
-    """One part to a folder of MDS shards; its tokens."""
+    """Convert one part to a folder of MDS shards; return its number of tokens."""
     held: list[int] = []
     tokens = 0
     columns = {"tokens": "ndarray:uint16"}

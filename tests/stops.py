@@ -3,9 +3,9 @@
     python stops.py <working folder> <scenario> <kinds> <every>
 
 A call is an open for writing, a write, rename, unlink, mkdir, rmdir, truncate or fsync below the working folder. Each
-`every`-th call is tried with each kind of stop: `kill`, or an error that every later call of that sort meets, too, so
-that the clean-up fails as well. After the second run the folder and the cache must have the bytes of an undisturbed
-run, and no other file. Each stop where they do not is printed.
+`every`-th call is tried with each kind of stop: `kill`; `once`, a single EIO; or an error by its name that every later
+call of that sort meets, too, so that the clean-up fails as well. After the second run the folder and the cache must
+have the bytes of an undisturbed run, and no other file. Each stop where they do not is printed.
 """
 
 import builtins
@@ -88,10 +88,12 @@ class Stop:
             self.count += 1
             if self.at is None or self.count < self.at:
                 return
+            if self.kind == "once" and self.count > self.at:
+                return
         if self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind != "ENOSPC" or call in NEEDS_SPACE:
-            number = getattr(errno, self.kind)
+            number = errno.EIO if self.kind == "once" else getattr(errno, self.kind)
             raise OSError(number, os.strerror(number), path)
 
 

@@ -10,17 +10,22 @@ import importlib
 import inspect
 import re
 import shlex
+import textwrap
 import tomllib
 from functools import cache
 from typing import get_type_hints
 
 import pytest
+import test_corpus
 from support import ROOT, write_config_files
 from training_config import TrainConfig
 from yaml import safe_load
 
 import pipeline
 from pipeline.cli.compose import check_command_line, find_conf, register_schema, schema_keys
+from pipeline.corpus import files
+from pipeline.corpus.corpora import WITH_FILES
+from pipeline.corpus.reader import READERS
 from pipeline.settings import Config, ConfigError
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -268,9 +273,10 @@ def test_a_command_is_taken_by_every_shell_and_composes(page, command, shown, tm
 
 def test_messages_ask_for_the_packages_that_the_project_declares():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    declared = {requirement for extra in extras.values() for requirement in extra}
+    requirements = [requirement for extra in extras.values() for requirement in extra]
+    declared = {*requirements, *(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)}
     sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "pipeline").rglob("*.py"))
-    asked = set(re.findall(r"pip install '([^']+)'", sources))
+    asked = set(re.findall(r"pip install '?([\w-]+[^\s'\"]*)", sources))
     assert len(asked) >= 3
     assert asked <= declared
 
@@ -298,3 +304,20 @@ def test_what_zsh_expands_or_refuses_is_found(command):
 )
 def test_what_every_shell_takes_is_taken(command):
     assert refused_by_zsh(command) is None
+
+
+def test_the_first_change_of_contributing_works_as_it_says(tmp_path, monkeypatch):
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^   ```python\n(.*?)^   ```$", page, re.MULTILINE | re.DOTALL)
+    names = {**vars(test_corpus)}
+    exec(textwrap.dedent(block), names)
+    test = names["test_a_folder_of_texts_contributes_its_markdown_files"]
+    with pytest.raises(ValueError, match="has no"):
+        test(tmp_path)
+    assert WITH_FILES["text"][0] == files.TEXT_SUFFIXES
+    monkeypatch.setitem(WITH_FILES, "text", ((*files.TEXT_SUFFIXES, ".markdown"), *WITH_FILES["text"][1:]))
+    test(tmp_path)
+    for name, module in re.findall(r"`([A-Z_]+)`\s+(?:in |\()`([\w/.]+)\.py", page):
+        assert hasattr(importlib.import_module(module.replace("/", ".")), name)
+    assert WITH_FILES.keys() <= READERS.keys()
+    assert {"TEXT_SUFFIXES", "WITH_FILES", "READERS", "CORPORA", "TOKENIZERS"} <= set(re.findall(r"`([A-Z_]+)`", page))

@@ -561,5 +561,5 @@ def test_little_memory_ends_in_one_line_that_names_keys(tmp_path, options, mebib
     done = run_python("-c", LITTLE_MEMORY, tmp_path / "shards", given, mebibytes)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith("refused: the memory did not suffice")
+    assert done.stdout.startswith("refused: not enough memory")
     assert "executor.workers" in done.stdout

@@ -29,7 +29,7 @@ def test_a_kill_at_one_call_in_seven_is_mended_by_the_same_command(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("kind", ["kill", "ENOSPC", "EROFS", "EIO"])
+@pytest.mark.parametrize("kind", ["kill", "once", "ENOSPC", "EROFS", "EIO"])
 def test_a_stop_at_each_call_that_changes_the_disk_is_mended_by_the_same_command(tmp_path, scenario, kind):
     stop(tmp_path, scenario, kind, 1)
 

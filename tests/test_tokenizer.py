@@ -675,7 +675,7 @@ def test_huggingface_files_that_cannot_be_read_are_named(huggingface_json, tmp_p
     with pytest.raises(ValueError, match=r"nobody/nothing is not a local file or folder.*Hugging Face hub failed"):
         load_tokenizer("huggingface", path="nobody/nothing")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"pip install 'tokenizers>=0.20'"):
+    with pytest.raises(ValueError, match=r"pip install tokenizers"):
         load_tokenizer("huggingface", path=str(tmp_path))
 
 

@@ -45,6 +45,6 @@ def translate_memory_errors(keys: str) -> Iterator[None]:
             raise
         peak = peak_memory() // 2**20
         raise MemoryError(
-            f"the memory did not suffice ({peak:,} MiB used so far). Lower {keys}, or allow more memory (`ulimit -v`). "
+            f"not enough memory: this process used up to {peak:,} MiB. Lower {keys}, or allow more (`ulimit -v`). "
             "Finished work is kept; run the same command again to resume"
         ) from error

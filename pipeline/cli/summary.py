@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.wording import counted, percent, rate, seconds, size
+from pipeline.base.wording import counted, percent, rate, seconds, size, visible
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.manifest import MANIFEST_NAME
 
@@ -88,8 +88,8 @@ def _describe_passed_over(passed_over: dict[str, dict[str, Any]]) -> list[str]:
 def describe_document_tokens(tokenizer: dict[str, Any]) -> list[str]:
     """Return which token starts and which ends a document, and what the vocabulary says otherwise."""
     lines = [
-        _line(role, f"{one['name']} ({one['id']}) {where} each document, from {one['source']}")
-        for role, where in (("bos", "before"), ("eos", "after"))
+        _line(role, f"{visible(one['name'])} ({one['id']}) {what}, from {one['source']}")
+        for role, what in (("bos", "starts each document"), ("eos", "separates documents"))
         if (one := tokenizer.get(role))
     ]
     return lines + [_line("note", note) for note in tokenizer.get("notes", ())]

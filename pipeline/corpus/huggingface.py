@@ -56,7 +56,7 @@ def load(path: str, subset: str | None, part: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError("corpus=huggingface needs the package datasets: pip install 'datasets>=4'") from error
+        raise ValueError("corpus=huggingface needs the package datasets: pip install datasets") from error
     folder = expand_user(path)
     if folder.is_file():
         raise ValueError(

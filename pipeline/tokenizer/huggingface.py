@@ -43,9 +43,7 @@ def load_huggingface(section: TokenizerConfig) -> Tokenizer:
     try:
         import tokenizers
     except ImportError as error:
-        raise ValueError(
-            "tokenizer=huggingface needs the package tokenizers: pip install 'tokenizers>=0.20'"
-        ) from error
+        raise ValueError("tokenizer=huggingface needs the package tokenizers: pip install tokenizers") from error
 
     path = section.path
     assert path is not None, "the section refuses huggingface without a path"
