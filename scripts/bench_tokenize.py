@@ -202,7 +202,7 @@ def bench_memory(file: Path, given: argparse.Namespace) -> None:
 
 
 def bench_formats(file: Path, given: argparse.Namespace) -> None:
-    """Reading alone."""
+    """Measure reading alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cut_start(file, folder / "corpus.jsonl", megabytes=given.format_megabytes)

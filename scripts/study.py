@@ -202,7 +202,7 @@ def describe(runs: list[Run]) -> str:
 
 
 def describe_evaluations(evaluations: list[Evaluation], best: Run, *, length: int) -> str:
-    """The best model's perplexities."""
+    """Return the best model's perplexities."""
     model = f"equal {best.budget}, stride {best.stride}, seed {best.seed}"
     lines = [f"evaluation with overlap: the best model ({model}), each validation token scored once"]
     for one in evaluations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def counted(number: int, noun: str) -> str:
-    """A count with its noun, singular after 1: '1 batch', '1,024 batches'."""
+    """Format a count with its noun, singular after 1: '1 batch', '1,024 batches'."""
     if number != 1:
         noun += "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
     return f"{number:,} {noun}"
@@ -22,12 +22,12 @@ def rate(count: float, duration: float, unit: str) -> str:
 
 
 def seconds(duration: float) -> str:
-    """A duration to three digits."""
+    """Format a duration with three digits."""
     return f"{duration:.3g} s" if duration < 100 else f"{duration:,.0f} s"
 
 
 def percent(part: float, total: float) -> str:
-    """A share with two decimals: '33.33 %'."""
+    """Format a share with two decimals: '33.33 %'."""
     return f"{100 * part / max(total, 1e-9):.2f} %"
 
 

@@ -66,6 +66,8 @@ def load(folder: Path) -> Iterator[EmbeddedBatch]:
         assert_type(batch, Batch)
         assert_type(batch.input_ids, torch.Tensor)
         assert_type(batch.document_ids, torch.Tensor | None)
+        inputs, targets = batch
+        assert_type((inputs, targets, batch["input_ids"]), tuple[torch.Tensor, torch.Tensor, torch.Tensor])
     mixture = ShardLoader([folder, StoreWindows("store.json", WindowConfig())], weights=[1, 2.5])
     embedding = TokenEmbedding(50257, 256, 1024, positions="learned")
     assert_type(WindowDataset(folder)[0], dict[str, torch.Tensor])
