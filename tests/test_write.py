@@ -1,6 +1,7 @@
 """From text to a data set: the shards, read back with pyarrow alone, hold the slow twin's windows."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from tiktoken.load import load_tiktoken_bpe
 from pipeline import read_manifest, write_shards
 from pipeline.settings import ConfigError
 from pipeline.shards.job import as_sections, prepare_job
+from pipeline.shards.manifest import write_manifest
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import open_store
 
@@ -200,6 +202,29 @@ def test_the_refusal_of_another_data_set_names_the_key_that_differs_and_no_other
     with pytest.raises(ValueError, match="holds another data set") as refusal:
         write(corpus_path=str(books), **{**OFTEN_REFUSED, name: new, "max_bad_fraction": 0.5, "audit": 0.5})
     assert f"holds another data set: {key} is {old} there and {new} here. Choose" in str(refusal.value)
+
+
+def test_the_refusal_names_no_key_that_is_another_way_to_the_same_text(write, books, tmp_path):
+    shutil.copytree(books, tmp_path / "copy")
+    write(**{**OFTEN_REFUSED, "corpus_path": str(books)})
+    with pytest.raises(ValueError, match=r"another data set: window\.tail is drop there and pad here\. Choose"):
+        write(**{**OFTEN_REFUSED, "corpus_path": str(tmp_path / "copy"), "tail": "pad"})
+
+
+def test_of_a_data_set_of_release_0_1_0_the_refusal_does_not_claim_that_the_text_changed(write, books):
+    options = {**OFTEN_REFUSED, "corpus_path": str(books)}
+    report = write(**options)
+    old = report.manifest
+    splits = {
+        name: dataclasses.replace(
+            split,
+            shards=[dataclasses.replace(shard, footer_start=None, footer_sha256=None) for shard in split.shards],
+        )
+        for name, split in old.splits.items()
+    }
+    write_manifest(report.path, dataclasses.replace(old, splits=splits, store="0" * 64, fingerprint="1" * 64))
+    with pytest.raises(ValueError, match=r"another data set: release 0\.1\.0 wrote it and cannot tell .* 3 documents"):
+        write(**options)
 
 
 def test_the_refusal_of_another_text_says_which_files_changed_and_how_much_text_there_is(write, tmp_path):

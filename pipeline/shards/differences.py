@@ -82,7 +82,7 @@ def explain_plan(plan: dict[str, Any], job: Job) -> str:
         there, here = Facts(**plan["facts"]), job_facts(job)
         reasons = name_differences(there, here)
     except (KeyError, TypeError, AttributeError):  # the plan of an earlier release has no facts
-        return "its plan does not say which"
+        return "its plan does not say how it differs"
     if there.store != here.store and not any(reason.startswith(_TEXT) for reason in reasons):
         reasons.append("the keys agree and the text is another")
     return "; ".join(reasons) or "it has another layout of its row groups or files"
@@ -118,6 +118,9 @@ def _compare_texts(manifest: Manifest, job: Job) -> str:
         f"{manifest.corpus['documents']:,} documents with {manifest.corpus['bytes']:,} bytes there, "
         f"{files:,} {'file' if files == 1 else 'files'} with {size:,} bytes here"
     )
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    if any(shard.footer_start is None for shard in shards):
+        return f"release 0.1.0 wrote it and cannot tell this release whether the text is the same: {amounts}"
     try:
         store = open_store(job.sections.cache_folder / "stores" / f"{manifest.store}.json")
     except (OSError, ValueError):
