@@ -24,7 +24,7 @@ OPTIONS = {
     **{f"corpus_{field}": ("corpus", field) for field in ("path", "url", "sha256", "subset", "part")},
     **{field: ("corpus", field) for field in ("text_field", "on_bad", "max_bad_fraction", "max_document_bytes")},
     "tokenizer": ("tokenizer", "name"),
-    **{f"tokenizer_{field}": ("tokenizer", field) for field in ("path", "pattern")},
+    **{f"tokenizer_{field}": ("tokenizer", field) for field in ("path", "pattern", "eos")},
     **{field: ("tokenizer", field) for field in ("engine", "special_text", "audit")},
     **{field: ("window", field) for field in ("max_length", "stride", "allow_gaps", "tail", "documents")},
     "validation": ("split", "validation"),

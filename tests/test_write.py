@@ -119,7 +119,7 @@ def test_the_manifest_tells_each_file_as_it_is(write, books):
     report = write(corpus="text", corpus_path=str(books), max_length=8, windows_per_group=5, windows_per_shard=10)
     fields = json.loads((report.path / "manifest.json").read_text())
     assert {"format_version", "fingerprint", "config", "tokenizer", "splits"} <= set(fields)
-    assert set(fields["tokenizer"]) == {"name", "hash", "vocab_size", "special_tokens"}
+    assert set(fields["tokenizer"]) == {"name", "hash", "vocab_size", "special_tokens", "bos", "eos"}
     shards = fields["splits"]["train"]["shards"]
     assert {file.name for file in (report.path / "data").iterdir()} == {Path(shard["path"]).name for shard in shards}
     for shard in shards:
@@ -509,7 +509,7 @@ def test_a_pattern_that_tiktoken_alone_does_not_take_is_refused_with_its_key(boo
     ranks = tmp_path / "ranks"
     ranks.write_bytes(b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
     options = {"tokenizer": "tiktoken_file", "tokenizer_path": ranks, "cache_path": tmp_path / "cache"}
-    options |= {"corpus": "text", "corpus_path": books}
+    options |= {"corpus": "text", "corpus_path": books, "tokenizer_eos": 256}
     with pytest.raises(ValueError, match=r"^tokenizer\.pattern='\\\\X\|.*tiktoken.*Invalid escape: \\X$"):
         write_shards(tmp_path / "shards", **sections(**options, tokenizer_pattern=r"\X|[\s\S]"))
     assert write_shards(tmp_path / "shards", **sections(**options, tokenizer_pattern=r"[\s\S]")).manifest.splits
