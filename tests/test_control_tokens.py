@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import ConfigError, CorpusConfig, TokenizerConfig, WindowConfig, read_manifest, write_shards
+from pipeline import ConfigError, CorpusConfig, ShardLoader, TokenizerConfig, WindowConfig, read_manifest, write_shards
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokenizer.rank_files import PUBLISHED, Published, canonical_rank_file
@@ -428,3 +428,20 @@ def test_a_long_document_in_segments_has_one_start_token(tmp_path):
     ids = np.concatenate(list(pq.read_table(tmp_path / "ds" / "data")["input_ids"].to_numpy()))
     assert np.flatnonzero(ids == 300).tolist() == [0]
     assert bytes(ids[1:].astype(np.uint8)) == text.encode()[: len(ids) - 1]
+
+
+@pytest.mark.parametrize("options", [{"bos": 256}, {"bos": 300}])
+def test_a_start_token_has_position_0_and_each_document_its_own_number(tmp_path, options):
+    documents = ["ab", "c", "def"]
+    write_shards(
+        tmp_path / "ds",
+        corpus=documents,
+        tokenizer=TokenizerConfig(name="bytes", **options),
+        window=WindowConfig(max_length=10),
+        cache=tmp_path / "cache",
+    )
+    (batch,) = ShardLoader(tmp_path / "ds", batch_size=1, shuffle="none", document_ids=True)
+    # start, a, b, end, start, c, end, start, d, e
+    assert batch.input_ids[0, [0, 4, 7]].tolist() == [options["bos"]] * 3
+    assert batch.document_ids.tolist() == [[0, 0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 2]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.loader.row_group import SampleIds
+from pipeline.loader.row_group import SampleIds, StartAndEnd
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
@@ -163,13 +163,16 @@ def number_documents(ids_BT: torch.Tensor, end_of_text: int) -> tuple[torch.Tens
     """Return each token's document within its window, and its position in the document: both int64 [B, T].
 
     An end-of-text token is the last token of its document; the token after it is the first of the next one. In a window
-    that starts inside a document, positions count from the window's start.
+    that starts inside a document, positions count from the window's start. If the same token starts documents too
+    (`StartAndEnd`), the second of two is the first token of a document.
 
     >>> number_documents(torch.tensor([[5, 6, 0, 7, 0, 0, 8]]), 0)
     (tensor([[0, 0, 0, 1, 1, 2, 3]]), tensor([[0, 1, 2, 0, 1, 0, 0]]))
     """
     is_first_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     is_first_BT[:, 1:] = ids_BT[:, :-1] == end_of_text
+    if isinstance(end_of_text, StartAndEnd):
+        is_first_BT[:, 1:] &= ids_BT[:, 1:] == end_of_text
     positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     starts_BT = torch.where(is_first_BT, positions_T, torch.zeros_like(positions_T)).cummax(dim=1).values
     return is_first_BT.to(torch.int64).cumsum(dim=1), positions_T - starts_BT

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.hashing import hash_json
-from pipeline.loader.row_group import RowInfo, SampleIds, choose_pitch, view_windows
+from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
 from pipeline.settings import ShardsConfig, WindowConfig, reject
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
@@ -363,7 +363,8 @@ def end_of_text_id(reader: Reader) -> int:
 
     """
     if reader.end_of_text is not None:
-        return reader.end_of_text
+        bos = reader.tokenizer.get("bos") or {}
+        return StartAndEnd(reader.end_of_text) if bos.get("id") == reader.end_of_text else reader.end_of_text
     special: dict[str, int] = reader.tokenizer["special_tokens"]
     for name in END_OF_TEXT_NAMES:
         if name in special:

@@ -34,6 +34,10 @@ class RowBatch(NamedTuple):
     bounds: np.ndarray | None  # int32 [B, 2]: the targets from .. to count; None: all do
 
 
+class StartAndEnd(int):
+    """The ID of an end-of-text token that starts each document, too (`tokenizer.bos`)."""
+
+
 class SampleIds(NamedTuple):
     """Which windows are in a batch."""
 
