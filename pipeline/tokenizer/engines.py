@@ -23,6 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.settings import shorten
+from pipeline.tokenizer.formats import is_library_error, reason
+
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]
 Encode = Callable[[pa.Array], tuple[Ids, Counts]]
@@ -67,12 +70,21 @@ def tiktoken_encoder(encoding: Any, *, control: bool) -> Encode:
     allowed = "all" if control else frozenset()
 
     def encode(texts: pa.Array) -> tuple[Ids, Counts]:
-        return flat(
-            [
+        documents: list[Ids] = []
+        try:
+            documents.extend(
                 encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
                 for text in texts.to_pylist()
-            ]
-        )
+            )
+        except BaseException as error:
+            if not is_library_error(error):
+                raise
+            raise DocumentError(
+                len(documents),
+                f"cannot be encoded by tiktoken: {reason(error)}. If tokenizer.pattern is your own, make it simpler; "
+                "else remove the document from the corpus.",
+            ) from error
+        return flat(documents)
 
     return encode
 
@@ -96,8 +108,8 @@ def refuse_lost_text(encode: Encode, token_lengths: dict[int, int], pattern: str
             document = int(np.flatnonzero(lost_D)[0])
             raise DocumentError(
                 document,
-                f"would lose {lost_D[document]} bytes: tokenizer.pattern must match every character, and {pattern!r} "
-                r"does not. End the pattern with an alternative that matches the rest, such as |[\s\S].",
+                f"would lose {lost_D[document]} bytes: tokenizer.pattern={shorten(repr(pattern), 100)} must match "
+                r"every character. End the pattern with an alternative that matches the rest, such as |[\s\S].",
             )
         return ids, counts_D
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.settings import shorten
+
 HEAD_BYTES = 4096
 LONGEST_REASON = 200
 
@@ -129,10 +131,9 @@ def reason(error: BaseException) -> str:
     return shorten(" ".join(str(error).split()) or type(error).__name__, LONGEST_REASON)
 
 
-def shorten(text: str, length: int) -> str:
-    """Cut a long text in the middle."""
-    half = (length - 5) // 2
-    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+def is_library_error(error: BaseException) -> bool:
+    """Tell whether a library failed; a panic of its Rust code is no Exception."""
+    return not isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError)
 
 
 @contextlib.contextmanager
@@ -140,7 +141,7 @@ def library_errors(what: str) -> Iterator[None]:
     """Turn whatever a library raises, panics of its Rust code included, into a ValueError of one line."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as error:  # a Rust panic is no Exception
+    except BaseException as error:
+        if not is_library_error(error):
+            raise
         raise ValueError(f"{what}: {reason(error)}") from error

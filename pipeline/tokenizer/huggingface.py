@@ -31,6 +31,7 @@ from pipeline.tokenizer.token_texts import TokenTexts
 from pipeline.tokenizer.tokenizer import Tokenizer, identity_of
 
 CONFIG = "tokenizer_config.json"
+MAX_DOCUMENT_BYTES = 8 << 20  # at 180 bytes for a byte of text, a worker needs 1.5 GB at most
 NAMED_TOKENS = ("eos", "bos", "unk", "sep", "pad", "cls", "mask")
 
 # A letter each of Linear A, cuneiform and the hieroglyphs: hardly any vocabulary has them, and no normalizer that
@@ -105,6 +106,7 @@ def load_huggingface(section: TokenizerConfig) -> Tokenizer:
         engine="huggingface",
         special_text=section.special_text,
         cut_safe=False,
+        max_document_bytes=MAX_DOCUMENT_BYTES,
         _encode=huggingface_encoder(engine, name=name, control=section.special_text == "control"),
         _never_from_text=frozenset({*control.values(), end_token.id} - ({unknown} - {end_token.id})),
         _token_texts=texts,

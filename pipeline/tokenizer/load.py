@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.paths import expand_user
-from pipeline.settings import TokenizerConfig, closest, reject
+from pipeline.settings import TokenizerConfig, closest, reject, shorten
 from pipeline.tokenizer import engines, rank_files
+from pipeline.tokenizer.formats import reason
 from pipeline.tokenizer.huggingface import load_huggingface
 from pipeline.tokenizer.rank_files import PATTERNS, PUBLISHED, Published, Ranks
 from pipeline.tokenizer.special_tokens import END_OF_TEXT, DocumentToken, choose_token, usual_end_of_text
@@ -234,8 +235,8 @@ def _make_core(name: str, regex: str, ranks: dict[bytes, int], special_tokens: d
         if regex in PATTERNS.values():
             raise
         raise ValueError(
-            f"tokenizer.pattern={regex!r} is not a regular expression for tiktoken, which uses the syntax of Rust's "
-            f"fancy-regex: {error}"
+            f"tokenizer.pattern={shorten(repr(regex), 100)} is not a regular expression for tiktoken, which uses the "
+            f"syntax of Rust's fancy-regex: {reason(error)}"
         ) from error
 
 
@@ -296,11 +297,13 @@ def _checked_pattern(pattern: str) -> str:
     try:
         matches = [match.group() for match in regex.finditer(pattern, PROBE)]
     except regex.error as error:
-        raise ValueError(f"tokenizer.pattern={pattern!r} is not a regular expression: {error}") from error
+        raise ValueError(
+            f"tokenizer.pattern={shorten(repr(pattern), 100)} is not a regular expression: {reason(error)}"
+        ) from error
     if "" in matches or "".join(matches) != PROBE:
         raise ValueError(
-            f"tokenizer.pattern={pattern!r} must match every character and never the empty text, or text is lost. "
-            f"End it with an alternative that matches the rest, such as |[\\s\\S]. It was tried on {PROBE!r}"
+            f"tokenizer.pattern={shorten(repr(pattern), 100)} must match every character and never the empty text, or "
+            f"text is lost. End it with an alternative that matches the rest, such as |[\\s\\S]. Tried on {PROBE!r}"
         )
     return pattern
 

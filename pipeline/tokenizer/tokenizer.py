@@ -34,6 +34,7 @@ class Tokenizer:
     special_text: str
     cut_safe: bool  # text may be cut before an ASCII space that follows a character that is not white space
     start_token: DocumentToken | None = None  # before each document; encode_batch never adds it
+    max_document_bytes: int | None = None  # the default limit, where encoding takes much memory
     notes: tuple[str, ...] = ()  # what the vocabulary asks for and is not done, for the summary
     _encode: Encode
     _token_texts: Callable[[list[int]], list[bytes]]

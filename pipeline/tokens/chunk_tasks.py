@@ -38,7 +38,8 @@ def hash_rules(*, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig
 
     What cannot change a row is left out: `on_bad`, which keeps the same documents or none, and a seed that picks none.
     """
-    rules = [split.validation, split.seed if split.validation else 0, corpus.max_document_bytes]
+    longest = corpus.max_document_bytes or tokenizer.max_document_bytes
+    rules = [split.validation, split.seed if split.validation else 0, longest]
     return hash_json([FORMAT, tokenizer.hash, tokenizer.special_text, rules])
 
 

@@ -152,7 +152,7 @@ def encode_partition(
         origin, replace = "mended", False
     batches = read_partition(
         partition,
-        max_document_bytes=corpus.max_document_bytes,
+        max_document_bytes=corpus.max_document_bytes or tokenizer.max_document_bytes,
         on_bad=corpus.on_bad,
         cut_safe=tokenizer.cut_safe,
     )
