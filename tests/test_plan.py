@@ -1,11 +1,17 @@
 """The plan: exact if the sample is the complete input, else with margins that hold."""
 
+import json
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support import sections
 
-from pipeline import plan_shards, write_shards
-from pipeline.cli.summary import describe_write
+from pipeline import plan_shards, verify_shards, write_shards
+from pipeline.base.wording import percent
+from pipeline.cli.summary import describe_plan, describe_write
 from pipeline.corpus import partitions
 from pipeline.shards.plan import estimate_total
 
@@ -53,12 +59,17 @@ def test_a_corpus_that_is_sampled_completely_is_planned_exactly(plan, tmp_path, 
     assert planned.tokens.value == sum(split.num_tokens for split in entries)
     assert planned.windows.value == sum(split.num_windows for split in entries)
     assert planned.shards.value == sum(len(split.shards) for split in entries)
+    assert {name: found.value for name, found in planned.splits.items()} == {
+        name: split.num_windows for name, split in report.manifest.splits.items()
+    }
+    assert {name: found.value for name, found in planned.padding.items()} == report.padding
+    assert (planned.stops, planned.rejected) == ([], {})
     assert planned.tokens.margin == planned.windows.margin == planned.shards.margin == 0
     assert report.chunks_made == 0, "what the sample tokenized is not done again"
     for shown in (repr(planned), repr(report)):
         assert len(shown) < 300
         assert "\n" not in shown
-    assert f"windows={planned.windows.value:,}" in repr(planned)
+    assert f"windows={planned.windows.value:,.0f}" in repr(planned)
     assert f"train={report.manifest.splits['train'].num_windows:,}" in repr(report)
     assert planned._repr_html_().startswith("<table>")
 
@@ -127,3 +138,56 @@ def test_plan_is_a_stage(cli, tmp_path):
     for line in ("documents 79", "tokens    ", "windows   ", "shards    1", "bytes     ", "memory    ", "seconds   "):
         assert f"  {line}" in done.stdout
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def count_padding_slowly(report):
+    """By split, the positions of all windows that are after their `length`."""
+    counts = {}
+    for name, split in report.manifest.splits.items():
+        tables = [pq.read_table(report.path / shard.path) for shard in split.shards]
+        counts[name] = sum(split.max_length - length for table in tables for length in table["length"].to_pylist())
+    return counts
+
+
+@pytest.mark.parametrize("documents", ["join", "separate"])
+def test_padding_is_counted_in_plan_report_manifest_card_and_summary(plan, tmp_path, documents):
+    planned, options = plan(documents=documents, tail="pad", validation=0.3, max_length=100)
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    padding = count_padding_slowly(report)
+    assert report.padding == report.manifest.windows["padding"] == padding
+    assert {name: found.value for name, found in planned.padding.items()} == padding
+    train = report.manifest.splits["train"].num_windows * 100
+    assert f"{padding['train']:,} positions of train windows" in (report.path / "README.md").read_text()
+    share = percent(padding["train"], train)
+    assert f"{padding['train']:,} of {train:,} positions in train windows ({share})" in describe_write(report)
+    assert f"{padding['train']:,} positions of train windows" in describe_plan(planned)
+    assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
+
+
+def test_a_plan_says_that_too_many_documents_are_rejected(tmp_path):
+    lines = [json.dumps({"text": f"document {n}"}) if n % 50 else '{"text": cut' for n in range(600)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
+    options = sections(
+        corpus="jsonl", corpus_path=tmp_path / "bad.jsonl", tokenizer="bytes", cache_path=tmp_path / "cache"
+    )
+    planned = plan_shards(tmp_path / "shards", **options)
+    assert planned.rejected == {"not_json": 12}
+    (stop,) = planned.stops
+    assert "12 of 600 documents in the sample are rejected (2.00%), more than corpus.max_bad_fraction=0.01" in stop
+    assert f"would stop with exit code 1: {stop}" in describe_plan(planned)
+    with pytest.raises(ValueError, match=r"12 of 600 documents are rejected"):
+        write_shards(tmp_path / "shards", **options)
+
+
+def test_a_plan_says_that_a_split_is_too_short_for_a_window(plan, tmp_path):
+    planned, options = plan(max_length=5000, documents="separate")
+    (stop,) = planned.stops
+    with pytest.raises(ValueError, match="the train split has") as refused:
+        write_shards(tmp_path / "shards", **sections(**options))
+    assert stop == str(refused.value)
+
+
+def test_a_plan_says_that_the_disk_is_too_small(plan, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    planned, _ = plan()
+    assert [stop.split(":")[0] for stop in planned.stops] == ["shards.path"]

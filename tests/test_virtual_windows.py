@@ -1,14 +1,18 @@
 """A token store read directly gives the batches that shards of the same windows give, with nothing written."""
 
 import itertools
+import os
 import pickle
+import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import sections, store_windows
 
 from pipeline import ShardLoader, WindowDataset, write_shards
+from pipeline.loader.readers import open_split
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,18 @@ def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
     loader = ShardLoader(store_windows(tmp_path / "cache" / "stores" / f"{report.manifest.store}.json", max_length=8))
     with pytest.raises(ValueError, match=r"its train.npy has the checksum .*; remove this folder"):
         list(loader)
+
+
+def test_a_store_that_becomes_shorter_while_it_is_read_is_an_error(corpus, tmp_path):
+    shutil.copytree(corpus / "texts", tmp_path / "texts")
+    write(tmp_path, max_length=8)
+    source = open_split(store_windows(store_of(tmp_path), max_length=8, windows_per_group=10), "train")
+    tokens = np.empty(10 * 8 + 1, source.dtype)
+    source.read_group(0, tokens)
+    for file in (tmp_path / "cache").rglob("train.npy"):
+        os.truncate(file, 150)
+    with pytest.raises(ValueError, match="its train.npy became shorter while it was read"):
+        source.read_group(1, tokens)
 
 
 @pytest.mark.parametrize(

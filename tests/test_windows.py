@@ -3,11 +3,13 @@
 from functools import partial
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.settings import WindowConfig
+from pipeline import verify_shards, write_shards
+from pipeline.settings import SplitConfig, WindowConfig
 from pipeline.windows import Windows, count_padding, count_unused, count_windows, cut_windows, read_windows
 
 PAD = 99_999
@@ -226,3 +228,32 @@ def test_documents_around_max_length_can_be_checked_by_eye(size, windows):
     assert len(cut) == windows
     assert ids_BT1[-1, real[-1]] == END
     assert real.sum() == size, "each token is an input once"
+
+
+def real_rows(report, split):
+    """Inputs and targets of each window of a split that is on disk, without padding."""
+    files = sorted((report.path / "data").glob(f"{split}-*"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return [(row["input_ids"][: row["length"]], row["target_ids"][: row["length"]]) for row in rows]
+
+
+def test_a_document_of_one_token_is_a_window_of_one_pair(tmp_path):
+    window = WindowConfig(max_length=8, tail="pad", documents="separate")
+    report = write_shards(
+        tmp_path / "shards", corpus=["a", "bcd"], tokenizer="bytes", window=window, cache=tmp_path / "cache"
+    )
+    assert real_rows(report, "train") == [([97], [256]), ([98, 99, 100], [99, 100, 256])]
+
+
+def test_a_document_that_is_cut_between_the_splits_ends_in_the_second(tmp_path):
+    report = write_shards(
+        tmp_path / "shards",
+        corpus=["abcdefgh"],
+        tokenizer="bytes",
+        window=WindowConfig(max_length=8, tail="pad", documents="separate"),
+        split=SplitConfig(validation=0.5),
+        cache=tmp_path / "cache",
+    )
+    assert real_rows(report, "train") == [([97, 98, 99], [98, 99, 100])]
+    assert real_rows(report, "validation") == [([101, 102, 103, 104], [102, 103, 104, 256])]
+    assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults

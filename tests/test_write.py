@@ -144,7 +144,8 @@ def test_separate_documents_never_share_a_window(write, books, gpt2):
     report = write(corpus="text", corpus_path=str(books), max_length=16, documents="separate")
     expected = []
     for text in texts_of(books):
-        expected += [row["input_ids"] for row in slow_rows(gpt2.encode_ordinary(text), 16, 16)]
+        ids = [*gpt2.encode_ordinary(text), gpt2.eot_token]  # the last target of the document
+        expected += [row["input_ids"] for row in slow_rows(ids, 16, 16)]
     assert [row["input_ids"] for row in rows_of(report.path)] == expected
 
 

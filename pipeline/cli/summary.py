@@ -59,6 +59,8 @@ def describe_write(report: WriteReport) -> str:
         unused = manifest.windows.get("left_over", {}).get(name, {"tokens": 0, "documents": 0})
         if unused["tokens"]:
             lines.append(_line("unused", describe_unused(name, split, unused)))
+        if report.padding.get(name):
+            lines.append(_line("padding", describe_padding(name, report.padding[name], split)))
     lines.append(_line("start", seconds(report.start_seconds), "to load the vocabulary and to find and hash the input"))
     if report.finished_before:
         lines.insert(0, f"up to date: {report.path} already holds this data set; nothing to write")
@@ -103,6 +105,12 @@ def describe_unused(name: str, split: SplitEntry, unused: dict[str, int]) -> str
     return f"{share} {'is' if tokens == 1 else 'are'} in no window; {lost} lost"
 
 
+def describe_padding(name: str, padding: int, split: SplitEntry) -> str:
+    """Return how many positions of a split's windows have no token."""
+    total = split.num_windows * split.max_length
+    return f"{padding:,} of {counted(total, 'position')} in {name} windows ({percent(padding, total)}) have no token"
+
+
 def describe_chunks(report: WriteReport) -> list[str]:
     """Return the rate of what this run tokenized, and how many chunks it made and found."""
     if not report.chunks_made:
@@ -121,9 +129,29 @@ def describe_plan(report: PlanReport) -> str:
     lines = [
         _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share} of the input"),
         *(_line(name, _margin(getattr(report, name), show)) for name, show in PLANNED.items()),
+        *_describe_plan_details(report),
         *_describe_passed_over(report.passed_over),
     ]
     return "\n".join(["plan of the write stage", *lines, f"  {'for':<10}{report.path}"])
+
+
+def _describe_plan_details(report: PlanReport) -> Iterable[str]:
+    """Yield what a plan says of splits, padding, disks and documents, and why the write stage would stop."""
+    if len(report.splits) > 1:
+        yield _line("splits", *(f"{name} {_margin(found, _count)} windows" for name, found in report.splits.items()))
+    for name, found in report.padding.items():
+        if found.value:
+            yield _line("padding", f"{_margin(found, _count)} positions of {name} windows have no token")
+    free = [size(report.free_bytes[key]) for key in ("shards.path", "cache.path")]
+    yield _line("disks", f"{free[0]} free for the data set", f"{free[1]} free for the cache")
+    yield _line("cache", f"{_margin(report.cache_bytes, size)} of new tokens")
+    for what, counts in (("rejected", report.rejected), ("skipped", report.skipped)):
+        if counts:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+            yield _line(what, f"{counted(sum(counts.values()), 'document')} of the sample", reasons)
+    yield _line("load", "not part of this plan")
+    for stop in report.stops:
+        yield _line("stops", f"the write stage would stop with exit code 1: {stop}")
 
 
 def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -148,6 +176,7 @@ def describe_verify(report: VerifyReport) -> str:
         *(_line("problem", f"{fault.file}: {fault.problem}") for fault in report.faults),
         *(_line("remedy", remedy) for remedy in _remedies(report)),
     ]
+    lines += [_line("note", f"{visible(name)} does not belong to the data set") for name in report.strays]
     if not report.faults:
         lines.append(_line("result", "no problem found"))
     return "\n".join(["verify", *lines, f"  {'in':<10}{report.path}"])

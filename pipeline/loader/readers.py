@@ -135,7 +135,8 @@ class ShardReader:
             with open_shard(self.path / path, footer=footer) as file:
                 inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
         except (OSError, pa.ArrowException) as error:
-            raise OSError(f"{self._name(group)} cannot be read: {error}; run stages=[verify]") from error
+            said = " ".join(str(error).split())  # the library's may have several lines
+            raise OSError(f"{self._name(group)} cannot be read: {said}; run stages=[verify]") from error
         shape = (len(starts), self.max_length if inputs_BT is None else inputs_BT.shape[1])
         if shape != (self.groups[group], self.max_length):
             expected = (self.groups[group], self.max_length)

@@ -56,6 +56,11 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         for name, found in windows["left_over"].items()
         if found["tokens"]
     )
+    padding = "; ".join(
+        f"{count:,} positions of {name} windows ({count / max(1, manifest.splits[name].num_windows * max_length):.2%})"
+        for name, count in windows.get("padding", {}).items()
+        if count
+    )
     # A bare | would end the table's cell, even inside backticks.
     special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
     facts = {
@@ -68,6 +73,7 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         "tail, documents": f"`{windows['tail']}`, `{windows['documents']}`",
         "order": order,
         "unused tokens, in no window": unused or "none",
+        "padding": padding or "none",
         "overlap factor": f"{max_length / stride:,.4g} (max_length / stride): how many windows contain a token",
         "fingerprint": f"`{manifest.fingerprint}`",
     }

@@ -133,7 +133,7 @@ def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMeta
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size != entry.bytes:
-            raise ValueError(f"it has {size:,} bytes, but {entry.bytes:,} by the manifest")
+            raise ValueError(f"it has {size:,} bytes; the manifest says {entry.bytes:,}")
         file.seek(entry.footer_start or 0)
         content = file.read() if entry.footer_sha256 else b""
         digest = hashlib.sha256(content) if entry.footer_sha256 else hashlib.file_digest(file, "sha256")

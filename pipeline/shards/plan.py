@@ -12,6 +12,7 @@ Time and memory are measured on the sample under the machine's present load; the
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -24,18 +25,21 @@ import pyarrow.parquet as pq
 
 from pipeline.base.memory import peak_memory
 from pipeline.base.paths import translate_os_errors
+from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
 from pipeline.executor.local import run_tasks
 from pipeline.shards.format import group_table, shard_schema, shard_writer
 from pipeline.shards.job import as_sections, prepare_job
-from pipeline.tokens.chunk import DamagedChunk, count_bad, find_chunk
+from pipeline.shards.write import cut_split
+from pipeline.tokens.chunk import DamagedChunk, count_bad, count_skipped, find_chunk
 from pipeline.tokens.chunk_tasks import plan_chunks
 from pipeline.tokens.encode import describe_tokenizer, tokenize_partition
 from pipeline.tokens.store import TokenStore
+from pipeline.windows import count_padding
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pipeline.settings import (
@@ -87,6 +91,13 @@ class PlanReport:
     memory: Estimate  # peak resident bytes; they include the mapped token store, which the system can take back
     passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
     seconds: Estimate  # of the write stage that follows
+    splits: dict[str, Estimate]  # windows of each split
+    padding: dict[str, Estimate]  # positions of each split's windows that have no token
+    cache_bytes: Estimate  # of tokens that the cache does not have yet
+    free_bytes: dict[str, int]  # on the disks of `shards.path` and `cache.path`
+    rejected: dict[str, int]  # documents of the sample that cannot be used, by reason
+    skipped: dict[str, int]  # documents of the sample without text, by reason
+    stops: list[str]  # why the write stage would stop with exit code 1
 
     def __repr__(self) -> str:
         """Show the estimates in one line."""
@@ -179,16 +190,27 @@ def plan_job(job: Job) -> PlanReport:
         cache=cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=sections.split.validation
     )
     is_complete = len(sample) == len(inputs)
-    parts = [_plan_split(job, store, name, is_complete=is_complete, extend=extend) for name in store.splits()]
-    tokens, windows = _add([tokens for tokens, _ in parts]), _add([windows for _, windows in parts])
-    shards = _add([_count_shards(job, windows_of_split) for _, windows_of_split in parts])
+    parts = {name: _plan_split(job, store, name, is_complete=is_complete, extend=extend) for name in store.splits()}
+    tokens, windows = _add([tokens for tokens, _, _ in parts.values()]), _add([found for _, found, _ in parts.values()])
+    shards = _add([_count_shards(job, found) for _, found, _ in parts.values()])
     per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_complete=is_complete)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
     remaining = sum(task.partition.num_bytes for task in tasks if not _is_cached(cache, task.chunk))
     stored = windows.value * per_window.value + shards.value * per_shard
     busy = min(workers, max(1.0, shards.value))
     seconds = job.seconds + remaining / rate + windows.value * seconds_per_window / busy
-    mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * job.encoder.dtype.itemsize
+    itemsize = job.encoder.dtype.itemsize
+    cached = extend([0 if origin == "found" else sum(chunk.tokens.values()) * itemsize for chunk, origin in made])
+    written = sum(sum(chunk.tokens.values()) * itemsize for chunk, origin in made if origin != "found")
+    cache_bytes = Estimate(value=max(0.0, cached.value - written), margin=cached.margin)
+    free = {"shards.path": _free_bytes(sections.folder), "cache.path": _free_bytes(cache)}
+    bad = count_bad(chunks)
+    stops = [*_list_small_splits(job, store, parts, is_complete=is_complete)]
+    stops += _list_rejections(job, bad.total(), sum(sum(chunk.num_documents.values()) for chunk in chunks))
+    for key, need in (("shards.path", stored), ("cache.path", cache_bytes.value)):
+        if need > free[key]:
+            stops.append(f"{key}: about {need / 1e6:,.0f} MB are to be written, and {free[key] / 1e6:,.0f} MB are free")
+    mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * itemsize
     groups = (workers - 1) * ROW_BYTES * job.layout.windows_per_group * job.sections.window.max_length
     memory = peak_memory() + mapped + groups
     return PlanReport(
@@ -209,6 +231,13 @@ def plan_job(job: Job) -> PlanReport:
         ),
         memory=Estimate(value=memory, margin=memory * MEMORY_MARGIN),
         seconds=Estimate(value=seconds, margin=seconds * TIME_MARGIN),
+        splits={name: found for name, (_, found, _) in parts.items()},
+        padding={name: found for name, (_, _, found) in parts.items()},
+        cache_bytes=cache_bytes,
+        free_bytes=free,
+        rejected=dict(bad),
+        skipped=dict(count_skipped(chunks)),
+        stops=stops,
     )
 
 
@@ -242,21 +271,57 @@ def _is_cached(cache: Path, chunk_id: str) -> bool:
         return False
 
 
-def _plan_split(job: Job, store: TokenStore, name: str, *, is_complete: bool, extend: Any) -> tuple[Estimate, Estimate]:
-    """Estimate a split's tokens and windows."""
+def _list_small_splits(
+    job: Job, store: TokenStore, parts: Mapping[str, tuple[Estimate, ...]], *, is_complete: bool
+) -> Iterator[str]:
+    """Say which splits would have no window."""
+    for name, (_, windows, _) in parts.items():
+        if windows.value >= 1:
+            continue
+        try:
+            cut_split(job, store, name)
+        except ValueError as error:
+            yield str(error) if is_complete else f"by the sample, {error}"
+
+
+def _list_rejections(job: Job, bad: int, good: int) -> Iterator[str]:
+    """Say whether more documents are rejected than `corpus.max_bad_fraction` allows, as in the sample."""
+    limit, total = job.sections.corpus.max_bad_fraction, bad + good
+    if bad > limit * total:
+        yield (
+            f"{bad:,} of {counted(total, 'document')} in the sample are rejected ({bad / total:.2%}), more than "
+            f"corpus.max_bad_fraction={limit}; raise it, or mend them: the first write stage lists them"
+        )
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return how many bytes are free on the disk of a folder that need not exist yet."""
+    return shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free
+
+
+def _plan_split(
+    job: Job, store: TokenStore, name: str, *, is_complete: bool, extend: Any
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Estimate a split's tokens, windows and padding."""
     stored = job.cut(store, name)
     stream, windows = stored.stream, stored.windows
+    padding = count_padding(windows)
     if is_complete:
-        return Estimate(value=len(stream), margin=0.0), Estimate(value=len(windows), margin=0.0)
+        exact = (Estimate(value=float(count), margin=0.0) for count in (len(stream), len(windows), padding))
+        return next(exact), next(exact), next(exact)
     tokens = extend([chunk.tokens[name] for chunk in store.chunks])
-    if job.sections.window.documents == "join":  # one segment: about one window per stride
+    max_length = job.sections.window.max_length
+    if job.sections.window.documents == "join":  # one segment: about one window per stride, and one padded window
         stride = job.sections.window.stride_tokens
-        value = max(0.0, (tokens.value - job.sections.window.max_length) / stride)
-        return tokens, Estimate(value=value, margin=tokens.margin / stride)
+        value = max(0.0, (tokens.value - max_length) / stride)
+        most = max_length if windows.tail == "pad" else 0
+        return tokens, Estimate(value=value, margin=tokens.margin / stride), Estimate(value=most / 2, margin=most / 2)
     per_token = len(windows) / max(1, len(stream))
     documents = extend([chunk.num_documents[name] for chunk in store.chunks])
     margin = tokens.margin * per_token + documents.margin  # each document has a tail
-    return tokens, Estimate(value=tokens.value * per_token, margin=margin)
+    empty = tokens.value * padding / max(1, len(stream))
+    spread = empty * tokens.margin / max(1.0, tokens.value) + documents.margin * max_length
+    return tokens, Estimate(value=tokens.value * per_token, margin=margin), Estimate(value=empty, margin=spread)
 
 
 def _count_shards(job: Job, windows: Estimate) -> Estimate:

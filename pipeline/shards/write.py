@@ -64,6 +64,7 @@ class WriteReport:
     bytes_tokenized: int  # of text, in the chunks that this run made
     skipped: dict[str, int]  # documents without text, by reason
     passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
+    padding: dict[str, int]  # by split, the positions of its windows that have no token
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
@@ -156,6 +157,7 @@ def write_shards(
                 manifest=finished,
                 finished_before=True,
                 chunks=len(job.partitions),
+                padding=finished.windows.get("padding", {}),
                 skipped=finished.corpus.get("skipped", {}),
                 chunks_made=0,
                 chunks_mended=0,
@@ -192,6 +194,7 @@ def write_shards(
         manifest=manifest,
         finished_before=False,
         chunks=len({chunk.id for chunk in store.chunks}),
+        padding=manifest.windows["padding"],
         skipped=manifest.corpus["skipped"],
         chunks_made=origins["made"] + origins["mended"],
         chunks_mended=origins["mended"],
@@ -263,9 +266,10 @@ def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
         if store.validation:
             remedy += ", or change split.validation or split.seed"
         segments = len(windows.firsts) if tokens else 0
+        needed = windows.max_length + 1 if windows.tail == "drop" else 2
         raise ValueError(
             f"the {split} split has {tokens} tokens in {segments} segments, but a window of window.max_length="
-            f"{windows.max_length} needs {windows.max_length + 1} tokens of one; {remedy}"
+            f"{windows.max_length} needs {needed} tokens of one; {remedy}"
         )
     return stored
 
