@@ -149,7 +149,7 @@ def test_a_store_that_becomes_shorter_while_it_is_read_is_an_error(corpus, tmp_p
     source.read_group(0, tokens)
     for file in (tmp_path / "cache").rglob("train.npy"):
         os.truncate(file, 150)
-    with pytest.raises(ValueError, match="its train.npy became shorter while it was read"):
+    with pytest.raises(ValueError, match=r"its train.npy became shorter while it was read"):
         source.read_group(1, tokens)
 
 
