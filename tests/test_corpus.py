@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from pipeline.corpus import compression, delimited, huggingface, parquet, partit
 from pipeline.corpus import text as text_reader
 from pipeline.corpus.compression import read_blocks
 from pipeline.corpus.corpora import find_partitions
+from pipeline.corpus.download import HttpsOnly, read_slowly
 from pipeline.corpus.files import find_files, mark_as_cache
 from pipeline.corpus.reader import read_partition
 from pipeline.settings import ConfigError, CorpusConfig, SplitConfig
@@ -1397,3 +1400,53 @@ def test_a_document_without_end_is_given_up_and_the_next_one_read(tmp_path, monk
         ("document 3", "too_long", b"y"),
         ("document 5", "too_long", b"z"),
     ]
+
+
+class Drip(io.BytesIO):
+    """A response of which a few bytes arrive each second."""
+
+    def __init__(self, content, rate):
+        super().__init__(content)
+        self.rate, self.seconds = rate, 0
+
+    def read1(self, size):
+        self.seconds += 1
+        return self.read(min(size, self.rate))
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "message"),
+    [
+        (10_000, 1000, None),
+        (10_000, 1, "only 61 bytes arrived within 60 seconds"),
+        (10_001, 1000, r"more than 10000 bytes \(corpus.max_document_bytes\)"),
+        (0, 1, None),
+    ],
+)
+def test_a_download_ends_if_it_is_too_large_or_hardly_moves(size, rate, message):
+    response = Drip(b"x" * size, rate)
+
+    def read():
+        return read_slowly(response, limit=10_000, now=lambda: response.seconds)
+
+    if message is None:
+        assert read() == b"x" * size
+    else:
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_a_redirect_to_http_is_refused():
+    request = urllib.request.Request("https://example.org/a")
+    follow = HttpsOnly().redirect_request
+    assert follow(request, None, 302, "Found", {}, "https://example.org/b").full_url == "https://example.org/b"
+    with pytest.raises(urllib.error.URLError, match=r"redirects to http://example.org/b, which is not https"):
+        follow(request, None, 302, "Found", {}, "http://user:secret@example.org/b?token=abc")
+
+
+def test_a_failed_download_names_no_secret(tmp_path):
+    url = "https://user:s3cret@localhost:9/v .txt?token=abc"
+    with pytest.raises(ValueError, match=r"^https://localhost:9/v .txt: the download failed: ") as refusal:
+        find("the_verdict", None, tmp_path, url=url, sha256="0" * 64)
+    assert "s3cret" not in str(refusal.value)
+    assert "token" not in str(refusal.value)

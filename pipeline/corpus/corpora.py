@@ -7,15 +7,12 @@ and the hash of their content, by which finished work is found again. `reader.re
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.base.atomic import replace_file
-from pipeline.base.paths import translate_os_errors
 from pipeline.corpus.compression import is_packed
-from pipeline.corpus.documents import Partition, hash_parts
+from pipeline.corpus.documents import MAX_BUFFERED_BYTES, Partition, hash_parts
+from pipeline.corpus.download import download
 from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files
 from pipeline.corpus.huggingface import partition_huggingface
 from pipeline.corpus.jsonl import has_json_lines
@@ -122,7 +119,8 @@ def _the_verdict(corpus: CorpusConfig, context: Context) -> list[Partition]:
     path = Path(corpus.paths[0]) if corpus.paths else context.cache / "downloads" / "the-verdict.txt"
     expected = corpus.sha256 or VERDICT_SHA256
     if not corpus.paths and not path.is_file():
-        _fetch(corpus.url or VERDICT_URL, expected, path)
+        limit = corpus.max_document_bytes or MAX_BUFFERED_BYTES
+        download(corpus.url or VERDICT_URL, expected, path, limit=limit)
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -154,25 +152,6 @@ def _huggingface(corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_huggingface(
         path, subset=corpus.subset, part=corpus.part, field=corpus.text_field, workers=context.workers
     )
-
-
-def _fetch(url: str, sha256: str, path: Path) -> None:
-    """Download a file, and check its hash before it gets its name."""
-    remedy = f"save the text yourself and set corpus.path=the-verdict.txt (sha256 {sha256})"
-    if not url.startswith("https://"):
-        raise ValueError(f"corpus.url={url!r}: must start with https://")
-    try:
-        with urllib.request.urlopen(url, timeout=20) as response:  # noqa: S310 - only https, checked above
-            content: bytes = response.read()
-    except (OSError, urllib.error.URLError) as error:
-        raise ValueError(f"{url}: the download failed: {error}; {remedy}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{url}: the download has sha256 {found}, not {sha256}; {remedy}")
-    with translate_os_errors(path.parent, "cache.path"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(path) as file:
-            file.write(content)
 
 
 WITHOUT_FILES: dict[str, Callable[[CorpusConfig, Context], list[Partition]]] = {
