@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from pipeline.base.atomic import replace_file
-from pipeline.base.paths import make_folder, strip_secrets, translate_os_errors
+from pipeline.base.paths import make_folder, translate_os_errors
+from pipeline.settings import strip_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
