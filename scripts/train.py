@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+CONF = Path(__file__).resolve().parent / "conf"
 SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
 UNUSED_KEYS = ("study",)  # keys that train.py does not use
 # Keys that no training program uses:
@@ -45,7 +46,7 @@ class ScriptsPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Add it to Hydra's search path."""
-        search_path.append("stridemill-scripts", f"file://{Path(__file__).resolve().parent / 'conf'}")
+        search_path.append("stridemill-scripts", f"file://{CONF}")
 
 
 def register_configs() -> None:
@@ -72,6 +73,7 @@ def main(job: Callable[[TrainConfig, Path], None], *, ignored: Sequence[str]) ->
         program=program,
         config_name="train",
         kind=TrainConfig,
+        conf=[CONF],
         check=lambda config: refuse_no_effect(config, (*NO_EFFECT, *ignored), program),
         resume_hint=lambda: f"train.resume=<{CHECKPOINT}> resumes the run",
     )

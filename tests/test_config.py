@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from support import ROOT
 
-from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema
+from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
 from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
 from pipeline.settings import Config, ConfigError
 
@@ -266,3 +266,19 @@ def test_an_experiment_of_training_composes_with_its_script(file):
     register_configs()
     register_schema(TrainConfig)
     check_command_line([f"experiment={file}"], kind=TrainConfig, config_name="train")
+
+
+def test_the_help_has_a_line_for_each_key_with_its_default_and_its_meaning(cli):
+    done = cli("--help")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    told = {one[0].partition("=")[0]: one for one in lines if "=" in (one or [""])[0]}
+    for key in schema_keys():
+        if key.endswith(".name"):
+            continue
+        if "." in key or key == "stages":
+            assert len(told[key]) == 2, f"{key} has no comment in conf/"
+    assert "  window.max_length=256                tokens per window\n" in done.stdout
+    assert "tokenizer=gpt2" in told["tokenizer"]
+    assert "drop, pad: what happens to the last tokens" in told["window.tail"][1]
+    assert "stride_study" not in done.stdout, "it offers what works"

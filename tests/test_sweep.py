@@ -150,6 +150,84 @@ def test_a_folder_without_points_is_refused(tmp_path):
         write_report(tmp_path)
 
 
+TINY = ["stages=write", "tokenizer=bytes", "window.max_length=64"]
+
+
+def test_a_report_is_about_one_sweep_or_about_those_that_are_named(cli, tmp_path):
+    assert cli("-m", *TINY, "window.stride=16,32", "hydra.sweep.dir=S/A").returncode == 0
+    assert cli("-m", *TINY, "window.stride=64", "hydra.sweep.dir=S/B").returncode == 0
+    refused = cli("stages=report", "sweep.path=S")
+    assert refused.returncode == 1
+    assert refused.stderr == "stridemill: sweep.path: S is not the folder of one sweep; choose one of S/A, S/B\n"
+    assert sorted(path.name for path in (tmp_path / "S").iterdir()) == ["A", "B"], "nothing is written there"
+    both = cli("stages=report", "sweep.path=[S/A,S/B]", "hydra.run.dir=R")
+    assert both.returncode == 0, both.stderr
+    assert [(row["sweep"], row["point"], row["stride"]) for row in table(tmp_path / "R")] == [
+        ("S/A", "0", "16"),
+        ("S/A", "1", "32"),
+        ("S/B", "0", "64"),
+    ]
+    (tmp_path / "S/B").rename(tmp_path / "S/A/backup")
+    assert len(write_report(tmp_path / "S/A").points) == 2, "a sweep inside a sweep does not count"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["window.stride=16,32", "shards.path='ds-${window.stride}'"],
+        ["window.stride=16,32", "shards.path='ds-${hydra:job.num}'"],
+        ["window.stride=shuffle(16,32)", "shards.path=${oc.env:HOME}/ds-${window.stride}"],
+        ["window.stride='${oc.decode:${oc.env:STRIDE}}'", "loader.seed=range(2)"],
+        ["split.seed=choice(1,2)", "hydra.sweep.subdir='p-${split.seed}'"],
+    ],
+)
+def test_points_are_known_whatever_their_overrides_hold(cli, tmp_path, overrides):
+    done = cli("-m", *TINY, *overrides, HOME=str(tmp_path), STRIDE="32")
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in table(tmp_path)] == ["done", "done"]
+
+
+def test_a_value_of_the_wrong_type_fails_its_point_alone(cli, tmp_path):
+    done = cli("-m", *TINY, "window.stride=abc,32,0", "hydra.sweep.dir=D")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["failed", "done", "failed"]
+    assert rows[0]["error"] == "window.stride: Value 'abc' of type 'str' could not be converted to Integer"
+    assert rows[2]["error"] == "window.stride: must be at least 1; got 0"
+
+
+def test_only_a_stride_above_the_length_can_be_skipped(cli, tmp_path):
+    done = cli("-m", "stages=write", "tokenizer=bytes", "corpus=python_docs,text", "sweep.bad_points=skip")
+    assert done.returncode == 1
+    assert [row["status"] for row in table(tmp_path)] == ["done", "failed"]
+    assert "sweep.bad_points=skip leaves" not in done.stderr
+    (tmp_path / "short.txt").write_text("ten bytes.")
+    gaps = ["window.max_length=20", "window.stride=30,40", "window.allow_gaps=true"]
+    short = cli("-m", "stages=write", "tokenizer=bytes", "corpus=text", "corpus.path=short.txt", *gaps)
+    assert short.returncode == 1
+    assert "sweep.bad_points=skip leaves" not in short.stderr, "the advice would not help"
+
+
+def test_an_edited_sweep_finds_its_points_again(cli, tmp_path):
+    def written():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("D/*/shards/*/manifest.json")}
+
+    assert cli("-m", *TINY, "hydra.sweep.dir=D", "window.stride=16,32").returncode == 0
+    before = written()
+    done = cli("-m", *TINY, "hydra.sweep.dir=D", "window.stride=8,32,16")
+    assert done.returncode == 0, done.stderr
+    assert before.items() < written().items(), "the two are not written again"
+    assert len(written()) == 3
+    assert [(row["stride"], row["folder"]) for row in table(tmp_path)] == [("8", "2"), ("32", "1"), ("16", "0")]
+    fewer = cli(
+        "-m", "tokenizer=bytes", "stages=write", "window.max_length=64", "hydra.sweep.dir=D", "window.stride=16"
+    )
+    assert len(written()) == 3, "the order of the keys does not matter"
+    left = ", ".join(str(tmp_path / "D" / name) for name in "12")
+    assert f"not in this sweep, from an earlier one: {left}" in fewer.stdout
+
+
 def test_axes_have_round_ticks():
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(3, 300, log=True) == [5, 10, 20, 50, 100, 200]

@@ -18,11 +18,13 @@ import hydra
 from pipeline.base.version import find_version
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, register_schema
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
+from pipeline.cli.help import describe_keys
 from pipeline.cli.sweep import reported_sweep
 from pipeline.settings import Config, hide_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from omegaconf import DictConfig
 
@@ -35,15 +37,20 @@ def run_program(
     program: str,
     config_name: str = "config",
     kind: type[Config] = Config,
+    conf: Sequence[Path] = (),
     check: Callable[[Any], None] = lambda _: None,
     resume_hint: Callable[[], str] = lambda: "",
 ) -> None:
     """Run a task with the config that the command line composes, and exit with its code.
 
-    `check` refuses a config that the task cannot use. `resume_hint` says after an interrupt how to go on.
+    `conf` names folders of configs in addition to our own. `check` refuses a config that the task cannot use.
+    `resume_hint` says after an interrupt how to go on.
     """
     if "--version" in sys.argv[1:]:
         print(f"stridemill {find_version()}")
+        return
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(describe_keys(program, kind, [*conf, find_conf()], config_name))
         return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
