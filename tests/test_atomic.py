@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are either complete or absent, and locks that end with their process."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from pipeline.base.atomic import final_name, part_of, replace_file, write_json, 
 from pipeline.base.locks import hold
 
 
-def test_a_file_is_replaced_whole_and_nothing_lies_beside_it(tmp_path):
+def test_a_file_is_replaced_completely_and_no_other_file_is_left(tmp_path):
     write_text(tmp_path / "a", "long text \u00e9 \udcff")
     write_text(tmp_path / "a", "short")
     assert (tmp_path / "a").read_bytes() == b"short"

@@ -41,66 +41,6 @@ def contents(folder):
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-# A process of its own: it is single-threaded when it forks. Each child writes and is killed at a random moment.
-KILLER = """
-import os, random, shutil, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, "tests")
-from support import sections
-from pipeline import write_shards
-import pipeline.shards.write
-
-folder, kills, options = Path(sys.argv[1]), int(sys.argv[2]), sections(**eval(sys.argv[3]))
-
-def write(begun=None):
-    child = os.fork()
-    if child == 0:
-        if begun is not None:
-            os.write(begun, b"x")
-        try:
-            write_shards(folder, **options)
-        except BaseException as error:
-            print(repr(error), flush=True)
-            os._exit(1)
-        os._exit(0)
-    return child
-
-started = time.perf_counter()
-assert os.waitpid(write(), 0)[1] == 0
-whole = time.perf_counter() - started
-random.seed(7)
-killed = halfway = 0
-while killed < kills:
-    if (folder / "manifest.json").exists():
-        shutil.rmtree(folder)
-    ready, begun = os.pipe()
-    child = write(begun)
-    os.read(ready, 1)
-    os.close(ready), os.close(begun)
-    time.sleep(random.uniform(0, whole))
-    os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or status == 0, "a run after a kill fails"
-    killed += os.WIFSIGNALED(status)
-    halfway += (folder / ".writing" / "plan.json").exists()
-print(f"{killed} kills, {halfway} of them while shards were written")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_after_25_kills_at_random_moments_the_bytes_are_those_of_an_undisturbed_run(tmp_path, options, workers):
-    whole = write_shards(tmp_path / "whole", **sections(**options))
-    killed = tmp_path / "killed"
-    arguments = [str(killed), "25", repr({**options, "cache_path": str(options["cache_path"]), "workers": workers})]
-    done = run_python("-c", KILLER, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
-    assert int(done.stdout.split()[2]) > 5, "most kills should hit the writing"
-    write_shards(killed, **sections(**options))
-    assert contents(killed) == contents(whole.path)
-
-
 def test_bytes_are_the_same_for_1_2_and_4_workers(tmp_path, options):
     written = [
         contents(write_shards(tmp_path / str(workers), **sections(**options, workers=workers)).path)
@@ -156,7 +96,7 @@ def test_a_finished_data_set_that_lost_a_file_gets_it_back(tmp_path, options):
     assert {other for other in before if before[other] == after[other]} >= set(before) - {name}
 
 
-def test_what_a_kill_behind_the_manifest_leaves_is_tidied(tmp_path, options):
+def test_what_a_kill_after_the_manifest_leaves_is_removed(tmp_path, options):
     report = write_shards(tmp_path / "shards", **sections(**options))
     whole = contents(report.path)
     (report.path / ".writing").mkdir()
@@ -202,7 +142,7 @@ def test_bad_input_does_not_cost_the_data_set_that_was_to_be_overwritten(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data/notes.txt", "data/train-00000-of-00001.parquet", "README.md"])
-def test_files_of_somebody_else_are_neither_removed_nor_joined(tmp_path, options, name):
+def test_files_that_are_not_ours_are_kept_and_refuse_the_folder(tmp_path, options, name):
     file = tmp_path / "shards" / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
@@ -351,7 +291,7 @@ def test_a_lost_card_comes_back_and_so_does_the_list_of_bad_documents(tmp_path):
     assert write_shards(folder, **sections(cache_path=tmp_path / "cache", **given)).finished_before
 
 
-def test_places_that_can_hold_no_folder_are_named_with_their_key(tmp_path, options):
+def test_paths_that_cannot_become_a_folder_are_named_with_their_key(tmp_path, options):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "data").write_text("mine")
@@ -563,3 +503,14 @@ def test_little_memory_ends_in_one_line_that_names_keys(tmp_path, options, mebib
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith("refused: not enough memory")
     assert "executor.workers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "README.md", "quarantine.jsonl", ".writing", ".writing/lock", "data"]
+)
+def test_a_pipe_where_a_file_of_ours_belongs_is_refused_and_nothing_waits_for_it(tmp_path, options, name):
+    pipe = tmp_path / "shards" / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    assert write_apart(tmp_path / "shards", options).startswith("refused: ")
+    assert pipe.is_fifo()

@@ -1,4 +1,4 @@
-"""The token store under audit, bad documents, kills and company: whole chunks, each made once, nothing wrong unseen."""
+"""The token store with audits, rejected documents, kills and other runs: each chunk is made once and intact."""
 
 import dataclasses
 import errno
@@ -124,7 +124,7 @@ def test_leftovers_are_removed_when_their_process_is_gone_and_only_then(tmp_path
     os.close(lock)
 
 
-def test_a_caches_mark_that_a_kill_has_cut_is_made_whole(corpus, tmp_path):
+def test_a_caches_mark_that_a_kill_has_truncated_is_written_again(corpus, tmp_path):
     run(corpus, tmp_path / "cache")
     mark = tmp_path / "cache" / "CACHEDIR.TAG"
     whole = mark.read_bytes()
@@ -137,7 +137,7 @@ def test_a_caches_mark_that_a_kill_has_cut_is_made_whole(corpus, tmp_path):
     assert (mark.read_bytes(), part.exists()) == (whole, False)
 
 
-def test_a_failed_task_leaves_nothing_behind(tmp_path):
+def test_a_failed_task_leaves_no_file(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not_string"):
         run(tmp_path / "in.jsonl", tmp_path / "cache", on_bad="raise")
@@ -164,7 +164,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_chunk_is_made_again_and_refused_to_whoever_reads_it(case, corpus, tmp_path):
+def test_a_damaged_chunk_is_made_again_and_refused_to_readers(case, corpus, tmp_path):
     corpus.write_text('{"text": 5}\n' + corpus.read_text())
     cache = tmp_path / "cache"
     store, origins = run(corpus, cache)
@@ -188,7 +188,7 @@ def test_a_damaged_chunk_is_made_again_and_refused_to_whoever_reads_it(case, cor
     assert read_all()[0].tolist() == store.stream("train").read(0, len(store.stream("train"))).tolist()
 
 
-def test_runs_that_mend_one_chunk_at_once_all_get_a_whole_one(corpus, tmp_path):
+def test_runs_that_mend_one_chunk_at_once_all_get_an_intact_one(corpus, tmp_path):
     store, _ = run(corpus, tmp_path / "cache")
     whole = contents(tmp_path / "cache")
     for chunk in store.chunks:

@@ -245,7 +245,7 @@ def test_the_refusal_of_another_text_says_which_files_changed_and_how_much_text_
         write(**options)
 
 
-def test_a_folder_with_files_of_somebody_else_is_left_alone(write, books, tmp_path):
+def test_a_folder_with_other_files_is_left_alone(write, books, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match=r"contains 'thesis.tex', which is not part of a data set"):
@@ -270,7 +270,7 @@ def test_the_same_text_in_another_folder_gives_the_same_bytes(write, books, tmp_
     assert here.manifest.splits == there.manifest.splits
 
 
-def test_held_out_documents_are_apart_before_windows_are_cut(write, tmp_path, gpt2):
+def test_validation_documents_are_set_apart_before_windows_are_cut(write, tmp_path, gpt2):
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(40):
@@ -287,7 +287,7 @@ def test_held_out_documents_are_apart_before_windows_are_cut(write, tmp_path, gp
     assert 2 <= report.manifest.splits["validation"].num_documents <= 20
 
 
-def test_of_a_single_document_the_last_part_is_held_out(write, tmp_path, gpt2):
+def test_the_last_part_of_a_single_document_is_the_validation_split(write, tmp_path, gpt2):
     text = " ".join(str(number) for number in range(300))
     (tmp_path / "one.txt").write_text(text)
     report = write(corpus="text", corpus_path=str(tmp_path / "one.txt"), max_length=4, validation=0.2)
@@ -298,7 +298,7 @@ def test_of_a_single_document_the_last_part_is_held_out(write, tmp_path, gpt2):
     assert rows_of(report.path, "validation")[0]["input_ids"] == ids[splits["train"].num_tokens :][:4]
 
 
-def test_the_token_store_knows_each_documents_place(write, books, tmp_path, gpt2):
+def test_the_token_store_knows_where_each_document_is(write, books, tmp_path, gpt2):
     write(corpus="text", corpus_path=str(books), max_length=8)
     (file,) = (tmp_path / "cache" / "stores").iterdir()
     store = open_store(file)

@@ -183,15 +183,16 @@ def _refuse_links(folder: Path) -> None:
                 "another shards.path"
             )
     lock = folder / WRITING / "lock"
-    if lock.exists() and lock.lstat().st_nlink > 1:
-        raise ValueError(f"{lock} is a hard link to another file; remove it, or choose another shards.path")
+    if lock.exists() and (lock.lstat().st_nlink > 1 or not _is_kind(lock, stat.S_IFREG)):
+        kind = "a hard link to another file" if _is_kind(lock, stat.S_IFREG) else "not a regular file"
+        raise ValueError(f"{lock} is {kind}; remove it, or choose another shards.path")
 
 
 def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | None) -> dict[str, ShardEntry]:
     """Return what an earlier run has finished of this data set; refuse a folder that holds anything else."""
     plan, manifest, damage = _read_plan(folder), None, None
     try:
-        manifest = read_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+        manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
     except ValueError as error:
         damage = error
     _refuse_others(folder, has_plan=plan is not None, manifest=manifest)
@@ -248,7 +249,7 @@ def _refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) -
 
 def _claims_to_be_manifest(path: Path) -> bool:
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(fields, dict) and {"format_version", "fingerprint"} <= set(fields)
