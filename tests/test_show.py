@@ -116,9 +116,9 @@ def test_the_vocabulary_of_a_file_is_that_of_the_config_and_never_of_a_recorded_
     ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
     (tmp_path / "own.tiktoken").write_bytes(ranks)
     own = str(tmp_path / "own.tiktoken")
-    path = shards(tokenizer="tiktoken_file", tokenizer_path=own, tokenizer_pattern="gpt2")
+    path = shards(tokenizer="tiktoken_file", tokenizer_path=own, tokenizer_pattern="gpt2", tokenizer_eos=256)
     manifest = read_manifest(path)
-    found = show.find_tokenizer(manifest, TokenizerConfig(name="tiktoken_file", path=own, pattern="gpt2"))
+    found = show.find_tokenizer(manifest, TokenizerConfig(name="tiktoken_file", path=own, pattern="gpt2", eos=256))
     assert found.hash == manifest.tokenizer["hash"]
     assert show.find_tokenizer(manifest, TokenizerConfig()) is None
     text = show.describe(shown(), None, coloured=False)
