@@ -212,6 +212,24 @@ def test_the_refusal_names_no_key_that_is_another_way_to_the_same_text(write, bo
         write(**{**OFTEN_REFUSED, "corpus_path": str(tmp_path / "copy"), "tail": "pad"})
 
 
+@pytest.mark.parametrize("order", ["reversed", "longer"])
+def test_the_refusal_of_another_tokenizer_by_the_same_name_does_not_claim_that_the_text_changed(write, books, order):
+    ranks = books.parent / "ranks"
+
+    def save(tokens):
+        ranks.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+
+    options = {"tokenizer": "tiktoken_file", "tokenizer_path": str(ranks), "tokenizer_pattern": "gpt2"}
+    options |= {"corpus": "text", "corpus_path": str(books), "max_length": 8, "tokenizer_eos": 300}
+    tokens = [bytes([byte]) for byte in range(256)]
+    save(tokens)
+    write(**options)
+    save([*tokens, b"th"] if order == "longer" else tokens[::-1])
+    with pytest.raises(ValueError, match="has the same name and other content") as refusal:
+        write(**options)
+    assert "text is another" not in str(refusal.value)
+
+
 def test_of_a_data_set_of_release_0_1_0_the_refusal_does_not_claim_that_the_text_changed(write, books):
     options = {**OFTEN_REFUSED, "corpus_path": str(books)}
     report = write(**options)

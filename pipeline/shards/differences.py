@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tokens.store import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.shards.job import Job
     from pipeline.shards.manifest import Manifest
@@ -65,27 +65,29 @@ def name_differences(there: Facts, here: Facts) -> list[str]:
 
 def explain(manifest: Manifest, job: Job) -> str:
     """Say why the data set in a folder is not the one that a job would write."""
+    old, new = manifest.tokenizer["vocab_size"], job.encoder.vocab_size
+    sizes = f" ({old:,} IDs there, {new:,} here)" if old != new else ""
     there, here = manifest_facts(manifest), job_facts(job)
-    reasons = name_differences(there, here)
-    if there.tokenizer != here.tokenizer and not any(reason.startswith("tokenizer.") for reason in reasons):
-        old, new = manifest.tokenizer["vocab_size"], job.encoder.vocab_size
-        sizes = f" ({old:,} IDs there, {new:,} here)" if old != new else ""
-        reasons.append(f"tokenizer {here.values['tokenizer.name']} has the same name and other content{sizes}")
-    if there.store != here.store and not any(reason.startswith(_TEXT) for reason in reasons):
-        reasons.append(_compare_texts(manifest, job))
-    return "; ".join(reasons) or "it was written with another layout of its row groups or files"
+    return _explain(there, here, sizes=sizes, compare_texts=lambda: _compare_texts(manifest, job))
 
 
 def explain_plan(plan: dict[str, Any], job: Job) -> str:
     """Say the same of a data set whose writing has not ended, by the facts in its plan."""
     try:
-        there, here = Facts(**plan["facts"]), job_facts(job)
-        reasons = name_differences(there, here)
+        there = Facts(**plan["facts"])
+        return _explain(there, job_facts(job), compare_texts=lambda: "the keys agree and the text is another")
     except (KeyError, TypeError, AttributeError):  # the plan of an earlier release has no facts
         return "its plan does not say how it differs"
-    if there.store != here.store and not any(reason.startswith(_TEXT) for reason in reasons):
-        reasons.append("the keys agree and the text is another")
-    return "; ".join(reasons) or "it has another layout of its row groups or files"
+
+
+def _explain(there: Facts, here: Facts, *, compare_texts: Callable[[], str], sizes: str = "") -> str:
+    reasons = name_differences(there, here)
+    is_named = any(reason.startswith(_TEXT) for reason in reasons)
+    if there.tokenizer != here.tokenizer and not any(reason.startswith("tokenizer.") for reason in reasons):
+        reasons.append(f"tokenizer {here.values['tokenizer.name']} has the same name and other content{sizes}")
+    elif there.store != here.store and not is_named:
+        reasons.append(compare_texts())
+    return "; ".join(reasons) or "it was written with another layout of its row groups or files"
 
 
 def _values(config: Mapping[str, Any], windows: Mapping[str, Any], *, name: str) -> dict[str, Any]:
