@@ -121,6 +121,21 @@ def test_a_store_without_windows_is_refused(corpus, tmp_path):
         ShardLoader(store_windows(tmp_path / "none.json", max_length=8))
 
 
+def test_a_changed_token_store_is_made_again_as_its_refusal_says(tmp_path):
+    options = sections(tokenizer="bytes", max_length=4, cache_path=tmp_path / "cache")
+    texts = ["The kettle sang."]
+    write_shards(tmp_path / "ds", corpus=texts, **options)
+    (store,) = (tmp_path / "cache" / "stores").glob("*.json")
+    intact = store.read_bytes()
+    store.write_bytes(intact.replace(b"0.0", b"0.5"))
+    for folder in ("ds", "new"):
+        with pytest.raises(ValueError, match=r"run the write stage with a new shards\.path"):
+            ShardLoader(store_windows(store, max_length=4), batch_size=1)
+        write_shards(tmp_path / folder, corpus=texts, **options)
+    assert store.read_bytes() == intact
+    assert len(ShardLoader(store_windows(store, max_length=4), batch_size=1)) == 3
+
+
 def test_windows_of_a_damaged_store_are_refused(corpus, tmp_path):
     report = write_shards(
         tmp_path / "shards",

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+# A data set that is complete is not written again, and its store neither.
+REMEDY = "run the write stage with a new shards.path, which makes the token store again"
 FORMAT = 4
 OLD_FORMAT = 3  # of release 0.1.0: a chunk is known by its names too, and has them
 
@@ -230,17 +232,13 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
         is_old, tokenizer_hash = fields["format"] == OLD_FORMAT, fields["tokenizer"]["hash"]
         parts = [(one, 0, []) if is_old else (one["id"], one["first"], one["names"]) for one in fields["chunks"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: is not a token store ({type(error).__name__}: {error}); run the write stage"
-        ) from error
+        raise ValueError(f"{path}: is not a token store ({type(error).__name__}: {error}); {REMEDY}") from error
     cache = path.parent.parent
     chunks, names = [], []
     for chunk_id, first, names_of_chunk in parts:
         chunk = find_chunk(cache, chunk_id)
         if chunk is None:
-            raise MissingChunk(
-                f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; run the write stage again"
-            )
+            raise MissingChunk(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; {REMEDY}")
         if chunk.tokenizer != tokenizer_hash:
             raise ValueError(
                 f"{path}: its chunk {chunk_id} was made with the tokenizer {chunk.tokenizer}, but the store with "
@@ -255,7 +253,7 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     validation, tokenizer = fields["validation"], fields["tokenizer"]
     store = TokenStore(cache=cache, chunks=chunks, tokenizer=tokenizer, validation=validation, names=names, checks=True)
     if store.id != path.stem:
-        raise ValueError(f"{path}: was changed after it was written; remove it and run the write stage again")
+        raise ValueError(f"{path}: was changed after it was written; {REMEDY}")
     return store
 
 
