@@ -27,7 +27,7 @@ from support import ROOT, run_python, write_config_files
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-COMMANDS, SESSIONS = 16, 17  # what must be found in it, so that nothing is passed over
+COMMANDS, SESSIONS = 16, 18  # what must be found in it, so that nothing is passed over
 
 VERDICT = "the-verdict.txt"  # commands that name it need a copy of it
 STUDY = "python scripts/study.py experiment=stride_study"
