@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from support import ROOT
+from omegaconf import OmegaConf
+from support import ROOT, run_python
 
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
 from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
-from pipeline.settings import Config, ConfigError
+from pipeline.settings import STAGES, Config, ConfigError
 
 REFUSED = {
     "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",
@@ -147,6 +148,8 @@ def test_a_wrong_override_is_refused_in_one_line(override):
         ["window.stride=300", "window.allow_gaps=true"],
         ["corpus=text", "corpus.path=[a,b]"],
         ["loader.batch_size=all"],
+        *[[f"stages={stage}"] for stage in STAGES if stage != "report"],
+        ["stages=report", "sweep.path=[a,b]"],
         ["hydra.run.dir=somewhere"],
         ["--help"],
         ["--cfg", "job"],
@@ -282,3 +285,50 @@ def test_the_help_has_a_line_for_each_key_with_its_default_and_its_meaning(cli):
     assert "tokenizer=gpt2" in told["tokenizer"]
     assert "drop, pad: what happens to the last tokens" in told["window.tail"][1]
     assert "stride_study" not in done.stdout, "it offers what works"
+
+
+APP = """
+import hydra
+from omegaconf import OmegaConf
+
+from pipeline import (
+    CorpusConfig, EmbeddingConfig, ExecutorConfig, LoaderConfig, ShardsConfig, TokenizerConfig, WindowConfig
+)
+
+KINDS = [CorpusConfig, EmbeddingConfig, ExecutorConfig, LoaderConfig, ShardsConfig, TokenizerConfig, WindowConfig]
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(config):
+    OmegaConf.resolve(config)
+    for kind in KINDS:
+        print(kind(**config.a.b[kind.section]))
+
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_every_group_composes_under_any_package_of_another_program(tmp_path):
+    groups = {
+        path.name: sorted(file.stem for file in path.iterdir()) for path in find_conf().iterdir() if path.is_dir()
+    }
+    del groups["experiment"]
+    chosen = {group: choices[0] for group, choices in groups.items()} | {"corpus": "jsonl", "tokenizer": "gpt2"}
+    (tmp_path / "conf").mkdir()
+    lines = [f"  - {group}@a.b.{group}: {choice}" for group, choice in chosen.items()]
+    search = f"hydra:\n  searchpath: ['file://{find_conf()}']\n  run: {{dir: out}}\n"
+    (tmp_path / "conf/config.yaml").write_text("\n".join(["defaults:", *lines, "  - _self_", search]))
+    (tmp_path / "app.py").write_text(APP)
+    done = run_python("app.py", "a.b.corpus.path=x.jsonl", "a.b.window.max_length=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "max_length=8, stride=8" in done.stdout
+    assert "path='x.jsonl'" in done.stdout
+    for group, choices in groups.items():
+        for choice in choices:
+            with initialize_config_dir(config_dir=str(tmp_path / "conf"), **hydra_options()):
+                composed = compose("config", overrides=[f"{group}@a.b.{group}={choice}"])
+            assert OmegaConf.to_container(composed.a.b[group], resolve=True), (
+                f"{group}={choice} needs nothing around it"
+            )
