@@ -18,6 +18,7 @@ from typing import get_type_hints
 import pytest
 import test_corpus
 from support import ROOT, write_config_files
+from train import register_configs
 from training_config import TrainConfig
 from yaml import safe_load
 
@@ -169,11 +170,10 @@ def wrong_value(key, value):
 
 @cache
 def groups():
-    return {
-        folder.name: [file.stem for file in folder.glob("*.yaml")]
-        for folder in find_conf().iterdir()
-        if folder.is_dir()
-    }
+    found = {}
+    for file in (*find_conf().glob("*/*.yaml"), *(ROOT / "scripts/conf").glob("*/*.yaml")):
+        found.setdefault(file.parent.name, []).append(file.stem)
+    return found
 
 
 def unknown_name(span):
@@ -284,6 +284,7 @@ def test_messages_ask_for_the_packages_that_the_project_declares():
 def compose(overrides, shown, kind, config_name):
     """A command composes; or it is refused in the words that are shown below it."""
     register_schema(kind)
+    register_configs()
     words = [word for word in shlex.split(overrides) if word != "..."]
     refusal = re.match(r"stridemill: (.*)", shown)
     with pytest.raises(ConfigError, match=f"^{re.escape(refusal[1])}$") if refusal else contextlib.nullcontext():
