@@ -9,6 +9,9 @@ Cost: decoding 300 MB/s to 2 GB/s on one core, hashing 1.8 GB/s of the compresse
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,23 @@ if TYPE_CHECKING:
 MAX_BATCH_ROWS = 1 << 16
 MAX_DECODED_BYTES = 128 << 20  # that a batch may have if each of its rows were the longest one
 MAX_DELTA_ROWS = 64
+# Prints a dot for each file of which all that `_row_groups` asks can be read, or is refused by an exception.
+READ_FOOTERS = """
+import os, sys
+import pyarrow.parquet as pq
+print("started", flush=True)
+for name in sys.stdin.buffer.read().split(b"\\0"):
+    try:
+        with pq.ParquetFile(os.fsdecode(name)) as file:
+            file.schema_arrow
+            for group in range(file.metadata.num_row_groups):
+                for column in range(file.metadata.num_columns):
+                    file.metadata.row_group(group).column(column).encodings
+    except Exception:
+        pass
+    sys.stdout.write(".")
+    sys.stdout.flush()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +75,28 @@ def partition_parquet(files: Sequence[tuple[Path, str]], *, field: str, workers:
         ValueError: a file is not Parquet, or has no text column `field`; the message names its columns.
 
     """
+    _try_footers([path for path, _ in files])
     drafts = [draft for path, name in files for draft in _row_groups(path, name, field)]
     return list(run_tasks(_hash_row_groups, drafts, workers=workers))
+
+
+def _try_footers(paths: Sequence[Path]) -> None:
+    """Read all footers in another process: a damaged one may end the process that reads it, without an exception.
+
+    Raises:
+        ValueError: a footer has done so; the message names the file.
+
+    """
+    names = b"\0".join(os.fsencode(path) for path in paths)
+    done = subprocess.run(  # noqa: S603 - this interpreter and a program of ours
+        [sys.executable, "-c", READ_FOOTERS], input=names, capture_output=True, check=False
+    )
+    read = done.stdout.count(b".")
+    if done.returncode < 0 and done.stdout and read < len(paths):  # a signal, after it started
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        why = f": {lines[-1][:200]}" if lines else ""
+        what = f"the process that reads it ended with signal {-done.returncode}{why}"
+        raise ValueError(f"{paths[read]}: damaged: its footer cannot be read ({what}); write the file again")
 
 
 def read_parquet(partition: Partition) -> Iterator[DocumentBatch]:
