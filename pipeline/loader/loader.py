@@ -22,7 +22,7 @@ from pipeline.loader.order import Order, default_block, num_batches, resolve_shu
 from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, end_of_text_id, open_split
 from pipeline.loader.state import describe_data_sets, read_state
-from pipeline.loader.workers import CONTEXTS, make_parcel, read_in_workers
+from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
 from pipeline.settings import (
     MAX_COUNT,
     MAX_EPOCH,
@@ -227,6 +227,8 @@ class ShardLoader(IterableDataset[Batch]):
     def iterate(self, convert: Callable[[Batch], Item]) -> Generator[Item, None, None]:
         """Yield `convert(batch)` for the remaining batches of this epoch. A batch counts once it is converted."""
         self._check_rank()
+        if get_worker_info() is not None:
+            end_with_parent()
         keep_freed_memory()
         before = self._cursor.progress
         left = self._enter()

@@ -11,35 +11,37 @@ microseconds. Decoding a row group of 2^18 tokens takes about 1.1 ms of one core
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.base.hashing import hash_json
+from pipeline.base.paths import expand_user
 from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
-from pipeline.settings import ShardsConfig, WindowConfig, reject
+from pipeline.settings import ShardsConfig, WindowConfig, check_path, reject
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.layout import choose_layout
-from pipeline.shards.manifest import read_manifest
+from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from pipeline.tokens.store import open_store
 from pipeline.windows import IGNORED, cut_windows, read_windows
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
     from typing import Self
 
     import pyarrow.parquet as pq
 
-    from pipeline.shards.manifest import Manifest
-
 FOOTERS_KEPT = 128  # of about 0.4 MB each
+Mark: TypeAlias = tuple[int, int, int]  # a file's inode, modification time and size
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
@@ -51,7 +53,9 @@ class ShardReader:
 
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, *, score: str = "all") -> None:
+    def __init__(self, folder: Path, split: str, *, score: str = "all") -> None:
+        self._manifest_mark = mark_file(folder / MANIFEST_NAME)
+        manifest = read_manifest(folder)
         if split not in manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
         entry = manifest.splits[split]
@@ -70,6 +74,7 @@ class ShardReader:
         self.padded = manifest.windows["tail"] == "pad"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
         self._entries = {shard.path: shard for shard in entry.shards}
+        self._marks: dict[str, Mark] = {}  # of each shard whose footer was read
         self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._lock = threading.Lock()
@@ -126,6 +131,49 @@ class ShardReader:
         return SampleIds(windows)
 
     def _decode(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
+        """Read a row group, and make sure that what was read is what the manifest at the start described."""
+        path = self._files[group][0]
+        try:
+            found = self._read_columns(group, with_ids=with_ids)
+        except (OSError, ValueError):
+            self._check_unchanged(path)  # if the data set was replaced, that is the error
+            raise
+        return found if self._check_unchanged(path) else self._decode(group, with_ids=with_ids)
+
+    def _check_unchanged(self, path: str) -> bool:
+        """Return False if a shard was replaced by the same bytes, which calls for another try.
+
+        A writer removes the manifest before it replaces a shard. So with the manifest of the start still in place, the
+        shards are those it describes; a shard that was replaced alone is compared by its hash.
+
+        Raises:
+            OSError: the folder contains another data set than at the start.
+
+        """
+        mark = mark_file(self.path / MANIFEST_NAME)
+        if mark != self._manifest_mark:
+            again = "open it again to read what is there now"
+            try:
+                manifest = read_manifest(self.path)
+            except ValueError as error:
+                raise OSError(f"{self.path} was replaced or removed while it was read; {again} ({error})") from error
+            entry = manifest.splits.get(self.split)
+            if entry is None or {shard.path: shard for shard in entry.shards} != self._entries:
+                raise OSError(f"{self.path} was replaced by another data set while it was read; {again}")
+            self._manifest_mark = mark
+        file, known = self.path / path, self._marks.get(path)
+        now = mark_file(file)
+        if known is None or now is None or now == known:
+            return True
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != self._entries[path].sha256:
+                raise OSError(f"{file} was replaced by another file while it was read; run stages=[verify]")
+        with self._lock:
+            self._footers.pop(path, None)
+            self._marks[path] = now
+        return False
+
+    def _read_columns(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
         path, number = self._files[group]
         try:
             footer = self._footer(path)
@@ -149,10 +197,12 @@ class ShardReader:
             if footer is not None:
                 self._footers.move_to_end(path)
                 return footer
-        schema = shard_schema(self.max_length, padded=self.padded)
-        footer = read_footer(self.path / path, self._entries[path], schema)
+        schema, file = shard_schema(self.max_length, padded=self.padded), self.path / path
+        mark, footer = mark_file(file), read_footer(file, self._entries[path], schema)
         with self._lock:
             self._footers[path] = footer
+            if mark is not None:
+                self._marks.setdefault(path, mark)
             if len(self._footers) > FOOTERS_KEPT:
                 self._footers.popitem(last=False)
         return footer
@@ -160,6 +210,15 @@ class ShardReader:
     def _name(self, group: int) -> str:
         path, number = self._files[group]
         return f"{self.path / path}: row group {number}"
+
+
+def mark_file(path: Path) -> Mark | None:
+    """Return what changes when a file is replaced or written to; None if there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +241,17 @@ class StoreReader:
     """The row groups of windows that were never written: each is cut from a token store when asked for.
 
     Args:
-        source: the token store, how windows are cut, and their layout.
+        path: the token store.
+        window: how windows are cut.
+        shards: the layout that shards of these windows would have.
         split: `train` or `validation`.
         score: see `loader/target_mask.py`.
 
     """
 
-    def __init__(self, source: StoreWindows, split: str, *, score: str = "all") -> None:
-        path, window, shards = Path(source.store), source.window, source.shards
+    def __init__(
+        self, path: Path, window: WindowConfig, shards: ShardsConfig, *, split: str, score: str = "all"
+    ) -> None:
         if shards.order != "sequential":
             reject("shards.order", "windows of a token store are always in the text's order", shards.order)
         store = open_store(path)
@@ -308,19 +370,21 @@ def open_split(
             known which targets are new (`score`).
 
     """
+    given = source.store if isinstance(source, StoreWindows) else source
+    path = expand_user(check_path("path", given, "must be a data set's folder, or a StoreWindows")).absolute()
     reader: ShardReader | StoreReader
     if isinstance(source, StoreWindows):
-        reader, name = StoreReader(source, split, score=score), source.store
-    elif Path(source).suffix == ".json":
+        reader = StoreReader(path, source.window, source.shards, split=split, score=score)
+    elif path.suffix == ".json":
         raise ValueError(
             f"{source} is a token store, which has no windows of its own: pass StoreWindows({str(source)!r}, "
             "WindowConfig(max_length=..., stride=...))"
         )
     else:
-        reader, name = ShardReader(Path(source), read_manifest(source), split, score=score), source
+        reader = ShardReader(path, split, score=score)
     check_score(reader)
     if tokenizer is not None:
-        check_tokenizer(reader.tokenizer, tokenizer, name)
+        check_tokenizer(reader.tokenizer, tokenizer, path)
     return reader
 
 
@@ -344,6 +408,8 @@ def shorten(text: str, most: int = 60) -> str:
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:
     """Raise ValueError, with both names, if two tokenizers differ by their hash."""
+    if not isinstance(expected, Mapping) or not isinstance(expected.get("hash"), str):
+        reject("tokenizer", "must be a mapping with `name` and `hash`, as a manifest's `tokenizer` is", expected)
     if found["hash"] != expected["hash"]:
         raise ValueError(
             f"{path} was made by the tokenizer {found['name']!r} (hash {found['hash'][:12]}), but "

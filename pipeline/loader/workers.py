@@ -13,6 +13,9 @@ state of the loader in the parent does not move.
 
 from __future__ import annotations
 
+import multiprocessing.connection
+import os
+import threading
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,25 @@ if TYPE_CHECKING:
     from pipeline.loader.prefetch import Prefetcher
 
 CONTEXTS = ("fork", "spawn", "forkserver")
+WATCHER = "stridemill-parent"
+
+
+def end_with_parent() -> None:
+    """Let this worker process end within about a second of its parent, however that ends, and whatever it waits for.
+
+    With `forkserver` the parent is not the process that forked this one; with `fork` later workers inherit the pipe
+    whose end would tell. So both are watched.
+    """
+    parent, forked_by = multiprocessing.parent_process(), os.getppid()
+    if parent is None or any(thread.name == WATCHER for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while not multiprocessing.connection.wait([parent.sentinel], timeout=1) and os.getppid() == forked_by:
+            pass
+        os._exit(1)  # the other threads may wait for ever
+
+    threading.Thread(target=watch, name=WATCHER, daemon=True).start()
 
 
 class WorkerUnits(IterableDataset[Any]):
@@ -47,6 +69,7 @@ class WorkerUnits(IterableDataset[Any]):
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
+        end_with_parent()
         part = copy(self.prefetcher)
         world = part.world_size
         first = self.start + (part.rank - self.start) % world
