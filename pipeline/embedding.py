@@ -15,7 +15,17 @@ import torch
 from torch import nn
 
 from pipeline.loader.batch import Batch
-from pipeline.settings import POSITIONS
+from pipeline.settings import (
+    MAX_COUNT,
+    MAX_DIM,
+    MAX_EPOCH,
+    MAX_LENGTH,
+    POSITIONS,
+    check_choice,
+    check_range,
+    names_arguments,
+    reject,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -41,6 +51,7 @@ class TokenEmbedding(nn.Module):
 
     """
 
+    @names_arguments
     def __init__(
         self,
         vocab_size: int,
@@ -52,10 +63,12 @@ class TokenEmbedding(nn.Module):
         weight: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        if positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
-        if weight is not None and tuple(weight.shape) != (vocab_size, dim):
-            raise ValueError(f"weight must be [{vocab_size}, {dim}]; got {list(weight.shape)}")
+        vocab_size, dim = check_range("vocab_size", vocab_size, 1, MAX_COUNT), check_range("dim", dim, 1, MAX_DIM)
+        max_length, seed = check_range("max_length", max_length, 1, MAX_LENGTH), check_range("seed", seed, 0, MAX_EPOCH)
+        check_choice("positions", positions, POSITIONS)
+        if weight is not None and (not isinstance(weight, torch.Tensor) or tuple(weight.shape) != (vocab_size, dim)):
+            found = list(weight.shape) if isinstance(weight, torch.Tensor) else weight
+            raise ValueError(f"weight: must be a tensor of [{vocab_size}, {dim}]; got {found}")
         self.max_length, self.positions = max_length, positions
         generator = torch.Generator().manual_seed(seed)
         drawn_VD = torch.empty(vocab_size, dim).normal_(0.0, INIT_STD, generator=generator)
@@ -152,6 +165,8 @@ def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Generator[E
     `embedding` is called with the token IDs and, if the batches have `position_ids`, with these too, unless it is a
     plain `nn.Embedding`, which knows no positions. A module without weights is called on the batches' device.
     """
+    if not isinstance(embedding, nn.Module):
+        reject("embedding", "must be an nn.Module, such as TokenEmbedding", embedding)
     weight = next(embedding.parameters(), None)
     takes_positions = not isinstance(embedding, nn.Embedding)
 

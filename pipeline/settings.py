@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import operator
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +46,9 @@ MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
 MAX_WORKERS = 1024
 MEMORY_BUDGET = 1 << 29  # 512 MiB: what `loader.shuffle=auto` needs fits, whatever the windows and the vocabulary
 PATHS = "must be a file, folder or glob, or a list of them"
+
+
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 class ConfigError(ValueError):
@@ -84,6 +89,23 @@ def closest(name: str, valid: Iterable[str]) -> str:
     names = list(valid)
     near = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, 1, 0.6)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def names_arguments(function: Function) -> Function:
+    """Let a public call name the closest argument when it is given one that it does not have."""
+    valid = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in valid:
+                owner = function.__qualname__.removesuffix(".__init__")
+                raise TypeError(
+                    f"{owner}: no argument {name!r}; {closest(name, valid) or 'it has ' + ', '.join(valid)}"
+                )
+        return function(*arguments, **options)
+
+    return cast("Function", call)
 
 
 def reject(key: str, rule: str, value: object) -> NoReturn:

@@ -84,7 +84,7 @@ def test_making_an_embedding_leaves_torchs_own_generator_alone():
 def test_a_saved_weight_is_the_start():
     weight = torch.arange(12.0).reshape(4, 3)
     assert torch.equal(TokenEmbedding(4, 3, 2, weight=weight).weight, weight)
-    with pytest.raises(ValueError, match=r"weight must be \[5, 3\]; got \[4, 3\]"):
+    with pytest.raises(ValueError, match=r"weight: must be a tensor of \[5, 3\]; got \[4, 3\]"):
         TokenEmbedding(5, 3, 2, weight=weight)
 
 
@@ -95,7 +95,7 @@ def test_a_window_longer_than_the_positions_is_refused():
 
 
 def test_an_unknown_kind_of_positions_is_refused():
-    with pytest.raises(ValueError, match="positions must be one of learned, sinusoidal, none; got 'rotary'"):
+    with pytest.raises(ValueError, match="positions: must be one of learned, sinusoidal, none; got 'rotary'"):
         TokenEmbedding(4, 3, 2, positions="rotary")
 
 
@@ -123,3 +123,53 @@ def test_a_plain_layer_and_one_without_weights_embed_batches_too():
 
     (embedded,) = embed_batches([batch], OneHot())
     assert embedded.embeddings.tolist() == [[[1, 2, 1, 1, 1], [2, 2, 3, 2, 2]]]
+
+
+def test_a_layer_is_tied_to_another_in_either_way():
+    embedding, head = TokenEmbedding(7, 4, 5), torch.nn.Linear(4, 7, bias=False)
+    embedding.weight = head.weight
+    assert embedding.weight is head.weight
+    assert [name for name, _ in embedding.named_parameters()] == ["token.weight", "position.weight"]
+    other = torch.nn.Linear(4, 7, bias=False)
+    other.weight = embedding.weight
+    assert other.weight is embedding.weight
+    embedding(torch.tensor([[1]])).sum().backward()
+    assert head.weight.grad is not None
+    for wrong in (torch.nn.Parameter(torch.zeros(6, 4)), torch.zeros(7, 4), None):
+        with pytest.raises(ValueError, match=r"weight: must be an nn.Parameter of \[7, 4\]; got"):
+            embedding.weight = wrong
+    assert embedding.weight is head.weight
+
+
+def test_a_reader_that_is_a_batch_ahead_gets_vectors_of_the_current_weights():
+    embedding = TokenEmbedding(7, 4, 5)
+    first, second = embed_batches([batch_of([[1, 2]]), batch_of([[3, 4]])], embedding)
+    moved = second.to("cpu")
+    first.embeddings.sum().backward()
+    with torch.no_grad():
+        embedding.weight.add_(1)
+    for one in (second, moved):
+        assert torch.equal(one.embeddings, embedding(one.input_ids))
+    assert second.embeddings is second.embeddings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size: must be at least 1"),
+        ({"dim": 2.5}, "dim: must be a whole number"),
+        ({"max_length": "4"}, "max_length: must be a whole number"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"weight": [[1]]}, r"weight: must be a tensor of \[4, 3\]"),
+    ],
+)
+def test_each_argument_of_a_layer_is_refused_by_its_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        TokenEmbedding(**{"vocab_size": 4, "dim": 3, "max_length": 2, **options})
+
+
+def test_a_wrong_name_or_kind_of_layer_is_refused():
+    with pytest.raises(TypeError, match=r"TokenEmbedding: no argument 'position'; did you mean 'positions'\?"):
+        TokenEmbedding(4, 3, 2, position="none")
+    with pytest.raises(ValueError, match=r"embedding: must be an nn.Module"):
+        embed_batches([], torch.zeros(3, 3))

@@ -287,3 +287,195 @@ def test_documents_end_where_the_tokenizers_own_config_says(tmp_path, others):
     assert other.input_ids.equal(batch.input_ids)
     assert other.document_ids.equal(batch.document_ids)
     assert batch.input_ids[1, -1] == core.token_to_id("<|im_end|>")
+
+
+def test_what_batches_depend_on_is_read_only_and_the_refusal_names_the_way(shards):
+    loader = ShardLoader(shards, batch_size=8)
+    next(iter(loader))
+    public = [name for name in vars(loader) if not name.startswith("_")]
+    assert {"batch_size", "rank", "world_size", "drop_last", "reader", "workers"} <= set(public)
+    for name in public:
+        with pytest.raises(AttributeError, match=rf"ShardLoader.{name} is read-only.* a new ShardLoader with another"):
+            setattr(loader, name, 2)
+    for name, way in (("epoch", r"set_epoch\(epoch\)"), ("consumed", "load_state_dict"), ("order", "new ShardLoader")):
+        with pytest.raises(AttributeError, match=rf"ShardLoader.{name} is read-only.*{way}"):
+            setattr(loader, name, 2)
+    assert len(list(loader)) == len(loader) - 1
+    dataset = WindowDataset(shards)
+    for name in ("reader", "pairs"):
+        with pytest.raises(AttributeError, match=f"WindowDataset.{name} is read-only"):
+            setattr(dataset, name, True)
+    with pytest.raises(AttributeError):
+        next(iter(loader)).input_ids = None
+
+
+def test_a_batch_is_a_pair_and_a_mapping(shards):
+    def collect(**named):
+        return named
+
+    for batch in (
+        next(iter(ShardLoader(shards, document_ids=True))),
+        next(iter(embed_batches(ShardLoader(shards, document_ids=True), TokenEmbedding(50257, 8, 16)))),
+        next(iter(ShardLoader([shards, shards]))),
+    ):
+        x, y = batch
+        assert x is batch.input_ids
+        assert y is batch.target_ids
+        fields = dict(batch)
+        assert list(fields) == list(batch.keys())
+        assert all(fields[name] is getattr(batch, name) is batch[name] for name in fields)
+        assert set(collect(**batch)) == set(fields)
+        with pytest.raises(KeyError, match=r"no 'labels'; this one has input_ids, target_ids, window_ids"):
+            batch["labels"]
+    assert "document_ids" not in next(iter(ShardLoader(shards))).keys()  # noqa: SIM118 - it is no dict
+    assert "embeddings" in next(iter(embed_batches(ShardLoader(shards), TokenEmbedding(50257, 8, 16)))).keys()  # noqa: SIM118
+
+
+def test_one_loop_of_pairs_serves_a_loader_and_a_dataset(shards):
+    def pairs(batches):
+        return [(x.tolist(), y.tolist()) for x, y in batches]
+
+    dataset = WindowDataset(shards, pairs=True)
+    mapped = torch.utils.data.DataLoader(dataset, batch_size=8, drop_last=True)
+    assert pairs(mapped) == pairs(ShardLoader(shards, batch_size=8, shuffle="none"))
+    assert WindowDataset(shards)[0].keys() == {"input_ids", "target_ids"}
+
+
+@pytest.mark.parametrize("size", [1, 200])
+def test_objects_describe_themselves_in_one_line_without_reading_a_shard(shards, tmp_path, monkeypatch, size):
+    batch = next(iter(ShardLoader(shards, drop_last=False)))
+    embedded = next(iter(embed_batches([batch], TokenEmbedding(50257, 8, 16))))
+    loader, dataset = ShardLoader([shards] * size if size > 1 else shards), WindowDataset(shards)
+    monkeypatch.setattr("pipeline.loader.readers.open_shard", lambda *_, **__: pytest.fail("a shard was read"))
+    windows = len(dataset)
+    for one, words in (
+        (loader, (f"{windows * size:,} windows", "16 tokens", "stride 12", "gpt2", "rank 0 of 1", "epoch 0")),
+        (dataset, (f"{windows:,} windows", "16 tokens", "stride 12", "gpt2")),
+        (batch, ("8 windows", "16 tokens", "128 of 128 targets count", "int64 on cpu")),
+        (embedded, ("EmbeddedBatch", "embeddings")),
+    ):
+        text = repr(one)
+        assert len(text) < 300
+        assert "\n" not in text
+        assert all(word in text for word in words), text
+    assert loader._repr_html_().startswith("<table>")
+    assert "int64 [8, 16]" in batch._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": "all"}, "batch_size: must be a whole number; got 'all'"),
+        ({"batch_size": 0}, "batch_size: must be at least 1; got 0"),
+        ({"batch_size": 9999}, r"batch_size: the train split has \d+ windows, fewer than a batch of 9999"),
+        ({"seed": 1.5}, "seed: must be a whole number"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"drop_last": "false"}, "drop_last: must be true or false; got 'false'"),
+        ({"document_ids": 1}, "document_ids: must be true or false"),
+        ({"split": "val"}, r"split: must be one of train, validation \(did you mean 'validation'\?\)"),
+        ({"shuffle": "fulll"}, r"shuffle: .*did you mean 'full'"),
+        ({"lanes": "4"}, "lanes: must be a whole number"),
+        ({"rank": "0", "world_size": 1}, "rank: must be a whole number"),
+        ({"rank": 2, "world_size": 2}, "rank: must be at most 1; got 2"),
+        ({"score": "old"}, "score: must be one of all, new"),
+        ({"tokenizer": "gpt2"}, "tokenizer: must be a mapping with `name` and `hash`"),
+        ({"threads": True}, "threads: must be a whole number"),
+        ({"memory_budget": "1G"}, "memory_budget: must be a whole number"),
+        ({"device": "gpu"}, "device: must name a device of torch"),
+        ({"workers": 1.0}, "workers: must be a whole number"),
+        ({"worker_context": "thread"}, "worker_context: must be one of fork"),
+        ({"weights": [1]}, "weights: belong to a mixture"),
+    ],
+)
+def test_each_argument_is_refused_by_its_name_rule_and_value(shards, options, message):
+    with pytest.raises(ValueError, match=message):
+        ShardLoader(shards, **options)
+
+
+def test_paths_indices_and_unknown_names_are_refused_with_what_to_do(shards):
+    for reader in (ShardLoader, WindowDataset):
+        with pytest.raises(ValueError, match=r"path: must be a path on this machine .*; got 's3://bucket/x'"):
+            reader("s3://bucket/x")
+        with pytest.raises(ValueError, match="path: must be"):
+            reader(3)
+    with pytest.raises(TypeError, match=r"ShardLoader: no argument 'num_workers'; did you mean 'workers'\?"):
+        ShardLoader(shards, num_workers=2)
+    with pytest.raises(TypeError, match=r"WindowDataset: no argument 'tokeniser'; did you mean 'tokenizer'\?"):
+        WindowDataset(shards, tokeniser={})
+    with pytest.raises(TypeError, match=r"no window 0: iterate over it, or use WindowDataset\(path\)\[0\]"):
+        ShardLoader(shards)[0]
+    with pytest.raises(ValueError, match="batch_size=None"):
+        next(iter(torch.utils.data.DataLoader(ShardLoader(shards), batch_size=4)))
+    dataset = WindowDataset(shards)
+    size = len(dataset)
+    for wrong in (size, -size - 1):
+        with pytest.raises(IndexError, match=f"window {wrong}: this is a split of {size} windows, 0 to {size - 1}"):
+            dataset[wrong]
+    assert [item["input_ids"].tolist() for item in dataset[-2:]] == [dataset[k]["input_ids"].tolist() for k in (-2, -1)]
+    with pytest.raises(TypeError, match=r"a whole number, or a slice of them; got '3'"):
+        dataset["3"]
+
+
+def test_relative_paths_are_those_of_the_folder_where_the_loader_was_made(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(shards.parent)
+    store = next((shards.parent / "cache/stores").glob("*.json")).relative_to(shards.parent)
+    made = [ShardLoader("shards"), WindowDataset("shards"), ShardLoader(["shards"]), ShardLoader("./shards")]
+    made.append(ShardLoader(store_windows(store, max_length=16, stride=12), workers=0))
+    carried = [pickle.dumps(one) for one in made]
+    monkeypatch.chdir(tmp_path)
+    for one in [*made, *map(pickle.loads, carried)]:
+        assert len(list(one)) == len(one)
+
+
+@pytest.fixture
+def replaced(tmp_path):
+    """A data set of numbers, and what replaces it by other numbers whose files have the same sizes."""
+
+    def write(first):
+        (tmp_path / "text.txt").write_text("".join(f"{first + number:04} " for number in range(400)))
+        layout = {"windows_per_group": 60, "windows_per_shard": 60, "compression": "none", "overwrite": True}
+        corpus = {"corpus": "text", "corpus_path": str(tmp_path / "text.txt"), "cache_path": tmp_path / "cache"}
+        path = write_shards(tmp_path / "shards", **sections(**corpus, tokenizer="bytes", max_length=16, **layout)).path
+        return path, [file.stat().st_size for file in sorted((path / "data").iterdir())]
+
+    path, sizes = write(0)
+
+    def replace():
+        assert any(write(first)[1] == sizes for first in range(400, 9600, 400)), "no other numbers take as many bytes"
+
+    return path, replace
+
+
+def test_a_data_set_that_is_replaced_under_a_reader_is_an_error_and_never_other_text(replaced):
+    path, replace = replaced
+    expected = [row["input_ids"].tolist() for row in WindowDataset(path)]
+    unread, opened, loader = WindowDataset(path), WindowDataset(path, memory_budget=1), ShardLoader(path)
+    assert opened[0]["input_ids"].tolist() == expected[0]
+    carried = pickle.dumps(loader)
+    replace()
+    for reader in (unread, opened):
+        for window in range(60, len(expected)):
+            with pytest.raises(OSError, match=r"was replaced by another data set while it was read; open it again"):
+                reader[window]
+    for one in (loader, pickle.loads(carried)):
+        with pytest.raises(OSError, match="was replaced by another data set"):
+            list(one)
+    assert len(list(ShardLoader(path))) == len(loader)
+
+
+def test_a_data_set_that_is_written_again_as_it_was_is_read_on_and_a_strange_file_is_not(replaced):
+    path, _ = replaced
+    dataset = WindowDataset(path, memory_budget=1)
+    expected = [row["input_ids"].tolist() for row in dataset]
+    files = sorted((path / "data").iterdir())
+    for file in [*files, path / "manifest.json"]:
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    assert [row["input_ids"].tolist() for row in dataset] == expected
+    files[0].write_bytes(files[0].read_bytes()[::-1])
+    with pytest.raises(OSError, match=r"train-00000.* was replaced by another file while it was read"):
+        dataset[0]
+    (path / "manifest.json").unlink()
+    with pytest.raises(OSError, match="was replaced or removed while it was read"):
+        dataset[len(dataset) - 1]

@@ -289,3 +289,73 @@ def test_a_damaged_state_is_refused_and_moves_nothing(shards, is_mix, change, wo
     with pytest.raises(ValueError, match=words):
         loader.load_state_dict(change and {**here, **change})
     assert loader.state_dict() == here
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_no_value_of_any_field_of_a_state_does_more_than_being_refused(shards, is_mixture):
+    """Each field: missing, of another type, negative, not finite, far too large; and the loader stays as it was."""
+    loader = ShardLoader([shards, shards] if is_mixture else shards, batch_size=8, shuffle="lanes", lanes=2)
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    state = loader.state_dict()
+    values = [
+        None,
+        "x",
+        "1",
+        True,
+        1.5,
+        -1,
+        10**30,
+        10**400,
+        float("nan"),
+        float("inf"),
+        [],
+        {},
+        [[0, "x"]],
+        np.zeros(2),
+    ]
+    values += [
+        [[0, [10**400, 1]]],
+        [[0, [1, float("nan")]]],
+        [[0, [1, "x"]]],
+        [[0, ["x" * 999, 1]]],
+        [[10**30, [1, 1]]],
+    ]
+    for key in set(state) - {"data_sets"}:
+        for value in values:
+            with pytest.raises(ValueError) as refused:  # noqa: PT011 - the words are looked at below
+                loader.load_state_dict({**state, key: value})
+            assert len(str(refused.value)) < 400
+            assert key in str(refused.value) or key == "fingerprint", refused.value
+        with pytest.raises(ValueError, match="state"):
+            loader.load_state_dict({one: value for one, value in state.items() if one != key})
+    assert loader.state_dict() == state
+    with pytest.raises(ValueError, match="a state is the dict"):
+        loader.load_state_dict([state])
+    for value in values:  # what only serves to name differences is no reason to refuse
+        loader.load_state_dict({**state, "data_sets": value})
+    other = ShardLoader([shards, shards] if is_mixture else shards, batch_size=8, shuffle="lanes", lanes=2)
+    other.load_state_dict({key: value for key, value in state.items() if key != "data_sets"})
+    assert windows_of(loader) == windows_of(other)
+
+
+def test_a_state_of_another_data_set_says_what_differs_with_both_values(write_text):
+    text = "".join(f"{number:04} " for number in range(400))
+    mine = ShardLoader(write_text(text, tokenizer="bytes", max_length=12, stride=6))
+    for options, words in (
+        ({"max_length": 12, "stride": 4}, "window.stride was 4, here it is 6"),
+        ({"max_length": 24, "stride": 6}, "window.max_length was 24, here it is 12"),
+        ({"max_length": 12, "stride": 6, "tail": "pad"}, "window.tail was pad, here it is drop"),
+        ({"max_length": 12, "stride": 6, "order": "shuffled"}, "shards.order was shuffled, here it is sequential"),
+    ):
+        state = ShardLoader(write_text(text, tokenizer="bytes", **options)).state_dict()
+        with pytest.raises(ValueError, match="belongs to another data set") as refused:
+            mine.load_state_dict(json.loads(json.dumps(state)))
+        assert words in str(refused.value)
+        assert len(str(refused.value)) < 400
+        for strange in ({}, {"data_sets": 3}, {"data_sets": [None]}, {"data_sets": [{}]}, {"data_sets": [{}, {}]}):
+            known = {key: value for key, value in state.items() if key != "data_sets"}
+            with pytest.raises(ValueError, match="belongs to another"):
+                mine.load_state_dict({**known, **strange})

@@ -1,9 +1,16 @@
 """Worker processes of every start method give the batches that threads give, each window once."""
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 import warnings
 
 import pytest
+from support import environment
 from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline import ShardLoader, WindowDataset
@@ -126,3 +133,43 @@ def test_workers_that_live_on_give_each_window_once_after_a_break(shards):
 def test_a_loader_that_would_start_processes_starts_none_in_a_worker(shards):
     plain = DataLoader(ShardLoader(shards, workers=1), batch_size=None, num_workers=1, multiprocessing_context="fork")
     assert contents(plain) == contents(ShardLoader(shards))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent_whatever_ends_it(shards, tmp_path, context, kind):
+    script = """
+        import sys, time
+        from torch.utils.data import DataLoader
+        from pipeline import ShardLoader
+
+        if __name__ == "__main__":
+            own = iter(ShardLoader(sys.argv[1], workers=2, worker_context=sys.argv[2], batch_size=1))
+            plain = ShardLoader(sys.argv[1], batch_size=1)
+            wrapped = DataLoader(plain, batch_size=None, num_workers=1, multiprocessing_context=sys.argv[2])
+            wrapped = iter(wrapped)
+            next(own), next(wrapped)
+            print("ready", flush=True)
+            time.sleep(600)
+    """
+    file = tmp_path / f"killed-{context}-{kind}.py"
+    file.write_text(textwrap.dedent(script))
+    # All processes inherit this pipe: its end is closed once the last of them has ended.
+    reads, writes = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, str(file), str(shards), context],
+        stdout=subprocess.PIPE,
+        stderr=writes,
+        env=environment(PYTHONWARNINGS="ignore"),
+        text=True,
+    ) as parent:
+        os.close(writes)
+        assert parent.stdout.readline() == "ready\n"
+        parent.send_signal(kind)
+        parent.wait(60)
+    deadline = time.monotonic() + 30
+    with os.fdopen(reads, "rb") as pipe:
+        os.set_blocking(pipe.fileno(), False)
+        while (left := pipe.read()) != b"" and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert left == b"", "a process has outlived its parent"

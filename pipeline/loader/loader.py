@@ -31,6 +31,7 @@ from pipeline.settings import (
     LoaderConfig,
     check_choice,
     check_range,
+    names_arguments,
     reject,
 )
 
@@ -109,6 +110,7 @@ class ShardLoader(IterableDataset[Batch]):
 
     """
 
+    @names_arguments
     def __init__(
         self,
         path: Source | Sequence[Source],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pipeline.loader.batch import to_int64
 from pipeline.loader.readers import describe, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
 from pipeline.loader.row_group_cache import decode_group, slot_bytes
+from pipeline.settings import MAX_COUNT, SPLITS, check_bool, check_choice, check_range, names_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
 
     """
 
+    @names_arguments
     def __init__(
         self,
         path: Source,
@@ -58,8 +60,9 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         tokenizer: Mapping[str, Any] | None = None,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        self.reader = open_split(path, split, score=score, tokenizer=tokenizer)
-        self.pairs = pairs
+        memory_budget = check_range("memory_budget", memory_budget, 1, MAX_COUNT)
+        self.reader = open_split(path, check_choice("split", split, SPLITS), score=score, tokenizer=tokenizer)
+        self.pairs = check_bool("pairs", pairs)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
         self._most = max(1, memory_budget // max(1, slot_bytes(self.reader)))
         self._cached: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
@@ -78,7 +81,22 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
     def __repr__(self) -> str:
         return f"WindowDataset({describe(self.reader)})"
 
-    def __getitem__(self, window: int) -> dict[str, torch.Tensor]:
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and name in self.__dict__:
+            raise AttributeError(f"WindowDataset.{name} is read-only; make a new WindowDataset with another {name}")
+        super().__setattr__(name, value)
+
+    @overload
+    def __getitem__(self, window: int) -> dict[str, torch.Tensor]: ...
+
+    @overload
+    def __getitem__(self, window: slice) -> list[dict[str, torch.Tensor]]: ...
+
+    def __getitem__(self, window: int | slice) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        if isinstance(window, slice):
+            return self.__getitems__(range(*window.indices(len(self))))
+        if not hasattr(window, "__index__"):
+            raise TypeError(f"WindowDataset: a window's number is a whole number, or a slice of them; got {window!r}")
         return self.__getitems__([index(window)])[0]
 
     def __getitems__(self, windows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
@@ -86,7 +104,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         numbers = np.asarray(windows, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(self)):
-            raise IndexError(f"windows {min(windows)} to {max(windows)} of a split of {len(self)}")
+            wrong = next(one for one in windows if not -len(self) <= one < len(self))
+            raise IndexError(f"window {wrong}: this is a split of {len(self):,} windows, 0 to {len(self) - 1:,}")
         ids_BT1 = np.empty((len(numbers), self.reader.max_length + 1), self.reader.dtype)
         bounds_B2 = np.tile(np.array([0, self.reader.max_length], np.int32), (len(numbers), 1))
         groups = np.searchsorted(self._starts, numbers, side="right") - 1

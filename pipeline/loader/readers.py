@@ -25,7 +25,7 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
 from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
-from pipeline.settings import ShardsConfig, WindowConfig, check_path, reject
+from pipeline.settings import ShardsConfig, WindowConfig, check_path, reject, shorten
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.layout import choose_layout
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
@@ -395,15 +395,9 @@ def describe(reader: Reader) -> str:
         strides = sorted({one.stride for one in reader.readers})
         stride = f"{strides[0]} to {strides[-1]}" if len(strides) > 1 else str(strides[0])
     else:
-        what, stride = f"{shorten(str(reader.path))!r}, {reader.split}", str(reader.stride)
-    name = shorten(str(reader.tokenizer["name"]))
+        what, stride = f"{shorten(str(reader.path), 60)!r}, {reader.split}", str(reader.stride)
+    name = shorten(str(reader.tokenizer["name"]), 60)
     return f"{what}: {sum(reader.groups):,} windows of {reader.max_length} tokens, stride {stride}, tokenizer {name}"
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """Return a text of at most `most` characters, which replaces the middle of a longer one by `...`."""
-    half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:

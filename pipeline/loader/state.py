@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.loader.mixture import Mixture
-from pipeline.loader.readers import MixtureReader, shorten
-from pipeline.settings import MAX_COUNT, MAX_EPOCH, check_range
+from pipeline.loader.readers import MixtureReader
+from pipeline.settings import MAX_COUNT, MAX_EPOCH, check_range, shorten
 
 if TYPE_CHECKING:
     from pipeline.loader.order import Order
@@ -21,8 +21,8 @@ def describe_data_sets(reader: Reader) -> list[dict[str, Any]]:
     readers = reader.readers if isinstance(reader, MixtureReader) else [reader]
     return [
         {
-            "folder": shorten(one.path.stem if one.path.suffix == ".json" else one.path.name),
-            "tokenizer": shorten(str(one.tokenizer["name"])),
+            "folder": shorten(one.path.stem if one.path.suffix == ".json" else one.path.name, 60),
+            "tokenizer": shorten(str(one.tokenizer["name"]), 60),
             "window.max_length": one.max_length,
             "window.stride": one.stride,
             "window.tail": "pad" if one.padded else "drop",
@@ -45,22 +45,22 @@ def read_state(
 
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"a state is the dict that state_dict() returns; got {shorten(repr(state))}")  # noqa: TRY004
+        raise ValueError(f"a state is the dict that state_dict() returns; got {shorten(repr(state), 60)}")  # noqa: TRY004
     if not _is_same(version := state.get("version"), identity["version"]):
-        if isinstance(order, Mixture) and version == 1 and "weights" in state:
+        if isinstance(order, Mixture) and _is_same(version, 1) and "weights" in state:
             raise ValueError(
                 "the state's version: release 0.1.0 saved it, whose mixtures have another order; finish the run with "
                 "that release, or start a new one"
             )
         raise ValueError(
-            f"the state's version: this loader reads {identity['version']}; got {shorten(repr(version))}. Load it with "
+            f"the state's version: this loader reads {identity['version']}; got {shorten(repr(version), 60)}. Load it with "
             "the release, and the kind of loader, that saved it"
         )
     if not _is_same(state.get("fingerprint"), identity["fingerprint"]):
         raise ValueError(f"this state belongs to {_what_differs(state, reader)}. {KEEP}")
     for key, here in identity.items():
         if not _is_same(state.get(key), here):
-            was = shorten(repr(state.get(key)))
+            was = shorten(repr(state.get(key)), 60)
             raise ValueError(f"this state has another order: loader.{key} was {was}, here it is {here!r}. {KEEP}")
     epoch = check_range("the state's epoch", state.get("epoch"), 0, MAX_EPOCH)
     if isinstance(order, Mixture):
@@ -89,7 +89,7 @@ def _what_differs(state: Mapping[str, Any], reader: Reader) -> str:
         return f"another mixture: it had {len(was)} data sets, here there are {len(here)}"
     for number, (one, other) in enumerate(zip(was, here, strict=True)):
         differing = [
-            f"{key} was {shorten(str(one[key]))}, here it is {value}"
+            f"{key} was {shorten(str(one[key]), 60)}, here it is {value}"
             for key, value in other.items()
             if key in one and one[key] != value and key != "folder"
         ]
@@ -104,12 +104,12 @@ def _read_weights(weights: object, *, num_sources: int) -> list[tuple[int, tuple
     """Return the weights of a mixture's state: from which index on which weights."""
     rule = "must be [[index, [weight, ...]], ...], rising from index 0, with one weight for each source"
     if not isinstance(weights, Sequence) or isinstance(weights, str) or not weights:
-        raise ValueError(f"the state's weights: {rule}; got {shorten(repr(weights))}")
+        raise ValueError(f"the state's weights: {rule}; got {shorten(repr(weights), 60)}")
     read: list[tuple[int, tuple[float, ...]]] = []
     for entry in weights:
         is_pair = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2
         if not is_pair or not isinstance(entry[1], Sequence) or len(entry[1]) != num_sources:
-            raise ValueError(f"the state's weights: {rule}; got {shorten(repr(entry))}")
+            raise ValueError(f"the state's weights: {rule}; got {shorten(repr(entry), 60)}")
         start = check_range("the state's weights", entry[0], 0, MAX_COUNT)
         if start <= read[-1][0] if read else start != 0:
             raise ValueError(f"the state's weights: {rule}; got a change at {start}")

@@ -17,20 +17,20 @@ import multiprocessing.connection
 import os
 import threading
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.loader.batch import to_int64
+from pipeline.loader.batch import Batch, to_int64
 from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from pipeline.loader.batch import Batch
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.prefetch import Prefetcher
@@ -137,6 +137,15 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
         return _unpack, self.parts
+
+
+def refuse_to_collate(*_: object, **__: object) -> NoReturn:
+    """Say what to do instead of collating batches, which a DataLoader with a `batch_size` would do."""
+    raise ValueError("a ShardLoader yields batches already: give the DataLoader batch_size=None, or leave it out")
+
+
+# Where torch's `default_collate` looks first.
+default_collate_fn_map.update({Batch: refuse_to_collate, Parcel: refuse_to_collate})
 
 
 def _unpack(

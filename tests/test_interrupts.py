@@ -1,0 +1,85 @@
+"""A loader that Ctrl-C stops at any instant resumes with the first window that was not handed over."""
+
+import pytest
+from support import run_python
+
+SCRIPT = """
+import random, signal, sys
+import torch
+from pipeline import ShardLoader, embed_batches
+
+path, kind, trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
+signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+options = {
+    "full": {"shuffle": "full"},
+    "none": {"shuffle": "none"},
+    "cached lanes": {"shuffle": "lanes", "lanes": 4},
+    "streamed lanes": {"shuffle": "lanes", "lanes": 4, "memory_budget": 30_000},
+    "rank": {"shuffle": "lanes", "lanes": 4, "rank": 1, "world_size": 2},
+    "mixture": {"shuffle": "lanes", "lanes": 4, "weights": [3, 1]},
+    "embedded": {"shuffle": "full"},
+    "workers": {"shuffle": "full", "workers": 2, "worker_context": "fork"},
+}[kind]
+layer = torch.nn.Embedding(257, 4)
+
+
+def open_loader(seed):
+    return ShardLoader([path, path] if kind == "mixture" else path, batch_size=16, threads=2, seed=seed, **options)
+
+
+def read(loader):
+    return embed_batches(loader, layer) if kind == "embedded" else loader
+
+
+def names(batches):
+    return [(batch.window_ids.tolist(), batch.input_ids.tolist()) for batch in batches]
+
+
+stopped = 0
+for trial in range(trials):
+    rng = random.Random(trial)
+    straight = open_loader(trial)
+    expected = [names(straight) for _ in range(3)]
+    loader, received = open_loader(trial), []
+    for _ in range(4):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0003, 0.02 if kind != "workers" else 0.3))
+            for batch in read(loader):
+                received.append(batch)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            stopped += 1
+    while loader.epoch < 3:
+        received += list(loader)
+    received = names(received)
+    whole = [batch for epoch in expected for batch in epoch]
+    assert received[: len(whole)] == whole, f"trial {trial}: {len(received)} batches of {len(whole)}"
+    assert loader.state_dict()["consumed"] in (0, straight.consumed), loader.state_dict()
+assert stopped > trials, f"{stopped} interrupts"
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(write_text):
+    """A data set of 600 windows in 150 row groups."""
+    text = "".join(f"{number:07} " for number in range(1201))
+    return write_text(text, tokenizer="bytes", max_length=16, windows_per_group=4, windows_per_shard=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "trials"),
+    [
+        ("full", 12),
+        ("none", 12),
+        ("cached lanes", 12),
+        ("streamed lanes", 12),
+        ("rank", 12),
+        ("mixture", 12),
+        ("embedded", 12),
+        ("workers", 2),
+    ],
+)
+def test_no_window_is_lost_or_comes_twice_whenever_ctrl_c_comes(shards, kind, trials):
+    done = run_python("-W", "ignore", "-c", SCRIPT, shards, kind, trials)
+    assert done.returncode == 0, done.stderr[-3000:]
