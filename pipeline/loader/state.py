@@ -53,8 +53,8 @@ def read_state(
                 "that release, or start a new one"
             )
         raise ValueError(
-            f"the state's version: this loader reads {identity['version']}; got {shorten(repr(version), 60)}. Load it with "
-            "the release, and the kind of loader, that saved it"
+            f"the state's version: this loader reads {identity['version']}; got {shorten(repr(version), 60)}. Load it "
+            "with the release, and the kind of loader, that saved it"
         )
     if not _is_same(state.get("fingerprint"), identity["fingerprint"]):
         raise ValueError(f"this state belongs to {_what_differs(state, reader)}. {KEEP}")
