@@ -20,6 +20,7 @@ from pipeline import ShardLoader, read_manifest, verify_shards
 from pipeline.base.reading import sign
 from pipeline.shards.format import find_footer, shard_writer
 from pipeline.shards.manifest import write_manifest
+from pipeline.tokens.chunk import chunk_fields, find_chunk
 from pipeline.tokens.store import open_store
 
 
@@ -505,6 +506,18 @@ def test_a_manifest_of_more_windows_than_its_bytes_can_hold_is_refused(write):
     sign_anew(folder, splits__train__shards=shards, splits__train__num_windows=len(shards) * 10**15)
     with pytest.raises(ValueError, match="bytes are too few for num_windows 1000000000000000"):
         read_manifest(folder)
+
+
+def test_a_chunk_that_names_files_outside_its_folder_is_refused(write, verify, tmp_path):
+    write()
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    (path,) = (tmp_path / "cache" / "chunks").glob("*/chunk.json")
+    chunk = find_chunk(tmp_path / "cache", path.parent.name)
+    files = {**chunk.files, "../../../../../../dev/zero": [0, 0]}
+    path.write_text(json.dumps(chunk_fields(dataclasses.replace(chunk, files=files))))
+    with pytest.raises(ValueError, match="it names other files than"):
+        open_store(store)
+    assert [fault.file for fault in verify().faults] == [str(path.parent)]
 
 
 def test_deeply_nested_json_is_one_line(write, verify, tmp_path):

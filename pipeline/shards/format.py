@@ -123,7 +123,7 @@ def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMeta
 
     Parquet has no checksum for a footer, and a flipped bit in it can end the process inside the library. The manifest
     has the footer's hash. Of a shard of release 0.1.0 it has only the hash of the complete file, which is then read
-    once (0.05 s for 64 MiB).
+    once (0.1 s for 64 MiB).
 
     Raises:
         OSError: the file cannot be read, or is not a regular file.
