@@ -15,10 +15,12 @@ import tomllib
 from functools import cache
 from typing import get_type_hints
 
+import neighbors
 import pytest
+import study
 import test_corpus
+import train
 from support import ROOT, write_config_files
-from train import register_configs
 from training_config import TrainConfig
 from yaml import safe_load
 
@@ -36,6 +38,7 @@ FOLDERS = ("pipeline", "conf", "docs", "scripts", "examples", "benchmarks", "tes
 COMMANDS = ("python", "stridemill", "pip", "make", "torchrun", "duckdb", "source", "git", "mkdir")
 PIPELINE = re.compile(r"^(python -m pipeline|stridemill)\b")
 TRAINING = re.compile(r"^python scripts/(train|study|neighbors)\.py\b")
+PROGRAMS = {"train": train, "study": study, "neighbors": neighbors}
 EXTENSIONS = {".csv", ".html", ".json"}
 FOREIGN = {  # classes and files of others that the pages mention
     "ByteLevel",
@@ -170,10 +173,8 @@ def wrong_value(key, value):
 
 @cache
 def groups():
-    found = {}
-    for file in (*find_conf().glob("*/*.yaml"), *(ROOT / "scripts/conf").glob("*/*.yaml")):
-        found.setdefault(file.parent.name, []).append(file.stem)
-    return found
+    files = [*find_conf().glob("*/*.yaml"), *train.CONF.glob("*/*.yaml")]
+    return {one.parent.name: [file.stem for file in files if file.parent.name == one.parent.name] for one in files}
 
 
 def unknown_name(span):
@@ -261,9 +262,19 @@ def test_a_command_is_taken_by_every_shell_and_composes(page, command, shown, tm
     monkeypatch.chdir(tmp_path)
     write_config_files(page.read_text(encoding="utf-8"), tmp_path)
     if PIPELINE.match(command):
-        compose(PIPELINE.sub("", command), shown, Config, "config")
-    elif TRAINING.match(command):
-        compose(TRAINING.sub("", command), shown, TrainConfig, "train")
+        register_schema(Config)
+        compose(PIPELINE.sub("", command), shown)
+    elif found := TRAINING.match(command):
+        register_schema(TrainConfig)
+        train.register_configs()
+        unused = (*train.NO_EFFECT, *PROGRAMS[found[1]].UNUSED_KEYS)
+        compose(
+            TRAINING.sub("", command),
+            shown,
+            kind=TrainConfig,
+            config_name="train",
+            check=lambda config: train.refuse_no_effect(config, unused, found[1]),
+        )
     elif command.startswith("pip install"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", command)))) <= set(extras)
@@ -281,14 +292,12 @@ def test_messages_ask_for_the_packages_that_the_project_declares():
     assert asked <= declared
 
 
-def compose(overrides, shown, kind, config_name):
+def compose(overrides, shown, **schema):
     """A command composes; or it is refused in the words that are shown below it."""
-    register_schema(kind)
-    register_configs()
     words = [word for word in shlex.split(overrides) if word != "..."]
     refusal = re.match(r"stridemill: (.*)", shown)
     with pytest.raises(ConfigError, match=f"^{re.escape(refusal[1])}$") if refusal else contextlib.nullcontext():
-        check_command_line(words, kind=kind, config_name=config_name)
+        check_command_line(words, **schema)
 
 
 @pytest.mark.parametrize(
