@@ -15,34 +15,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import re
 import socket
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.base.atomic import final_name, sync_folder, write_json
+from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.locks import try_to_hold
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
-from pipeline.corpus.quarantine import QUARANTINE_NAME
-from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
+from pipeline.shards.card import CARD_NAME, is_card
 from pipeline.shards.complete import WRITING, is_complete
 from pipeline.shards.differences import explain, explain_plan, job_facts
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from pipeline.shards.own_files import find_parts, refuse_links, refuse_others, remove_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.shards.job import Job
 
-_SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
-_NAMES = (MANIFEST_NAME, CARD_NAME, QUARANTINE_NAME)
 _REMEDY = "Choose another shards.path, or replace it with shards.overwrite=true"
 
 
@@ -84,7 +79,7 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool, job: Job | None
     """
     is_new = not folder.exists()
     try:
-        _refuse_links(folder)
+        refuse_links(folder)
         with _locked(folder):
             recorded = _find_recorded(folder, identity, overwrite=overwrite, job=job)
             facts = dataclasses.asdict(job_facts(job)) if job else {}
@@ -93,9 +88,9 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool, job: Job | None
             finally:
                 is_finished = find_finished(folder, identity) is not None
                 if is_finished or not (folder / WRITING / "plan.json").is_file():
-                    _remove(path for path in (folder / WRITING).iterdir() if path.name != "lock")
+                    remove_all(path for path in (folder / WRITING).iterdir() if path.name != "lock")
                 if is_finished:
-                    _remove(_find_parts(folder))
+                    remove_all(find_parts(folder))
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: something was written
@@ -105,7 +100,7 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool, job: Job | None
 def remove_leftovers(folder: Path, identity: str) -> None:
     """Remove what a run that was killed after its manifest has left next to the finished data set `identity`."""
     with contextlib.suppress(OSError, ValueError):
-        if (folder / WRITING).is_dir() or any(_find_parts(folder)):
+        if (folder / WRITING).is_dir() or any(find_parts(folder)):
             with lock_folder(folder, identity, overwrite=False):
                 pass
 
@@ -130,8 +125,8 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     if not is_card(folder / CARD_NAME, lock.identity):
         (folder / CARD_NAME).unlink(missing_ok=True)
-    _remove(_find_parts(folder))
-    _remove(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
+    remove_all(find_parts(folder))
+    remove_all(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
     make_folder(folder / "data")
     for file in (folder / "data").iterdir():
         if file.name not in names:
@@ -172,22 +167,6 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refuse_links(folder: Path) -> None:
-    """Refuse links where our own files or folders belong, before anything is written."""
-    below = [folder / name for name in (WRITING, "data")]
-    inside = [path for parent in below if parent.is_dir() and not parent.is_symlink() for path in parent.iterdir()]
-    for path in (*below, *inside, *(folder / name for name in _NAMES)):
-        if path.is_symlink():
-            raise ValueError(
-                f"{path} is a symbolic link, and a data set is written to files of its own; remove the link, or choose "
-                "another shards.path"
-            )
-    lock = folder / WRITING / "lock"
-    if lock.exists() and (lock.lstat().st_nlink > 1 or not _is_kind(lock, stat.S_IFREG)):
-        kind = "a hard link to another file" if _is_kind(lock, stat.S_IFREG) else "not a regular file"
-        raise ValueError(f"{lock} is {kind}; remove it, or choose another shards.path")
-
-
 def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | None) -> dict[str, ShardEntry]:
     """Return what an earlier run has finished of this data set; refuse a folder that holds anything else."""
     plan, manifest, damage = _read_plan(folder), None, None
@@ -195,7 +174,7 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | N
         manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
     except ValueError as error:
         damage = error
-    _refuse_others(folder, has_plan=plan is not None, manifest=manifest)
+    refuse_others(folder, has_plan=plan is not None, manifest=manifest)
     if damage and not overwrite:
         raise ValueError(f"{damage}. {_REMEDY}") from damage
     if manifest:
@@ -218,68 +197,6 @@ def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | N
                 why += f": {explain_plan(plan, job)}" if job else ""
             raise ValueError(f"{folder} holds {shards} of {why}. {_REMEDY}")
     return {}
-
-
-def _refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) -> None:
-    """Refuse a folder with a file that no plan, manifest or mark says is ours."""
-    has_card = is_card(folder / CARD_NAME) or bool(manifest and is_damaged_card(folder / CARD_NAME))
-    ours = {"data", WRITING}
-    if has_card:
-        ours.add(CARD_NAME)
-    if has_plan or has_card or manifest or _claims_to_be_manifest(folder / MANIFEST_NAME):
-        ours.add(MANIFEST_NAME)
-    if has_plan or (manifest.corpus["bad"] if manifest else MANIFEST_NAME in ours and has_card):
-        ours.add(QUARANTINE_NAME)
-    has_shards = has_plan or (MANIFEST_NAME in ours and (folder / MANIFEST_NAME).exists())
-    others = []
-    for path in sorted(folder.iterdir()):
-        is_folder = path.name in ("data", WRITING)
-        is_ours = path.name in ours or final_name(path.name) in _NAMES
-        if not is_ours or not _is_kind(path, stat.S_IFDIR if is_folder else stat.S_IFREG):
-            others.append(path)
-        elif is_folder:
-            for file in sorted(path.iterdir()):
-                is_ours = _is_working(file.name) if path.name == WRITING else has_shards and is_shard(file.name)
-                if not is_ours or not _is_kind(file, stat.S_IFREG):
-                    others.append(file)
-    if others:
-        name = others[0].relative_to(folder).as_posix()
-        raise ValueError(f"{folder} contains {name!r}, which is not part of a data set; choose another shards.path")
-
-
-def _claims_to_be_manifest(path: Path) -> bool:
-    try:
-        fields = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and {"format_version", "fingerprint"} <= set(fields)
-
-
-def _is_working(name: str) -> bool:
-    """Return whether a file in `.writing` has a name of ours, those of earlier releases included."""
-    name = final_name(name) or name.removesuffix(".part")
-    return name in ("lock", "plan.json") or is_shard(name.removesuffix(".json"))
-
-
-def is_shard(name: str) -> bool:
-    """Return whether a file has the name of a shard."""
-    return bool(_SHARD.fullmatch(name))
-
-
-def _is_kind(path: Path, kind: int) -> bool:
-    return stat.S_IFMT(path.lstat().st_mode) == kind
-
-
-def _find_parts(folder: Path) -> Iterator[Path]:
-    """Yield the temporary files that runs left in a data set's folder."""
-    return (path for path in folder.iterdir() if final_name(path.name) in _NAMES)
-
-
-def _remove(paths: Iterator[Path]) -> None:
-    """Remove left-over files. What cannot be removed is left."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _is_plan(plan: dict[str, Any] | None, identity: str) -> bool:
