@@ -1,11 +1,11 @@
 """Accelerate: accelerate launch --num_processes 2 examples/accelerate_loop.py SHARDS [--steps 40]
 
-Stop it at any step and start it again, with another number of processes: it goes on with the windows that were due.
+Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped.
 `register_for_checkpointing` puts the loader's state into what `save_state` saves. Two traps:
 
-- `prepare` gets the model and the optimizer, not the loader. A DataLoader around the loader would be divided among the
-  processes there once more, and what is left of each part never comes.
-- A kill in the middle of `save_state` leaves half of a folder, so a checkpoint gets its name when it is whole.
+- Pass the model and the optimizer to `prepare`, not the loader. It divides a DataLoader around the loader among the
+  processes a second time, and the samples left over never arrive.
+- A kill in the middle of `save_state` leaves an incomplete folder, so a checkpoint is renamed once it is complete.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Plain PyTorch, one process or many: torchrun --nproc-per-node 2 examples/ddp.py SHARDS [--steps 40]
 
-Stop it at any step and start it again, with another number of processes: it goes on with the samples that were due. The
-batch of all processes together stays the same, so the losses go on as well.
+Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped. The
+batch of all processes together stays the same, so the losses continue as well.
 """
 
 import argparse

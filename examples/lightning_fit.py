@@ -1,11 +1,11 @@
 """Lightning: python examples/lightning_fit.py SHARDS [--steps 40] [--devices 2]
 
-Stop it at any step and start it again, with another number of devices: it goes on with the windows that were due.
+Stop it at any step and start it again, with another number of devices: it resumes exactly where it stopped.
 Lightning keeps the loader's state in its own checkpoints. Two traps:
 
-- Hand the loader over as it is. A DataLoader around it has no state, so a resume begins the epoch anew; with something
-  around it that has no exact `len`, Lightning reads a batch ahead, which a resume then leaves out.
-- Make it in `train_dataloader`. Before that, the processes do not know their ranks, and all of them read rank 0's part.
+- Return the loader itself. A DataLoader around it has no state, so a resume starts the epoch again; around something
+  without an exact `len`, Lightning reads a batch ahead, which a resume then omits.
+- Make it in `train_dataloader`. Before that the processes do not know their ranks, so the loader would be rejected.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """torchdata's StatefulDataLoader: python examples/stateful_dataloader.py SHARDS [--steps 40]
 
-For a training program that wants this class; the loader itself has the same two methods and needs nothing around it.
-Stop it at any step and start it again: it goes on with the windows that were due. Two traps:
+For a training program that needs this class; the loader itself has the same two methods and needs no wrapper.
+Stop it at any step and start it again: it resumes exactly where it stopped. Two traps:
 
-- `batch_size=None`: what the loader yields are batches already.
-- `num_workers=0`: each worker would decode everything and have a position of its own, which is refused. Where processes
-  are to decode, let the loader start them: `--workers 2`.
+- `batch_size=None`: the loader yields batches already.
+- `num_workers=0`: each worker would decode everything and have a state of its own, which is rejected. If processes are
+  to decode, let the loader start them: `--workers 2`.
 """
 
 import argparse

@@ -1,16 +1,16 @@
 """Hugging Face Trainer: torchrun --nproc-per-node 2 examples/trainer.py SHARDS [--steps 40]
 
-Stop it at any step and start it again, with another number of processes: it goes on with the windows that were due.
+Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped.
 Four traps:
 
 - The models shift `labels` once more. `shift_labels` are targets that are shifted already; the models compute a loss
-  only where there are `labels` too.
-- `train_dataset` would be divided among the processes a second time. `get_train_dataloader` hands the loader over as
-  it is, and `ignore_data_skip` leaves it where its state has put it.
-- With a `len`, the Trainer counts a resumed epoch from its start, and where `gradient_accumulation_steps` does not
-  divide the epoch, its last step is left out. So it gets an endless stream here, and counts steps alone.
-- A kill in the middle of a save leaves half of a folder. The loader's state is written last, so a checkpoint without it
-  is not whole.
+  only if there are `labels` too.
+- A `train_dataset` would be divided among the processes a second time. `get_train_dataloader` returns the loader as it
+  is, and with `ignore_data_skip` it stays where its state has put it.
+- With a `len`, the Trainer counts a resumed epoch from its start, and omits the last step of the epoch unless
+  `gradient_accumulation_steps` divides it. So it gets an endless stream here, and counts steps only.
+- A kill in the middle of a save leaves an incomplete folder. The loader's state is written last, so a checkpoint
+  without it is incomplete.
 """
 
 import argparse
@@ -75,7 +75,7 @@ options = TrainingArguments(
     learning_rate=1e-2,
     lr_scheduler_type="constant",
     save_steps=1,
-    save_total_limit=2,  # the one before is deleted only when the next one is whole
+    save_total_limit=2,  # the previous one is deleted once the next one is complete
     ignore_data_skip=True,
     use_cpu=not torch.cuda.is_available(),  # unsaid, processes on CPUs do not find each other
     report_to="none",
@@ -99,9 +99,11 @@ config = GPT2Config(
 )
 trainer = WindowTrainer(GPT2LMHeadModel(config), options, callbacks=[SaveLoader()])
 
-whole = {int(file.parent.name.removeprefix("checkpoint-")): file for file in arguments.checkpoint.glob("*/loader.json")}
-step = max(whole, default=0)
+complete = {
+    int(file.parent.name.removeprefix("checkpoint-")): file for file in arguments.checkpoint.glob("*/loader.json")
+}
+step = max(complete, default=0)
 if step:
-    loader.load_state_dict(json.loads(whole[step].read_text()))
+    loader.load_state_dict(json.loads(complete[step].read_text()))
 if step < arguments.steps:  # the Trainer does a step before it looks
-    trainer.train(resume_from_checkpoint=str(whole[step].parent) if step else None)
+    trainer.train(resume_from_checkpoint=str(complete[step].parent) if step else None)

@@ -61,6 +61,8 @@ def load_batches(
     assert isinstance(batch_size, int), "the config allows a whole number or 'all'"
     batches = ShardLoader(
         path,
+        rank=0,  # whatever else runs beside it: this stage reads the complete epoch
+        world_size=1,
         split=split,
         batch_size=batch_size,
         shuffle=loader.shuffle,
