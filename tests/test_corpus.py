@@ -1483,3 +1483,27 @@ def test_a_footer_that_ends_the_process_that_reads_it_is_an_error_with_the_files
             find("parquet", tmp_path, tmp_path)
         path.unlink()
     assert [text for text, _, _ in read_all("parquet", tmp_path)[0]][:2] == ["text 0", "text 1"]
+
+
+def test_csv_under_the_name_of_json_lines_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("id,text\n1,hello\n")
+    _, bad = read_all("jsonl", tmp_path)
+    assert [one.reason for one in bad] == ["not_json", "not_json"]
+    assert "it looks like CSV: convert the file" in bad[0].detail
+
+
+def test_a_single_file_is_no_data_set_of_datasets(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl: is a file, and corpus=huggingface reads a data set; use corpus=jsonl"
+    ):
+        find("huggingface", tmp_path / "a.jsonl", tmp_path)
+
+
+def test_a_wide_table_is_described_in_a_few_lines(tmp_path):
+    columns = {f"column {n} with a long name " * 5: [n] for n in range(2000)}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'text' .* does not exist; the columns are .* and 1,992 more$") as refusal:
+        read_all("parquet", tmp_path / "a.parquet")
+    assert len(str(refusal.value)) < 800

@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from pipeline.base.paths import expand_user
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
-from pipeline.corpus.fields import as_binary, find_text, pick_column
+from pipeline.corpus.fields import as_binary, find_text, list_some, pick_column
 from pipeline.corpus.partitions import PARTITION_BYTES
 from pipeline.executor.local import run_tasks
+from pipeline.settings import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,11 +69,12 @@ def load(path: str, subset: str | None, part: str) -> Any:
         else:
             found = datasets.load_dataset(str(folder) if folder.exists() else path, subset)
     except Exception as error:  # datasets raises its own, the hub's, pyarrow's and many more
-        raise ValueError(f"corpus.path={path}: datasets cannot load it: {type(error).__name__}: {error}") from error
+        what = shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"corpus.path={path}: datasets cannot load it: {what}") from error
     if isinstance(found, datasets.Dataset):
         return found  # it was saved alone, without a name
     if part not in found:
-        raise ValueError(f"corpus.path={path}: there is no corpus.part={part}; the parts are {', '.join(found)}")
+        raise ValueError(f"corpus.path={path}: there is no corpus.part={part}; the parts are {list_some(found)}")
     return found[part]
 
 

@@ -68,10 +68,20 @@ def read_jsonl(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
                 texts=lines.texts,
                 sources=np.full(len(lines.texts), source, np.int32),
                 rows=lines.rows + row,
-                rejected=[reject(partition, source, row + at, fault, line) for at, fault, line in faults],
+                rejected=[
+                    reject(partition, source, row + at, _name_csv(fault, line) if row + at == 0 else fault, line)
+                    for at, fault, line in faults
+                ],
                 skipped=Counter({(source, "null"): num_nulls} if num_nulls else {}),
             )
             row += lines.num_lines
+
+
+def _name_csv(fault: DocumentFault, line: bytes) -> DocumentFault:
+    """Say of a file's first line that it looks like one of CSV, if it does."""
+    if fault.reason != "not_json" or line.startswith(b"{") or not (b"," in line or b"\t" in line):
+        return fault
+    return DocumentFault("not_json", f"{fault.detail}; it looks like CSV: convert the file to JSON lines or Parquet")
 
 
 def has_json_lines(path: Path, field: str) -> bool:
