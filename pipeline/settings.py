@@ -8,10 +8,12 @@ name, the closest valid one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import operator
 import os
 import re
@@ -218,7 +220,10 @@ def check_token(key: str, value: object) -> str | int:
 
 
 def check_special_tokens(key: str, value: object) -> dict[str, int]:
-    """Return a map of names to different IDs; refuse anything else."""
+    """Return a map of names to different IDs; refuse anything else. Text is JSON: Hydra's maps take few names."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if not isinstance(value, Mapping) or not value:
         reject(key, "must map names to IDs, such as {'<|endoftext|>': 50256}", value)
     tokens = {

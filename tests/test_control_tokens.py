@@ -317,6 +317,24 @@ def test_special_tokens_that_contradict_the_ranks_are_refused(rank_file):
         load_tokenizer("gpt2", special_tokens={"<|endoftext|>": 60000})
 
 
+def test_special_tokens_may_be_json_as_a_command_line_needs(rank_file, cli, tmp_path):
+    (tmp_path / "in.txt").write_text("some text")
+    done = cli(
+        "stages=write",
+        "corpus=text",
+        "corpus.path=in.txt",
+        "tokenizer=tiktoken_file",
+        f"tokenizer.path={rank_file}",
+        "tokenizer.pattern=gpt2",
+        'tokenizer.special_tokens="{\\"<|end_of_text|>\\": 300}"',
+        "window.max_length=4",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "<|end_of_text|> (300)" in done.stdout
+    with pytest.raises(ConfigError, match=r"tokenizer.special_tokens: must map names to IDs"):
+        TokenizerConfig(name="tiktoken_file", path="x", special_tokens="{")
+
+
 def test_a_published_rank_file_is_known_by_its_hash(rank_file, monkeypatch):
     digest = hashlib.sha256(canonical_rank_file(BYTE_RANKS)).hexdigest()
     special = {"<|begin_of_text|>": 256, "<|end_of_text|>": 257, "<|eot_id|>": 511}
