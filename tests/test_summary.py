@@ -1,5 +1,7 @@
 """What a run ends with can be read."""
 
+import re
+
 import pytest
 
 from pipeline.base.wording import counted, rate, seconds, size
@@ -63,3 +65,26 @@ def test_figures_come_in_units_people_use():
     assert rate(2e9, 1, "B") == "2 GB/s"
     assert seconds(0.01234) == "0.0123 s"
     assert seconds(1234) == "1,234 s"
+
+
+@pytest.mark.slow
+def test_nothing_that_is_printed_or_written_says_one_things(cli, tmp_path):
+    """A corpus of one document with one token of text, in one window of one token, in one batch of one chunk."""
+    (tmp_path / "one.jsonl").write_text('{"text": "ab"}\n')
+    small = ["corpus=jsonl", "corpus.path=one.jsonl", "tokenizer=bytes", "window.max_length=1", "shards.path=ds"]
+    more = ["loader.batch_size=1", "embedding.dim=1", "prove.stops=1", "prove.world_sizes=[1]"]
+    run = cli("stages=[plan,write,verify,load,show,prove]", *small, *more)
+    assert run.returncode == 0, run.stderr
+    sweep = cli("-m", "stages=write", *small, "loader.seed=1", "hydra.sweep.dir=D")
+    again = cli("stages=report", "sweep.path=D")
+    refused = cli("stages=load", *small, "loader.batch_size=2")
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
+    short = cli("stages=write", *small[:-1], "shards.path=other")
+    card = (tmp_path / "ds/README.md").read_text()
+    printed = [run.stdout, sweep.stdout.partition("\nsweep\n")[2], again.stdout, refused.stdout, short.stdout]
+    said = [*printed, *(done.stderr for done in (run, sweep, again, refused, short)), card.partition("## Load it")[0]]
+    plural = r"(?<![\d,.=])1 (?!bytes of text|bytes on disk|windows/s|tokens/s)(?!is\b|this\b)\w*s\b"
+    assert [re.findall(plural, text) for text in said] == [[] for _ in said]
+    assert "1 window " in run.stdout
+    assert "1 document " in run.stdout
+    assert "1 shard," in run.stdout

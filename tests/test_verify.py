@@ -156,7 +156,7 @@ def test_consistent_rows_that_are_not_the_texts_are_found_by_the_token_store(wri
 
     folder = write()
     name = edit(folder, change)
-    assert problems(verify()) == [(name, "row group 0: 1 windows differ from the token store, the first in row 0")]
+    assert problems(verify()) == [(name, "row group 0: 1 window unlike the token store, the first in row 0")]
 
 
 def flip_in_cache(tmp_path, name):

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.memory import keep_freed_memory
+from pipeline.base.wording import counted
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, default_block, num_batches, resolve_shuffle
@@ -181,8 +182,9 @@ class ShardLoader(IterableDataset[Batch]):
         self._cursor = Cursor(Progress(0, 0, order))
         if not len(self):
             raise ValueError(
-                f"batch_size: the {self.reader.split} split has {len(order)} windows, fewer than a batch of "
-                f"{self.batch_size} on each of {self.world_size} ranks; lower batch_size, or set drop_last=False"
+                f"batch_size: the {self.reader.split} split has {counted(len(order), 'window')}, fewer than a batch of "
+                f"{self.batch_size} on each of {counted(self.world_size, 'rank')}; "
+                f"lower batch_size, or set drop_last=False"
             )
 
     def __setattr__(self, name: str, value: object) -> None:

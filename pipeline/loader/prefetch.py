@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.base.wording import counted
 from pipeline.loader.order import rank_indices
 from pipeline.loader.row_group import RowBatch
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
@@ -138,8 +139,8 @@ class Prefetcher:
         if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
             raise ValueError(
-                f"shuffle={order.shuffle} buffers {needed} row groups of {each:,} bytes at once, more than "
-                f"loader.memory_budget={self.memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
+                f"shuffle={order.shuffle} buffers {counted(needed, 'row group')} of {counted(each, 'byte')} at once, "
+                f"more than loader.memory_budget={self.memory_budget:,}; raise it to {needed * each:,} or more{remedy}"
             )
         if self.caches_all:
             return max(1, groups)

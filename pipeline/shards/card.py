@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.base.atomic import write_text
+from pipeline.base.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +53,13 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     order = f"shuffled by seed {windows['seed']}" if windows["order"] == "shuffled" else "in the order of the text"
     bad = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items()) or "none"
     unused = "; ".join(
-        f"{found['tokens']:,} tokens of {name}, with {found['documents']:,} complete documents"
+        f"{counted(found['tokens'], 'token')} of {name}, with {counted(found['documents'], 'complete document')}"
         for name, found in windows["left_over"].items()
         if found["tokens"]
     )
     padding = "; ".join(
-        f"{count:,} positions of {name} windows ({count / max(1, manifest.splits[name].num_windows * max_length):.2%})"
+        f"{counted(count, 'position')} of {name} windows "
+        f"({count / max(1, manifest.splits[name].num_windows * max_length):.2%})"
         for name, count in windows.get("padding", {}).items()
         if count
     )
@@ -65,7 +67,8 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
     facts = {
         "sources": _list_sources(sources),
-        "documents": f"{corpus['documents']:,}, {corpus['characters']:,} characters, {corpus['bytes']:,} bytes",
+        "documents": f"{corpus['documents']:,}, {counted(corpus['characters'], 'character')}, "
+        f"{counted(corpus['bytes'], 'byte')}",
         "rejected documents": bad,
         "tokenizer": f"`{tokenizer['name']}`, {tokenizer['vocab_size']:,} IDs, hash `{tokenizer['hash']}`",
         "special tokens": special,

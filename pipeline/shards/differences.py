@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base.wording import counted
 from pipeline.tokens.store import open_store
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def _compare_texts(manifest: Manifest, job: Job) -> str:
     size = sum(partition.num_bytes for partition in job.partitions)
     files = len({name for partition in job.partitions for name in partition.names})
     amounts = (
-        f"{manifest.corpus['documents']:,} documents with {manifest.corpus['bytes']:,} bytes there, "
-        f"{files:,} {'file' if files == 1 else 'files'} with {size:,} bytes here"
+        f"{counted(manifest.corpus['documents'], 'document')} with {counted(manifest.corpus['bytes'], 'byte')} there, "
+        f"{counted(files, 'file')} with {counted(size, 'byte')} here"
     )
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     if any(shard.footer_start is None for shard in shards):

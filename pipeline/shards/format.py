@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base.reading import open_regular
+from pipeline.base.wording import counted
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
@@ -157,12 +158,14 @@ def check_footer(footer: pq.FileMetaData, entry: ShardEntry, schema: pa.Schema) 
         raise ValueError(f"it has other columns than a shard of max_length {max_length}")
     found = footer.num_row_groups
     if found != len(entry.row_groups):
-        raise ValueError(f"it has {found:,} row groups, but {len(entry.row_groups):,} by the manifest")
+        raise ValueError(f"it has {counted(found, 'row group')}, but {len(entry.row_groups):,} by the manifest")
     offset = 4
     for number, count in enumerate(entry.row_groups):
         group = footer.row_group(number)
         if group.num_rows != count:
-            raise ValueError(f"its row group {number} has {group.num_rows:,} windows, but {count:,} by the manifest")
+            raise ValueError(
+                f"its row group {number} has {counted(group.num_rows, 'window')}, but {count:,} by the manifest"
+            )
         for index in range(group.num_columns):
             column = group.column(index)
             if column.data_page_offset != offset or column.has_dictionary_page:

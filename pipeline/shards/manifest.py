@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_json
 from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.base.wording import counted
 from pipeline.settings import (
     DOCUMENTS,
     MAX_COUNT,
@@ -101,7 +102,7 @@ class Manifest:
 
 
 def _count_windows(split: SplitEntry) -> str:
-    return f"{split.num_windows:,} windows of {split.num_tokens:,} tokens"
+    return f"{counted(split.num_windows, 'window')} of {counted(split.num_tokens, 'token')}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

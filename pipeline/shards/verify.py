@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.base.progress import ProgressBar
 from pipeline.base.reading import open_regular
+from pipeline.base.wording import counted
 from pipeline.executor.local import run_tasks
 from pipeline.settings import WindowConfig
 from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
@@ -234,7 +235,9 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         num_tokens = entry.num_tokens if stream is None else len(stream)
         windows = cut_windows(section, num_tokens=num_tokens, documents=documents, end_is_target=end_is_target)
         if len(windows) != entry.num_windows:
-            problems.append(f"{name} has {entry.num_windows} windows by the manifest, but {len(windows)} by arithmetic")
+            problems.append(
+                f"{name} has {counted(entry.num_windows, 'window')} by the manifest, but {len(windows):,} by arithmetic"
+            )
     if store and stream is not None:
         firsts, sizes = store.documents(name)
         found = {"num_tokens": len(stream), "num_documents": len(firsts)}
@@ -343,7 +346,7 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
     for text, wrong in checks.items():
         if wrong.any():
             at = np.flatnonzero(wrong.any(axis=1))
-            yield f"{len(at)} windows with {text}, the first in row {at[0]}"
+            yield f"{counted(len(at), 'window')} with {text}, the first in row {at[0]}"
     if rows.stored is None:
         return
     last = first + len(starts)
@@ -358,7 +361,7 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
     differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != np.where(after_BT, IGNORED, ids_BT1[:, 1:]))
     if differ_BT.any():
         at = np.flatnonzero(differ_BT.any(axis=1))
-        yield f"{len(at)} windows differ from the token store, the first in row {at[0]}"
+        yield f"{counted(len(at), 'window')} unlike the token store, the first in row {at[0]}"
 
 
 def _matrix(table: pa.Table, name: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from pipeline.base.atomic import sync_folder
 from pipeline.base.memory import peak_memory, translate_memory_errors
 from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
+from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.shards.card import write_card
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
@@ -74,7 +75,11 @@ class WriteReport:
     def __repr__(self) -> str:
         """Show what was done in one line."""
         windows = ", ".join(f"{name}={split.num_windows:,}" for name, split in self.manifest.splits.items())
-        done = "up to date" if self.finished_before else f"{self.chunks_made} of {self.chunks} chunks tokenized"
+        done = (
+            "up to date"
+            if self.finished_before
+            else f"{self.chunks_made:,} of {counted(self.chunks, 'chunk')} tokenized"
+        )
         return f"WriteReport({self.path.name!r:.99}: {windows} windows, {done}, {self.engine})"
 
     def _repr_html_(self) -> str:
@@ -268,8 +273,8 @@ def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
         segments = len(windows.firsts) if tokens else 0
         needed = windows.max_length + 1 if windows.tail == "drop" else 2
         raise ValueError(
-            f"the {split} split has {tokens} tokens in {segments} segments, but a window of window.max_length="
-            f"{windows.max_length} needs {needed} tokens of one; {remedy}"
+            f"the {split} split has {counted(tokens, 'token')} in {counted(segments, 'segment')}, but a window of "
+            f"window.max_length={windows.max_length} needs {counted(needed, 'token')} of one; {remedy}"
         )
     return stored
 
