@@ -352,7 +352,7 @@ BAD_INPUT = {
     "a missing file": (lambda folder: folder / "none.txt", "no such file or folder"),
     "a folder without text": (lambda folder: make(folder / "empty_folder"), "has no .txt, .md, .rst file"),
     "an empty corpus": (lambda folder: make(folder / "e.txt", b""), "no text: 1 document skipped (1 empty)"),
-    "a short text": (lambda folder: make(folder / "s.txt", b"too short"), "has 2 tokens in 1 segments, but a window"),
+    "a short text": (lambda folder: make(folder / "s.txt", b"too short"), "has 2 tokens in 1 segment, but a window"),
     "a binary file": (lambda folder: make(folder / "b.txt", b"\x7fELF\x02\x80\x81"), "byte 5 (0x80) is not UTF-8"),
 }
 
