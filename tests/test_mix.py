@@ -355,8 +355,9 @@ def test_ranks_decode_their_own_lanes_alone(sources, monkeypatch):
         )
         list(loader)
     in_all = len(loader.reader.groups)
-    # An epoch of the mix, a few windows of the next of a source, and row groups that lie across the ends of lanes.
-    assert sum(groups.values()) <= 2 * in_all, f"{groups} of {in_all} row groups"
+    # Each row group once; and for each lane of each source one that crosses its end, and two of the source's next epoch.
+    assert sum(groups.values()) <= in_all + 3 * 4 * len(paths), f"{groups} of {in_all} row groups"
+    assert in_all + 3 * 4 * len(paths) < 4 * in_all, "what four ranks would decode that read everything"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
