@@ -355,7 +355,7 @@ def test_ranks_decode_their_own_lanes_alone(sources, monkeypatch):
         )
         list(loader)
     in_all = len(loader.reader.groups)
-    # Each row group once; and for each lane of each source one that crosses its end, and two of the source's next epoch.
+    # Each row group once; for each lane of each source one that crosses its end, and two of the source's next epoch.
     assert sum(groups.values()) <= in_all + 3 * 4 * len(paths), f"{groups} of {in_all} row groups"
     assert in_all + 3 * 4 * len(paths) < 4 * in_all, "what four ranks would decode that read everything"
 
