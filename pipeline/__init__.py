@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.loader.loader import ShardLoader as ShardLoader
     from pipeline.loader.map_dataset import WindowDataset as WindowDataset
     from pipeline.loader.readers import StoreWindows as StoreWindows
+    from pipeline.rules import ConfigError as ConfigError
     from pipeline.settings import CacheConfig as CacheConfig
-    from pipeline.settings import ConfigError as ConfigError
     from pipeline.settings import CorpusConfig as CorpusConfig
     from pipeline.settings import EmbeddingConfig as EmbeddingConfig
     from pipeline.settings import ExecutorConfig as ExecutorConfig
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "loader.batch",
     "CacheConfig": "settings",
-    "ConfigError": "settings",
+    "ConfigError": "rules",
     "CorpusConfig": "settings",
     "EmbeddedBatch": "embedding",
     "EmbeddingConfig": "settings",

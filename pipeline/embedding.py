@@ -15,17 +15,8 @@ import torch
 from torch import nn
 
 from pipeline.loader.batch import Batch
-from pipeline.settings import (
-    MAX_COUNT,
-    MAX_DIM,
-    MAX_EPOCH,
-    MAX_LENGTH,
-    POSITIONS,
-    check_choice,
-    check_range,
-    names_arguments,
-    reject,
-)
+from pipeline.rules import MAX_COUNT, check_choice, check_range, names_arguments, reject
+from pipeline.settings import MAX_DIM, MAX_EPOCH, MAX_LENGTH, POSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable

@@ -28,7 +28,7 @@ from pipeline.base.wording import counted
 from pipeline.cli.report import csv_text
 from pipeline.cli.stages import run_write
 from pipeline.cli.svg import Series, chart
-from pipeline.settings import ConfigError
+from pipeline.rules import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

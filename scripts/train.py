@@ -25,7 +25,8 @@ from pipeline.base.wording import counted
 from pipeline.cli.compose import read_config, save_config
 from pipeline.cli.program import run_program
 from pipeline.cli.stages import run_write
-from pipeline.settings import ConfigError, SplitConfig
+from pipeline.rules import ConfigError
+from pipeline.settings import SplitConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

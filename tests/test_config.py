@@ -13,7 +13,8 @@ from support import ROOT, run_python
 
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
 from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
-from pipeline.settings import STAGES, Config, ConfigError
+from pipeline.rules import ConfigError
+from pipeline.settings import STAGES, Config
 
 REFUSED = {
     "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",

@@ -36,7 +36,8 @@ from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.download import HttpsOnly, read_slowly
 from pipeline.corpus.files import find_files, mark_as_cache
 from pipeline.corpus.reader import read_partition
-from pipeline.settings import ConfigError, CorpusConfig, SplitConfig
+from pipeline.rules import ConfigError
+from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens import encode
 from pipeline.tokens.encode import tokenize

@@ -29,7 +29,8 @@ from pipeline.cli.compose import check_command_line, find_conf, register_schema,
 from pipeline.corpus import files
 from pipeline.corpus.corpora import WITH_FILES
 from pipeline.corpus.reader import READERS
-from pipeline.settings import Config, ConfigError
+from pipeline.rules import ConfigError
+from pipeline.settings import Config
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

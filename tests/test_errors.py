@@ -20,7 +20,7 @@ from pipeline.base.wording import visible
 from pipeline.cli.errors import LIMIT, describe_error, is_expected, report_error
 from pipeline.cli.html import page
 from pipeline.cli.points import Point
-from pipeline.settings import hide_secrets, reject, strip_secrets
+from pipeline.rules import hide_secrets, reject, strip_secrets
 
 
 def raised(function, *arguments):

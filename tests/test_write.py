@@ -17,7 +17,7 @@ from support import ROOT, run_python, sections
 from tiktoken.load import load_tiktoken_bpe
 
 from pipeline import read_manifest, write_shards
-from pipeline.settings import ConfigError
+from pipeline.rules import ConfigError
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.shards.manifest import write_manifest
 from pipeline.tokenizer.load import load_tokenizer

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pipeline.base.atomic import write_text
 from pipeline.cli.report import jsonable
-from pipeline.settings import PATHS, Config, ConfigError, ConflictError, check_choice, closest
+from pipeline.rules import PATHS, ConfigError, ConflictError, check_choice, closest
+from pipeline.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

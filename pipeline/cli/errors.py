@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.base.wording import visible
-from pipeline.settings import ConfigError, hide_secrets, shorten
+from pipeline.rules import ConfigError, hide_secrets, shorten
 
 LIMIT = 600  # characters of a line
 OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError, http.client.HTTPException)

@@ -20,7 +20,8 @@ from pipeline.cli.compose import check_command_line, find_conf, hydra_options, r
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.help import describe_keys
 from pipeline.cli.sweep import reported_sweep
-from pipeline.settings import Config, hide_secrets
+from pipeline.rules import hide_secrets
+from pipeline.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

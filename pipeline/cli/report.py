@@ -18,7 +18,7 @@ from pipeline.base.atomic import write_text
 from pipeline.base.wording import rate, size
 from pipeline.cli.html import page
 from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_points
-from pipeline.settings import hide_secrets
+from pipeline.rules import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

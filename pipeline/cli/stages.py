@@ -23,7 +23,7 @@ from pipeline.cli.program import run_program
 from pipeline.cli.report import Report, jsonable
 from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point
 from pipeline.cli.sweep import folders as sweep_folders
-from pipeline.settings import Config, hide_secrets
+from pipeline.rules import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.cli.epoch import LoadReport
     from pipeline.cli.prove import ProveReport
     from pipeline.cli.show import ShowReport
+    from pipeline.settings import Config
     from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport

@@ -32,7 +32,7 @@ from pipeline.cli.compose import one_line, save_yaml
 from pipeline.cli.errors import describe_error, is_interrupt
 from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK, find_records, identify
 from pipeline.cli.report import TABLE, describe_sweep, jsonable, write_report
-from pipeline.settings import ConfigError, StrideError, hide_secrets
+from pipeline.rules import ConfigError, StrideError, hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

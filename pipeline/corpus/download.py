@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pipeline.base.atomic import replace_file
 from pipeline.base.paths import make_folder, translate_os_errors
-from pipeline.settings import strip_secrets
+from pipeline.rules import strip_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, has
 from pipeline.corpus.fields import as_binary, find_text, list_some, pick_column
 from pipeline.corpus.partitions import PARTITION_BYTES
 from pipeline.executor.local import run_tasks
-from pipeline.settings import shorten
+from pipeline.rules import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

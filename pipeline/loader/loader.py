@@ -24,17 +24,8 @@ from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, end_of_text_id, open_split
 from pipeline.loader.state import describe_data_sets, read_state
 from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
-from pipeline.settings import (
-    MAX_COUNT,
-    MAX_EPOCH,
-    MAX_WORKERS,
-    MEMORY_BUDGET,
-    LoaderConfig,
-    check_choice,
-    check_range,
-    names_arguments,
-    reject,
-)
+from pipeline.rules import MAX_COUNT, check_choice, check_range, names_arguments, reject
+from pipeline.settings import MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence

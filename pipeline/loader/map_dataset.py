@@ -20,7 +20,8 @@ from pipeline.loader.batch import to_int64
 from pipeline.loader.readers import describe, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
 from pipeline.loader.row_group_cache import decode_group, slot_bytes
-from pipeline.settings import MAX_COUNT, SPLITS, check_bool, check_choice, check_range, names_arguments
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments
+from pipeline.settings import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -38,7 +38,7 @@ import numpy as np
 
 from pipeline.base.permutation import Int64, make_key
 from pipeline.loader.order import Span
-from pipeline.settings import is_number, reject
+from pipeline.rules import is_number, reject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -25,7 +25,8 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
 from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
-from pipeline.settings import ShardsConfig, WindowConfig, check_path, reject, shorten
+from pipeline.rules import check_path, reject, shorten
+from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.layout import choose_layout
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.readers import MixtureReader
-from pipeline.settings import MAX_COUNT, MAX_EPOCH, check_range, shorten
+from pipeline.rules import MAX_COUNT, check_range, shorten
+from pipeline.settings import MAX_EPOCH
 
 if TYPE_CHECKING:
     from pipeline.loader.order import Order

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.settings import SCORES, check_choice
+from pipeline.rules import check_choice
+from pipeline.settings import SCORES
 
 if TYPE_CHECKING:
     from pipeline.loader.readers import Reader, ShardReader, StoreReader

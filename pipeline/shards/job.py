@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders
 from pipeline.corpus.corpora import find_partitions
+from pipeline.rules import check_path, conflict, strip_secrets
 from pipeline.settings import (
     CacheConfig,
     ExecutorConfig,
@@ -19,9 +20,6 @@ from pipeline.settings import (
     WindowConfig,
     as_corpus,
     as_tokenizer,
-    check_path,
-    conflict,
-    strip_secrets,
 )
 from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.manifest import FORMAT_VERSION

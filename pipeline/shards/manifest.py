@@ -16,18 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.atomic import write_json
 from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.base.wording import counted
-from pipeline.settings import (
-    DOCUMENTS,
-    MAX_COUNT,
-    MAX_LENGTH,
-    MAX_SEED,
-    ORDERS,
-    TAILS,
-    check_bool,
-    check_choice,
-    check_range,
-    check_text,
-)
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text
+from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
 
 if TYPE_CHECKING:
     import os

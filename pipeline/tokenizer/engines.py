@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.settings import shorten
+from pipeline.rules import shorten
 from pipeline.tokenizer.formats import is_library_error, reason
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]

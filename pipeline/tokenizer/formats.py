@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.settings import shorten
+from pipeline.rules import shorten
 
 HEAD_BYTES = 4096
 LONGEST_REASON = 200

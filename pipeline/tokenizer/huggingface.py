@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.paths import expand_user
-from pipeline.settings import MAX_TOKEN_ID, TokenizerConfig
+from pipeline.rules import MAX_TOKEN_ID
+from pipeline.settings import TokenizerConfig
 from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids, flat
 from pipeline.tokenizer.formats import TOKENIZER_JSON, library_errors, read_object, reason, recognise, recognise_folder
 from pipeline.tokenizer.literal_model import load_literal, without_control

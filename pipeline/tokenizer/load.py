@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.paths import expand_user
-from pipeline.settings import TokenizerConfig, closest, reject, shorten
+from pipeline.rules import closest, reject, shorten
+from pipeline.settings import TokenizerConfig
 from pipeline.tokenizer import engines, rank_files
 from pipeline.tokenizer.formats import reason
 from pipeline.tokenizer.huggingface import load_huggingface

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.base.paths import expand_user
-from pipeline.settings import shorten
+from pipeline.rules import shorten
 from pipeline.tokenizer.formats import RANK_FILE, reason, recognise
 from pipeline.tokenizer.special_tokens import END_OF_TEXT
 

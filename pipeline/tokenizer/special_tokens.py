@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from pipeline.settings import ConfigError
+from pipeline.rules import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
 # What published vocabularies call the token that ends a document, for those that do not say.

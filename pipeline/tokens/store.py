@@ -29,7 +29,8 @@ from pipeline.base.atomic import write_json
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
-from pipeline.settings import SPLITS, check_range
+from pipeline.rules import check_range
+from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import NPY_HEADER_BYTES, Chunk, DamagedChunk, check_file, find_chunk
 
 if TYPE_CHECKING:

@@ -1,0 +1,217 @@
+"""The rules that values keep, and how a value that breaks one is refused: in one line, without secrets.
+
+`settings.py` declares which rule a field keeps; the loader's and the tokenizer's arguments keep the same ones. An error
+starts with the key, then come the rule, the value and, for a misspelled name, the closest valid one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import inspect
+import json
+import operator
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MAX_COUNT = 2**62  # numbers of windows and documents
+MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
+PATHS = "must be a file, folder or glob, or a list of them"
+
+Function = TypeVar("Function", bound="Callable[..., Any]")
+
+
+class ConfigError(ValueError):
+    """A config that is refused before any work starts, in one line with the key, the rule and the value."""
+
+
+class ConflictError(ConfigError):
+    """Values that are each valid but conflict with each other, as points of a sweep over both may."""
+
+
+class StrideError(ConflictError):
+    """A stride above `max_length`, which loses tokens."""
+
+
+def strip_secrets(url: str) -> str:
+    """Return a URL without user name, password, query and fragment."""
+    scheme, _, rest = url.partition("://")
+    head = re.split(r"[?#]", rest, maxsplit=1)[0]
+    first = head.partition("/")[0]
+    is_login = "@" in first or re.search(r":(?!\d*$)", first) is not None  # a password may contain / ? and #
+    if is_login and "@" in rest:
+        rest = rest.rpartition("@")[2] if "@" not in first else f"{first.rpartition('@')[2]}{rest[len(first) :]}"
+    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
+
+
+def hide_secrets(text: str) -> str:
+    """Strip the secrets of all URLs in a text."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+", lambda found: strip_secrets(found[0]), text)
+
+
+def shorten(text: str, limit: int = 600) -> str:
+    """Cut a long text in the middle."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[-(limit // 2 - 2) :]}"
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Suggest the valid name that is most like a given one: 'did you mean ...?', or nothing if none is close."""
+    names = list(valid)
+    near = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, 1, 0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def names_arguments(function: Function) -> Function:
+    """Let a public call name the closest argument when it is given one that it does not have."""
+    valid = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in valid:
+                owner = function.__qualname__.removesuffix(".__init__")
+                raise TypeError(
+                    f"{owner}: no argument {name!r}; {closest(name, valid) or 'it has ' + ', '.join(valid)}"
+                )
+        return function(*arguments, **options)
+
+    return cast("Function", call)
+
+
+def reject(key: str, rule: str, value: object) -> NoReturn:
+    """Refuse a value that breaks a rule."""
+    raise ConfigError(f"{key}: {rule}; got {_show(value)}")
+
+
+def conflict(key: str, rule: str, value: object) -> NoReturn:
+    """Refuse a value that another key forbids."""
+    raise ConflictError(f"{key}: {rule}; got {_show(value)}")
+
+
+def _show(value: object) -> str:
+    return shorten(hide_secrets(repr(value)).replace("\n", " "), 200)  # the repr of an array has line feeds
+
+
+def check_bool(key: str, value: object) -> bool:
+    """Refuse anything but true and false: a text such as "false" is true in Python."""
+    if not isinstance(value, bool):
+        reject(key, "must be true or false", value)
+    return value
+
+
+def check_choice(key: str, value: object, valid: Iterable[str]) -> str:
+    """Refuse a value that is not one of the valid ones."""
+    if not isinstance(value, str) or value not in valid:
+        hint = closest(value, valid) if isinstance(value, str) else ""
+        reject(key, f"must be one of {', '.join(valid)}{f' ({hint})' if hint else ''}", value)
+    return value
+
+
+def check_text(key: str, value: object, *, empty: bool = True) -> str:
+    """Refuse anything but text; also the empty one unless `empty`."""
+    if not isinstance(value, str):
+        reject(key, "must be text", value)
+    if not value and not empty:
+        reject(key, "must not be empty", value)
+    return value
+
+
+def check_range(key: str, value: Any, least: int, most: int) -> int:
+    """Return a whole number (numpy's becomes Python's); refuse anything outside least .. most, both included."""
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b":  # or numpy's
+        reject(key, "must be a whole number", value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        reject(key, "must be a whole number", value)
+    if number < least:
+        reject(key, f"must be at least {least}", number)
+    if number > most:
+        reject(key, f"must be at most {most}", number)
+    return number
+
+
+def check_batch_size(key: str, value: Any) -> int | str:
+    """Return a number of windows, or `all`, which means the whole split in one batch."""
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 1 <= value <= MAX_COUNT:
+        reject(key, "must be a whole number of at least 1, or 'all'", value)
+    return operator.index(value)
+
+
+def check_fraction(key: str, value: float, *, below_1: bool = False) -> float:
+    """Refuse anything but a number from 0 to 1, which itself is allowed unless `below_1`."""
+    if not is_number(value) or not 0 <= value <= 1 or (below_1 and value == 1):
+        reject(key, f"must be a fraction from 0 to {'below ' * below_1}1", value)
+    return float(value)
+
+
+def check_path(key: str, path: object, rule: str = "must name a folder") -> str:
+    """Return a path as text; refuse anything else, and URIs: `s3://bucket/x` would be a local folder of that name."""
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or not name:
+        reject(key, rule, path)
+    if "\0" in name:
+        reject(key, "must not contain the character NUL, which no path has", name)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        reject(key, "must be a path on this machine (mount or copy data that is elsewhere)", name)
+    return name
+
+
+def check_paths(key: str, path: object) -> str | list[str]:
+    """Return a path as text or several as a list of texts; refuse anything else."""
+    if isinstance(path, str | os.PathLike):
+        return check_path(key, path, PATHS)
+    paths = list(path) if hasattr(path, "__iter__") else [path]
+    if not paths or not all(isinstance(one, str | os.PathLike) for one in paths):
+        has_number = not isinstance(path, bytes) and any(map(is_number, paths))
+        hint = " (a name that is a number needs quotes)" if has_number else ""
+        reject(key, PATHS + hint, path)
+    return [check_path(key, one, PATHS) for one in paths]
+
+
+def check_list(key: str, values: object, one: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+    """Check each value of a list, which must not be empty."""
+    if not isinstance(values, list | tuple) or not values:
+        reject(key, "must be a list of at least one value", values)
+    return [one(key, value, *arguments, **options) for value in values]
+
+
+def check_token(key: str, value: object) -> str | int:
+    """Return a token's name or ID; refuse anything else."""
+    if isinstance(value, str):
+        return check_text(key, value, empty=False)
+    if not is_number(value) and not hasattr(value, "__index__"):
+        reject(key, "must be a token's name or ID", value)
+    return check_range(key, value, 0, MAX_TOKEN_ID)
+
+
+def check_special_tokens(key: str, value: object) -> dict[str, int]:
+    """Return a map of names to different IDs; refuse anything else. Text is JSON: Hydra's maps take few names."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, Mapping) or not value:
+        reject(key, "must map names to IDs, such as {'<|endoftext|>': 50256}", value)
+    tokens = {
+        check_text(key, name, empty=False): check_range(f"{key}.{name}", token, 0, MAX_TOKEN_ID)
+        for name, token in value.items()
+    }
+    if len(set(tokens.values())) < len(tokens):
+        reject(key, "must give each name an ID of its own", value)
+    for name in tokens:
+        if longer := next((other for other in tokens if other != name and other.startswith(name)), None):
+            reject(key, f"must not have a name that another one, {longer!r}, starts with", name)
+    return tokens
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number; true and false, which Python counts as numbers, are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
