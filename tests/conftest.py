@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 from support import run_python, sections
 
 from pipeline import write_shards
+
+# A shell that starts a program in the background lets it ignore Ctrl-C, and the programs that it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machines that run these tests are shared: an example's duration says nothing.
 settings.register_profile("stridemill", deadline=None, derandomize=True)
