@@ -56,6 +56,7 @@ def test_the_cards_snippets_run_as_they_are_printed(report):
     assert f"{sums['train'][0]} [" in said, "datasets counts"
 
 
+@pytest.mark.slow
 def test_datasets_finds_the_splits_by_the_card_and_reads_the_same_ids(report):
     code = (
         "import os\n"

@@ -234,6 +234,7 @@ def test_an_experiment_beats_the_files_and_the_command_line_beats_the_experiment
     assert read("experiment=notebook").corpus.name == "the_verdict"
 
 
+@pytest.mark.slow
 def test_every_file_of_a_group_composes():
     for group in ("corpus", "tokenizer", "window", "shards", "loader", "embedding", "executor", "experiment"):
         for file in sorted(Path(find_conf(), group).glob("*.yaml")):

@@ -165,6 +165,7 @@ FORMATS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "packing"), FORMATS)
 @pytest.mark.filterwarnings("default")  # datasets and what it imports warn of their own affairs
 def test_every_format_and_compression_gives_the_same_ids(kind, packing, tmp_path, tiny, monkeypatch):
@@ -182,6 +183,7 @@ def test_every_format_and_compression_gives_the_same_ids(kind, packing, tmp_path
     assert len(store.chunks) > 1 or packing in PACK, "cut, unless it is packed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "jsonl", "parquet"])
 def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(kind, tmp_path, tiny):
     tiny()
@@ -948,6 +950,7 @@ def test_another_format_under_the_name_of_json_lines_is_named(tmp_path, case):
         read_all("jsonl", tmp_path / "a.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FORMATS_IN_HAND)
 def test_another_format_under_the_name_of_parquet_is_named(tmp_path, case):
     content, message = FORMATS_IN_HAND[case]
@@ -1112,6 +1115,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("kind", "validation"), [("text", 0.0), ("jsonl", 0.4)])
 def test_files_are_known_by_their_content_whatever_their_names(tmp_path, tiny, kind, validation, change):
@@ -1130,6 +1134,7 @@ def test_files_are_known_by_their_content_whatever_their_names(tmp_path, tiny, k
     assert describe(open_store(tmp_path / "cache" / "stores" / f"{again.id}.json")) == describe(again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 @pytest.mark.parametrize("name", ["before", "in the middle", "z after"])
 def test_a_folder_that_is_added_costs_its_own_files_alone(tmp_path, tiny, kind, name):
@@ -1275,6 +1280,7 @@ ENCODINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_batches_of_parquet_are_bounded_by_the_bytes_that_come_out(tmp_path, monkeypatch, encoding):
     monkeypatch.setattr(parquet, "BATCH_BYTES", 20_000)
@@ -1304,6 +1310,7 @@ def test_batches_of_parquet_are_bounded_by_the_bytes_that_come_out(tmp_path, mon
     assert max(one.nbytes for one in decoded) < (250_000 if encoding != "plain" else 10**6)
 
 
+@pytest.mark.slow
 def test_a_parquet_file_of_a_few_kilobytes_is_read_in_bounded_memory(tmp_path):
     pq.write_table(pa.table({"text": ["word " * 21_000] * 3_000}), tmp_path / "d.parquet")
     program = f"""

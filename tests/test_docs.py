@@ -257,6 +257,7 @@ TYPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command", "shown"), TYPED)
 def test_a_command_is_taken_by_every_shell_and_composes(page, command, shown, tmp_path, monkeypatch):
     assert refused_by_zsh(command) is None, command

@@ -1,6 +1,7 @@
 """The walls of the house: a room imports its own modules and rooms below it, never one above."""
 
 import ast
+from functools import cache
 
 import pytest
 from support import ROOT, run_python
@@ -41,12 +42,14 @@ HEAVY = {
 }
 
 
+@cache
 def modules():
     """Every module of the package by its full name, without the package's own `__init__`."""
     found = {".".join(f.relative_to(PIPELINE.parent).with_suffix("").parts): f for f in PIPELINE.rglob("*.py")}
     return {name.removesuffix(".__init__"): file for name, file in found.items() if name != "pipeline.__init__"}
 
 
+@cache
 def imports_of(file, *, at_run_time=False):
     """Every module that a file imports, wherever in it the import is; or without what only a type checker sees."""
     tree = ast.parse(file.read_text())
@@ -54,13 +57,14 @@ def imports_of(file, *, at_run_time=False):
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
                 node.body = [ast.Pass()]
+    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import hides where it leads"
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
 
 
 def room_of(module):
@@ -110,6 +114,7 @@ def test_a_library_is_imported_in_its_rooms_alone(library):
     assert users <= HEAVY[library]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [

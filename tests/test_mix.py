@@ -116,6 +116,7 @@ def draw_mixture(given_):
     return mix, data
 
 
+@pytest.mark.slow
 @given(mixtures)
 @settings(max_examples=25)
 def test_the_samples_are_those_of_the_slow_twin(given_):
@@ -194,6 +195,7 @@ def test_spans_hold_every_row_when_it_is_needed(given_):
             )
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=2, max_size=3),
     lanes=st.sampled_from([1, 4, 16, 64]),
@@ -360,6 +362,7 @@ def test_ranks_decode_their_own_lanes_alone(sources, monkeypatch):
     assert in_all + 3 * 4 * len(paths) < 4 * in_all, "what four ranks would decode that read everything"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mix_in_worker_processes_is_the_mix(sources, workers):
     paths, _ = sources
@@ -445,6 +448,7 @@ def test_the_cost_of_a_start_does_not_grow_with_the_square_of_the_sources(monkey
     assert costs[2] <= 2.2 * costs[1] <= 2.2 * 2.2 * costs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "lanes"])
 def test_a_source_smaller_than_the_lanes_is_mixed(sources, shuffle):
     paths, write = sources

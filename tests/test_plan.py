@@ -74,6 +74,7 @@ def test_a_corpus_that_is_sampled_completely_is_planned_exactly(plan, tmp_path, 
     assert planned._repr_html_().startswith("<table>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 def test_an_estimate_from_a_sample_holds_within_its_margins(plan, tmp_path, monkeypatch, window):
     monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 partitions

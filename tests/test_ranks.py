@@ -65,6 +65,7 @@ def test_a_loader_whose_process_gets_another_rank_is_refused_before_it_reads(sha
     assert len(list(later)) == len(later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_loader_with_the_rank_of_a_group_goes_to_workers_that_have_none(shards, monkeypatch, context):

@@ -45,6 +45,7 @@ def all_ranks(path, *, world_size, state=None, **options):
     return interleave(per_rank, world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes", "lanes of small blocks"])
 def test_a_loader_stopped_at_every_step_goes_on_in_fresh_ones_of_any_shape(shards, shuffle, monkeypatch):
     """The one test that everything else leans on: stop at each step, restore elsewhere, compare the tail."""

@@ -58,6 +58,7 @@ def slow_targets(folder, *, max_length, stride, tail, documents):
     return windows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", ["drop", "pad"])
 @pytest.mark.parametrize("documents", ["join", "separate"])
 @pytest.mark.parametrize(("max_length", "stride"), [(6, 2), (6, 6), (6, 5), (5, 1), (4, 3)])

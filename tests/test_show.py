@@ -41,6 +41,7 @@ def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
             assert show.batch_windows(config) == batch.window_ids.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", ["join", "separate"])
 @pytest.mark.parametrize("tail", ["drop", "pad"])
 @pytest.mark.parametrize("stride", [7, 16, 24])
@@ -159,13 +160,14 @@ def test_a_part_of_a_character_is_shown_as_its_bytes_and_a_backslash_as_itself()
 
 
 @pytest.mark.parametrize(
-    ("source", "name"),
+    ("source", "row", "name"),
     [
-        ("a.txt", "a.txt"),
-        ("b.MD.gz", "b.MD.gz"),
-        ("c.jsonl.zst", "c.jsonl.zst, line 5"),
-        ("d.parquet", "d.parquet, row 4"),
+        ("a.txt", 0, "a.txt"),
+        ("a.txt", 4, "a.txt, document 5"),
+        ("b.MD.gz", 4, "b.MD.gz, document 5"),
+        ("c.jsonl.zst", 4, "c.jsonl.zst, line 5"),
+        ("d.parquet", 4, "d.parquet, row 4"),
     ],
 )
-def test_a_document_is_named_as_errors_name_it(source, name):
-    assert show.name_document(source, 4) == name
+def test_a_document_is_named_as_errors_name_it(source, row, name):
+    assert show.name_document(source, row) == name

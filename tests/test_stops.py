@@ -23,6 +23,7 @@ def stop(tmp_path, scenario, kinds, every):
     assert int(summary.split()[0]) >= 10, f"few stops: {summary}"
 
 
+@pytest.mark.slow
 def test_a_kill_at_one_call_in_seven_is_mended_by_the_same_command(tmp_path):
     stop(tmp_path, "new", "kill", 7)
 

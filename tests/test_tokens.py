@@ -453,6 +453,7 @@ def write_as_nobody(shared, **runs):
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without permission")
 
 
+@pytest.mark.slow
 @ONLY_ROOT
 @pytest.mark.parametrize("mode", [0o555, 0o1777])
 def test_a_complete_cache_of_another_user_is_read_and_not_written(shared, mode):
@@ -463,6 +464,7 @@ def test_a_complete_cache_of_another_user_is_read_and_not_written(shared, mode):
     assert {path: path.lstat().st_mtime_ns for path in cache.rglob("*")} == before
 
 
+@pytest.mark.slow
 @ONLY_ROOT
 @pytest.mark.parametrize("lost", ["stores", "quarantine", "CACHEDIR.TAG"])
 def test_chunks_are_enough_where_nothing_can_be_written(shared, lost):
@@ -479,6 +481,7 @@ def test_where_the_cache_must_be_written_and_may_not_one_line_names_the_key(shar
     assert line.endswith("cannot be written: Permission denied. Choose another cache.path")
 
 
+@pytest.mark.slow
 @ONLY_ROOT
 def test_what_another_users_killed_run_has_left_stops_nobody(shared):
     cache = shared[0] / "cache"

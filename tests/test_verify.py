@@ -128,12 +128,12 @@ def put(name, row, position, value):
 
 
 WRONG_ROWS = {
-    "an input that is no other window's": (put("input_ids", 25, 3, 65), "row group 1: 1 windows with target_ids that"),
-    "a target": (put("target_ids", 25, 3, 65), "row group 1: 1 windows with target_ids that are not the input_ids"),
-    "an ID beyond the vocabulary": (put("input_ids", 0, 0, 300), "row group 0: 1 windows with input_ids outside"),
-    "a negative ID": (put("input_ids", 3, 0, -5), "row group 0: 1 windows with input_ids outside"),
+    "an input that is no other window's": (put("input_ids", 25, 3, 65), "row group 1: 1 window with target_ids that"),
+    "a target": (put("target_ids", 25, 3, 65), "row group 1: 1 window with target_ids that are not the input_ids"),
+    "an ID beyond the vocabulary": (put("input_ids", 0, 0, 300), "row group 0: 1 window with input_ids outside"),
+    "a negative ID": (put("input_ids", 3, 0, -5), "row group 0: 1 window with input_ids outside"),
     "a start": (put("start", 79, 0, 7), "row group 3: row 19 has start 7, but 1264 by arithmetic"),
-    "a next ID": (put("next_id", 2, 0, 66), "row group 0: 1 windows with a next_id that is not the last"),
+    "a next ID": (put("next_id", 2, 0, 66), "row group 0: 1 window with a next_id that is not the last"),
 }
 
 
@@ -363,6 +363,7 @@ def leaves(value, path=()):
         yield from leaves(inner, (*path, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, -1, 10**18, 10**30, 1.5, "x", "", [], {}, True, [None], {"x": None}])
 def test_verify_never_raises_for_a_field_of_any_type_or_size(write, verify, tmp_path, value):
     folder = write(tail="pad", documents="separate", windows_per_group=400, windows_per_shard=400)
@@ -420,6 +421,7 @@ def test_a_shard_of_other_rows_than_its_manifest_says_is_refused_before_it_is_de
     assert [fault.file for fault in verify().faults] == [edited]
 
 
+@pytest.mark.slow
 def test_every_changed_byte_of_a_token_store_is_refused(write, verify, tmp_path):
     folder = write(tail="pad", documents="separate")
     (file,) = (tmp_path / "cache" / "stores").iterdir()

@@ -563,6 +563,7 @@ def test_numpys_whole_numbers_are_pythons(books, tmp_path):
     assert {type(value) for value in stored} == {int, str}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", sorted(WHOLE))
 def test_a_data_set_is_the_same_by_numpys_whole_numbers(write, books, argument):
     options = {**WHOLE, "corpus": "text", "corpus_path": books, "order": "shuffled", "validation": 0.25}
