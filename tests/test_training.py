@@ -87,7 +87,7 @@ def test_a_resume_keeps_the_metrics_and_refuses_another_run(shards, tmp_path):
         train(*loaders(shards), dataclasses.replace(TINY, dim=32), resume=tmp_path / CHECKPOINT, **every)
     with pytest.raises(ValueError, match="no such checkpoint"):
         train(*loaders(shards), TINY, resume=tmp_path / "none.pt", **every)
-    with pytest.raises(ValueError, match="loader.seed was 0, here it is 1"):
+    with pytest.raises(ValueError, match=r"loader\.seed was 0, here it is 1"):
         train(*loaders(shards, seed=1), TINY, resume=tmp_path / CHECKPOINT, **every)
 
 
