@@ -1,5 +1,6 @@
 """What tests share: the config's sections by short names, and programs run as a user runs them."""
 
+import base64
 import os
 import re
 import subprocess
@@ -42,6 +43,12 @@ SECTIONS = {
     "shards": ShardsConfig,
     "executor": ExecutorConfig,
 }
+
+
+def read_ranks(path):
+    """A rank file, read in the plainest way: on each line a token in base64 and its rank."""
+    words = [line.split() for line in path.read_bytes().splitlines()]
+    return {base64.b64decode(token): int(rank) for token, rank in words}
 
 
 def store_windows(store, **options):

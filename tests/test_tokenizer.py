@@ -20,8 +20,7 @@ import regex
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import run_python
-from tiktoken.load import load_tiktoken_bpe
+from support import read_ranks, run_python
 from tiktoken_ext import openai_public
 
 from pipeline.settings import SPECIAL_TEXTS
@@ -52,8 +51,8 @@ batches = st.lists(texts, max_size=5)
 
 
 def gpt2_ranks(pattern: str = "gpt2", special_tokens: dict[str, int] | None = None) -> tiktoken.Encoding:
-    """A tiktoken encoding made with tiktoken's own reader, for comparison."""
-    ranks = load_tiktoken_bpe(str(PACKAGED_RANKS))
+    """A tiktoken encoding made apart from the project's own loader, for comparison."""
+    ranks = read_ranks(PACKAGED_RANKS)
     return tiktoken.Encoding(
         "test", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special_tokens or {END_OF_TEXT: 50256}
     )

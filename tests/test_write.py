@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
-from support import ROOT, run_python, sections
-from tiktoken.load import load_tiktoken_bpe
+from support import ROOT, read_ranks, run_python, sections
 
 from pipeline import read_manifest, write_shards
 from pipeline.rules import ConfigError
@@ -30,7 +29,7 @@ def gpt2():
     return tiktoken.Encoding(
         "gpt2",
         pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-        mergeable_ranks=load_tiktoken_bpe(str(ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken")),
+        mergeable_ranks=read_ranks(ROOT / "pipeline" / "tokenizer" / "gpt2.tiktoken"),
         special_tokens={"<|endoftext|>": 50256},
     )
 
