@@ -331,6 +331,17 @@ def test_a_batch_is_a_pair_and_a_mapping(shards):
     assert "embeddings" in next(iter(embed_batches(ShardLoader(shards), TokenEmbedding(50257, 8, 16)))).keys()  # noqa: SIM118
 
 
+def test_a_batch_counts_the_targets_that_are_not_ignored(shards):
+    total = 0
+    for batch in ShardLoader(shards, batch_size=7, drop_last=False, score="new"):
+        (embedded,) = embed_batches([batch], TokenEmbedding(50257, 8, 16))
+        count = sum(target != -100 for row in batch.target_ids.tolist() for target in row)
+        assert batch.num_targets == embedded.num_targets == count
+        assert type(batch.num_targets) is int
+        total += count
+    assert total == sum(row["target_ids"].ne(-100).sum() for row in WindowDataset(shards, score="new"))
+
+
 def test_one_loop_of_pairs_serves_a_loader_and_a_dataset(shards):
     def pairs(batches):
         return [(x.tolist(), y.tolist()) for x, y in batches]

@@ -50,6 +50,11 @@ class Batch:
         """Return the names of the fields that are set."""
         return [field.name for field in fields(Batch) if getattr(self, field.name) is not None]
 
+    @property
+    def num_targets(self) -> int:
+        """How many targets count: those that are not -100. Counted when it is looked at."""
+        return int((self.target_ids != IGNORED).sum())
+
     def __getitem__(self, name: str) -> torch.Tensor:
         names = self.keys()
         if name not in names:
@@ -59,11 +64,11 @@ class Batch:
 
     def __repr__(self) -> str:
         rows, length = self.input_ids.shape
-        real, counted = int((self.window_ids >= 0).sum()), int((self.target_ids != IGNORED).sum())
+        real = int((self.window_ids >= 0).sum())
         extra = f"; also {', '.join(names)}" if (names := self.keys()[3:]) else ""
         return (
             f"{type(self).__name__}({real} windows + {rows - real} filling rows x {length} tokens, "
-            f"{counted} of {rows * length} targets count, int64 on {self.input_ids.device}{extra})"
+            f"{self.num_targets} of {rows * length} targets count, int64 on {self.input_ids.device}{extra})"
         )
 
     def _repr_html_(self) -> str:
