@@ -93,16 +93,17 @@ class Int64Block:
     def __init__(self, rows: RowBatch, *, samples: SampleIds, end_of_text: int | None, batch_size: int) -> None:
         self._rows, self._samples, self._end_of_text = rows, samples, end_of_text
         self._height = batch_size * max(1, INT64_TOKENS // (batch_size * (rows.ids.shape[1] - 1)))
-        self._converted: tuple[int, Batch] | None = None  # the first row, and the batches that start there
+        self._start, self._tensors = -1, dict[str, torch.Tensor]()  # what is converted: its first row, and its fields
 
     def batch(self, rows: slice) -> Batch:
         """Return the batch in these rows of the unit."""
         start = rows.start // self._height * self._height
-        if self._converted is None or start != self._converted[0]:
+        if start != self._start:
             several = slice(start, start + self._height)
-            self._converted = start, to_int64(self._rows, several, samples=self._samples, end_of_text=self._end_of_text)
-        several_batches, here = self._converted[1], slice(rows.start - start, rows.stop - start)
-        return Batch(**{name: several_batches[name][here] for name in several_batches.keys()})  # noqa: SIM118
+            batches = to_int64(self._rows, several, samples=self._samples, end_of_text=self._end_of_text)
+            self._start, self._tensors = start, dict(batches)
+        here = slice(rows.start - start, rows.stop - start)
+        return Batch(**{name: tensor[here] for name, tensor in self._tensors.items()})
 
 
 class DeviceBlock:
