@@ -1,4 +1,4 @@
-"""A loader that Ctrl-C stops at any instant resumes with the first window that was not handed over."""
+"""A loader that Ctrl-C or a kill stops at any instant resumes with the first window that was not handed over."""
 
 import pytest
 from support import run_python
@@ -82,4 +82,79 @@ def shards(write_text):
 )
 def test_no_window_is_lost_or_comes_twice_whenever_ctrl_c_comes(shards, kind, trials):
     done = run_python("-W", "ignore", "-c", SCRIPT, shards, kind, trials)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# One process for all trials: it imports once, and forks a training program that is killed after some milliseconds.
+KILLED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from pipeline import ShardLoader
+
+path, kind, file = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+options = {
+    "full": {"shuffle": "full"},
+    "streamed lanes": {"shuffle": "lanes", "lanes": 4, "memory_budget": 30_000},
+    "mixture": {"shuffle": "lanes", "lanes": 4, "weights": [3, 1]},
+    "workers": {"shuffle": "full", "workers": 2, "worker_context": "fork"},
+}[kind]
+
+
+def open_loader(batch_size):
+    return ShardLoader([path, path] if kind == "mixture" else path, batch_size=batch_size, drop_last=False, **options)
+
+
+def received(batch):
+    return batch.window_ids.tolist() if kind != "mixture" else [batch.window_ids.tolist(), batch.source_ids.tolist()]
+
+
+def train(batch_size, saves):
+    loader, done = open_loader(batch_size), []
+    if file.exists():
+        saved = json.loads(file.read_text())
+        loader.load_state_dict(saved["state"])
+        done = saved["done"]
+    for step, batch in enumerate(loader):
+        done.append(received(batch))
+        if step % 3 == 0:
+            new = file.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps({"state": loader.state_dict(), "done": done}))
+            new.replace(file)
+            os.write(saves, b".")
+
+
+def flat(batches):
+    parts = [batch if kind == "mixture" else [batch] for batch in batches]
+    rows = zip(*([number for part in parts for number in part[row]] for row in range(len(parts[0]))))
+    return [row for row in rows if row[0] >= 0]  # without those that only fill a batch
+
+
+rng, killed = random.Random(kind), 0
+for trial in range(int(sys.argv[4])):
+    saved, saves = os.pipe()
+    child = os.fork()
+    if not child:
+        while True:
+            train(2 + trial % 4, saves)  # every program in this row of resumes has another batch size
+    for _ in range(rng.randint(1, 12)):  # it goes on at least as far as this
+        os.read(saved, 1)
+    time.sleep(rng.uniform(0, 0.01))
+    os.close(saved)
+    os.kill(child, signal.SIGKILL)
+    killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+assert killed == int(sys.argv[4]), f"{killed} kills"
+saved = json.loads(file.read_text())
+got, straight, expected = flat(saved["done"]), open_loader(1), []
+while len(expected) < len(got):
+    expected += flat([received(batch) for batch in straight])
+print(len(got), "windows")
+assert len(got) > 100, f"{len(got)} windows"
+assert got == expected[: len(got)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "trials"), [("full", 20), ("streamed lanes", 20), ("mixture", 15), ("workers", 5)])
+def test_sixty_kills_of_a_training_program_cost_no_window_and_repeat_none(tmp_path, shards, kind, trials):
+    done = run_python("-W", "ignore", "-c", KILLED, shards, kind, tmp_path / "state.json", trials)
     assert done.returncode == 0, done.stderr[-3000:]
