@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 2**62  # numbers of windows and documents
 MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
+MAX_SECONDS = 10**6  # a timer's limit is 2^31 milliseconds on some systems
 PATHS = "must be a file, folder or glob, or a list of them"
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
@@ -150,6 +151,13 @@ def check_fraction(key: str, value: float, *, below_1: bool = False) -> float:
     """Refuse anything but a number from 0 to 1, which itself is allowed unless `below_1`."""
     if not is_number(value) or not 0 <= value <= 1 or (below_1 and value == 1):
         reject(key, f"must be a fraction from 0 to {'below ' * below_1}1", value)
+    return float(value)
+
+
+def check_seconds(key: str, value: float) -> float:
+    """Refuse anything but a number of seconds above 0 that a clock can wait."""
+    if not is_number(value) or not 0 < value <= MAX_SECONDS:
+        reject(key, f"must be a number of seconds above 0, at most {MAX_SECONDS:,}", value)
     return float(value)
 
 

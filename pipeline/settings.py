@@ -25,6 +25,7 @@ from pipeline.rules import (
     check_path,
     check_paths,
     check_range,
+    check_seconds,
     check_special_tokens,
     check_text,
     check_token,
@@ -354,6 +355,20 @@ class SweepConfig(Section):
 
 
 @dataclass(kw_only=True, slots=True)
+class ProgressConfig(Section):
+    """How long stages report their progress.
+
+    Args:
+        every: seconds between two lines, where standard error is no terminal and in the run's log file.
+
+    """
+
+    section: ClassVar[str] = "progress"
+
+    every: float = _checked(30.0, check_seconds)
+
+
+@dataclass(kw_only=True, slots=True)
 class ShowConfig(Section):
     """What the stage `show` shows.
 
@@ -420,6 +435,7 @@ class Config:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    progress: ProgressConfig = field(default_factory=ProgressConfig)
     show: ShowConfig = field(default_factory=ShowConfig)
     prove: ProveConfig = field(default_factory=ProveConfig)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,11 @@ from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write
 from training_config import TrainConfig
 
 from pipeline import ShardLoader, StoreWindows
+from pipeline.base.progress import lines
 from pipeline.base.wording import counted
 from pipeline.cli.compose import read_config, save_config
 from pipeline.cli.program import run_program
+from pipeline.cli.record import recorded_run
 from pipeline.cli.stages import run_write
 from pipeline.rules import ConfigError
 from pipeline.settings import SplitConfig
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 
 CONF = Path(__file__).resolve().parent / "conf"
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # torchrun sets it
 SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
 UNUSED_KEYS = ("study",)  # keys that train.py does not use
 # Keys that no training program uses:
@@ -67,7 +71,9 @@ def main(job: Callable[[TrainConfig, Path], None], *, ignored: Sequence[str]) ->
             torch.set_num_threads(config.train.threads)
         output = Path(HydraConfig.get().runtime.output_dir)
         save_config(composed, output)
-        job(config, output)
+        lines.interval = config.progress.every
+        with recorded_run(output) if IS_MAIN else nullcontext():
+            job(config, output)
 
     run_program(
         run_job,
@@ -146,14 +152,13 @@ def run(config: TrainConfig, output: Path) -> None:
     """Write the data set, train, and print the losses."""
     has_gpu = torch.cuda.is_available()
     device = config.train.device if config.train.device != "auto" else "cuda" if has_gpu else "cpu"
-    is_main = int(os.environ.get("RANK", "0")) == 0
     if "WORLD_SIZE" in os.environ:  # torchrun sets it
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
     try:
-        if is_main:
+        if IS_MAIN:
             run_write(config)
         if distributed.is_initialized():
             distributed.barrier()
@@ -177,7 +182,7 @@ def run(config: TrainConfig, output: Path) -> None:
             bf16=config.train.bf16,
             compiled=config.train.compile,
         )
-        if is_main and metrics:
+        if IS_MAIN and metrics:
             write_metrics(folder, metrics, baseline)
             first, last = metrics[0], metrics[-1]
             print("\ntrain")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gpt import GPT, summed_loss, unigram_loss
 from torch import distributed, nn
-from tqdm import tqdm
 
 from pipeline.base.atomic import replace_file, write_text
+from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.cli.report import csv_text
 from pipeline.cli.svg import Series, chart
@@ -131,49 +131,47 @@ def train(
     stepped: Any = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
     stepped = torch.compile(stepped) if compiled else stepped
     precision = torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-    bar = tqdm(
-        total=settings.steps,
-        initial=first,
-        unit="step",
-        disable=None if is_main and progress else True,
-        file=sys.stderr,
-    )
+    bar = ProgressBar("train", settings.steps, "steps", done=first)
     batches = endless(loader)
     total, count, started = 0.0, 0, time.perf_counter()
-    for step in range(first + 1, settings.steps + 1):
-        rate = learning_rate(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = next(batches)
-        with precision:
-            loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
-        loss_sum, targets_sum = take_step(model, optimizer, loss, targets, step=step, settings=settings)
-        total += loss_sum
-        count += targets_sum
-        tokens += world_size * batch.input_ids.numel()
-        bar.update()
-        if step % validate_every == 0 or step == settings.steps:
-            mean, speed = total / count, count / (time.perf_counter() - started)
-            validation_loss = math.nan if validation is None else evaluate(model, validation, device=device)
-            metrics.append(
-                Metric(
-                    step=step,
-                    tokens=tokens,
-                    train_loss=mean,
-                    validation_loss=validation_loss,
-                    learning_rate=rate,
-                    tokens_per_second=speed,
+    with bar if is_main and progress else contextlib.nullcontext():
+        for step in range(first + 1, settings.steps + 1):
+            rate = learning_rate(step, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = next(batches)
+            with precision:
+                loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
+            loss_sum, targets_sum = take_step(model, optimizer, loss, targets, step=step, settings=settings)
+            total += loss_sum
+            count += targets_sum
+            tokens += world_size * batch.input_ids.numel()
+            bar.update()
+            if step % validate_every == 0 or step == settings.steps:
+                mean, speed = total / count, count / (time.perf_counter() - started)
+                validation_loss = math.nan if validation is None else evaluate(model, validation, device=device)
+                metrics.append(
+                    Metric(
+                        step=step,
+                        tokens=tokens,
+                        train_loss=mean,
+                        validation_loss=validation_loss,
+                        learning_rate=rate,
+                        tokens_per_second=speed,
+                    )
                 )
-            )
-            bar.set_postfix_str(f"loss {mean:.3f}, validation {validation_loss:.3f}, {speed:,.0f} tok/s")
-            observe(step, model)
-            total, count, started = 0.0, 0, time.perf_counter()
-        if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
-            state |= {"step": step, "tokens": tokens, "global_batch": global_batch}
-            write_checkpoint(folder / CHECKPOINT, state, settings, metrics)
-            write_metrics(folder, metrics)
-    bar.close()
+                bar.annotate(f"loss {mean:.3f}, validation {validation_loss:.3f}, {speed:,.0f} tokens/s")
+                observe(step, model)
+                total, count, started = 0.0, 0, time.perf_counter()
+            if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "loader": loader.state_dict(),
+                }
+                state |= {"step": step, "tokens": tokens, "global_batch": global_batch}
+                write_checkpoint(folder / CHECKPOINT, state, settings, metrics)
+                write_metrics(folder, metrics)
     return model, metrics
 
 

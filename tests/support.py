@@ -84,6 +84,12 @@ def run_python(*arguments, cwd=ROOT, timeout=300, **more):
     )
 
 
+def errors_of(done):
+    """What a program has on standard error besides the lines of its stages' progress."""
+    lines = done.stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"(point \d+  )?[a-z]+  [\d.,]+ of [\d.,]+ ", line))
+
+
 def write_config_files(page, folder):
     """Write the `yaml` blocks of a page of the docs, each named by its first line, as files below a folder."""
     for name, body in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):

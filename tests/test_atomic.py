@@ -123,11 +123,11 @@ FORKED = """
 import os, signal, sys, threading
 from tqdm import tqdm
 from pipeline import write_shards
-from pipeline.base.progress import ProgressBar
+from pipeline.base.progress import TerminalBar
 
 signal.alarm(60)
 write_shards(sys.argv[1] + "/a", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])
-locks = tqdm.get_lock(), ProgressBar.get_lock()
+locks = tqdm.get_lock(), TerminalBar.get_lock()
 if not (child := os.fork()):
     for lock in locks:
         lock.acquire()
@@ -135,7 +135,7 @@ if not (child := os.fork()):
 os.waitpid(child, 0)
 write_shards(sys.argv[1] + "/b", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])
 held = threading.Event()
-hold = lambda: (ProgressBar.get_lock().acquire(), held.set(), threading.Event().wait(60))
+hold = lambda: (TerminalBar.get_lock().acquire(), held.set(), threading.Event().wait(60))
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 if not (child := os.fork()):  # while a thread of the parent draws a bar

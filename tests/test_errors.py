@@ -13,7 +13,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import environment
+from support import environment, errors_of
 
 from pipeline import ConfigError
 from pipeline.base.wording import visible
@@ -147,7 +147,7 @@ def test_a_summary_says_how_a_run_ended(cli, tmp_path):
     assert done.returncode == 1
     summary = summary_of(tmp_path / "R")
     assert summary["status"] == "failed"
-    assert done.stderr == f"stridemill: {summary['error']}\n"
+    assert errors_of(done) == f"stridemill: {summary['error']}\n"
     assert cli("stages=[write,load]", "tokenizer=bytes", "shards.path=ds", "hydra.run.dir=R").returncode == 0
     summary = summary_of(tmp_path / "R")
     assert (summary["status"], summary["error"]) == ("done", None)
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_needed_by_no_stage_that_reads(cli, t
         written = cli("stages=write", "shards.path=../new", "cache.path=../outputs/cache", cwd=still)
     finally:
         subprocess.run(["umount", still], check=True)
-    assert (verified.returncode, verified.stderr) == (0, "")
+    assert (verified.returncode, errors_of(verified)) == (0, "")
     assert written.returncode == 1
     assert re.match(
         r"stridemill: hydra.run.dir: \S+ cannot be created: Read-only file system. Choose another folder, for example "

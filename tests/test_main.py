@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from support import errors_of
+
 
 def summaries(folder):
     return sorted(Path(folder).rglob("summary.json"))
@@ -11,7 +13,7 @@ def summaries(folder):
 def test_the_default_runs_end_to_end_and_says_what_it_did(cli, tmp_path):
     done = cli()
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "", "bars are hidden off a terminal"
+    assert errors_of(done) == "", "bars are hidden off a terminal"
     manifest = json.loads((tmp_path / "outputs/shards/python_docs-gpt2-L256-S256/manifest.json").read_text())
     split = manifest["splits"]["train"]
     for count in (manifest["corpus"]["documents"], manifest["corpus"]["characters"], split["num_tokens"]):
@@ -58,7 +60,7 @@ def test_bad_data_ends_with_one_line_and_code_1(cli, tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     done = cli("corpus=text", "corpus.path=short.txt")
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    assert errors_of(done).count("\n") == 1
     assert "the train split has 2 tokens" in done.stderr
 
 

@@ -1,4 +1,9 @@
-"""Progress bars on standard error, drawn only on a terminal.
+"""The progress of a long stage: a bar where standard error is a terminal, and lines in the log.
+
+A stage logs a line when it starts, one every `interval` seconds and one when it ends: how much of how much is done, the
+rate and the time left. A thread writes them, so they also come while nothing is finished. They go to the logger
+`pipeline.progress` at level INFO. The command line shows them where standard error is no terminal, and keeps them in
+the run's log file; another program sees them if it asks `logging` for them.
 
 tqdm's own lock is shared between forked processes, so a process that is killed while it holds the lock stops all others
 for ever. These bars have a lock between threads, which a fork makes anew in the child. Their own set of instances and
@@ -7,33 +12,113 @@ no monitor thread keep them apart from the bars of other code in the process.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from threading import RLock
+import time
+from dataclasses import dataclass
+from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from tqdm import tqdm
 
+from pipeline.base.wording import duration, out_of, rate
+
 if TYPE_CHECKING:
+    from typing import Self
+
     Tqdm = tqdm[Any]
 else:
     Tqdm = tqdm
 
+LOG = logging.getLogger(__name__)
 
-class ProgressBar(Tqdm):
-    """A bar that counts `total` units."""
 
-    _instances: ClassVar[WeakSet[ProgressBar]] = WeakSet()
+@dataclass(slots=True, kw_only=True)
+class Lines:
+    """How the lines of this process come."""
+
+    interval: float = 30.0  # seconds between two of them
+    label: str = ""  # before each, such as the point of a sweep
+
+
+lines = Lines()
+
+
+class ProgressBar:
+    """Counts units up to `total`, from any thread. It shows them in a `with` block; outside of one it only counts."""
+
+    def __init__(self, name: str, total: int, unit: str, *, done: int = 0) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self.first = done
+        self.note = ""  # shown after the rate
+        self.bar: TerminalBar | None = None
+        self.ended = Event()
+        self.thread = Thread(target=self._log_until_the_end, name="stridemill-progress", daemon=True)
+
+    def update(self, count: int = 1) -> None:
+        """Count some more units."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+
+    def annotate(self, note: str) -> None:
+        """Show a note after the rate from now on."""
+        self.note = note
+        if self.bar is not None:
+            self.bar.set_postfix_str(note)
+
+    def __enter__(self) -> Self:
+        self.started = time.monotonic()
+        self.bar = TerminalBar(self.name, self.total, self.unit, self.done)
+        self._log("starts")
+        if LOG.isEnabledFor(logging.INFO):
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.ended.set()
+        if self.thread.ident is not None:
+            self.thread.join()
+        if self.bar is not None:
+            self.bar.close()
+        taken = time.monotonic() - self.started
+        speed = rate(self.done - self.first, taken, self.unit)
+        self._log(speed, f"{'done in' if kind is None else 'stopped after'} {duration(taken)}", self.note)
+
+    def _log_until_the_end(self) -> None:
+        before, then = self.done, self.started
+        while not self.ended.wait(lines.interval):
+            now, done = time.monotonic(), self.done
+            if done == before:  # nothing was finished since the last line: the rate is that of the stage so far
+                before, then = self.first, self.started
+            taken = now - then
+            left = [f"{duration((self.total - done) * taken / (done - before))} left"] if done > before else []
+            self._log(rate(done - before, taken, self.unit), *left, self.note)
+            before, then = done, now
+
+    def _log(self, *parts: str) -> None:
+        amount = out_of(self.done, self.total, self.unit)
+        LOG.info("%s", "  ".join(part for part in (lines.label, self.name, amount, *parts) if part))
+
+
+class TerminalBar(Tqdm):
+    """The bar itself, which is drawn on a terminal alone."""
+
+    _instances: ClassVar[WeakSet[TerminalBar]] = WeakSet()
     monitor_interval = 0
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    def __init__(self, name: str, total: int, unit: str, done: int) -> None:
         # Without the monitor thread a falling rate must not delay the next refresh: `miniters` stays 1.
-        super().__init__(desc=name, total=total, unit=unit, unit_scale=True, miniters=1, disable=None, file=sys.stderr)
+        unit = unit if unit == "B" else f" {unit}"
+        super().__init__(
+            desc=name, total=total, initial=done, unit=unit, unit_scale=True, miniters=1, disable=None, file=sys.stderr
+        )
 
 
 def _renew_lock() -> None:
-    ProgressBar.set_lock(RLock())
+    TerminalBar.set_lock(RLock())
 
 
 _renew_lock()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pipeline.base.atomic import write_text
+from pipeline.cli.log import JOB_LOGGING
 from pipeline.cli.report import jsonable
 from pipeline.rules import PATHS, ConfigError, ConflictError, check_choice, closest
 from pipeline.settings import Config
@@ -53,12 +54,13 @@ def hydra_options() -> dict[str, str]:
 
 
 def register_schema(kind: type[Config] = Config) -> None:
-    """Register with Hydra what `conf/` refers to: the schema, and the sweeper of the main job."""
+    """Register with Hydra what `conf/` refers to: the schema, the log, and the sweeper."""
     from hydra.core.config_store import ConfigStore
 
     options: dict[str, Any] = {} if hydra_options() else {"replace": True}  # Hydra 1.4 asks for it
     ConfigStore.instance().store(name="schema", node=kind, **options)
     ConfigStore.instance().store(group="hydra/sweeper", name="points", node=SWEEPER, **options)
+    ConfigStore.instance().store(group="hydra/job_logging", name="stridemill", node=JOB_LOGGING, **options)
 
 
 def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:

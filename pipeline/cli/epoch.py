@@ -84,7 +84,7 @@ def load_batches(
     with (
         torch.no_grad(),
         closing(iter(batches)) as loaded,
-        ProgressBar("load", total, "tok") as bar,
+        ProgressBar("load", total, "tokens") as bar,
     ):
         while True:
             asked = time.perf_counter()

@@ -19,8 +19,8 @@ from pipeline.base.version import find_version
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, register_schema
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.help import describe_keys
+from pipeline.cli.log import hide_secrets_in_logs
 from pipeline.cli.sweep import reported_sweep
-from pipeline.rules import hide_secrets
 from pipeline.settings import Config
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run_program(
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
     signal.signal(signal.SIGTERM, _terminate)
-    _hide_secrets_in_logs()
+    hide_secrets_in_logs()
     try:
         with reported_sweep():
             register_schema(kind)
@@ -81,6 +81,7 @@ def _run(task: Callable[[DictConfig], None], config: Config | None, config_name:
     def start(composed: DictConfig) -> None:
         nonlocal started
         started = True
+        hide_secrets_in_logs()  # a launcher may have started this process
         try:
             task(composed)
         except BaseException as error:
@@ -116,14 +117,3 @@ def _is_sweep() -> bool:
 
 def _terminate(*_: object) -> NoReturn:
     raise TerminatedError
-
-
-def _hide_secrets_in_logs() -> None:
-    make = logging.getLogRecordFactory()
-
-    def make_safe(*arguments: Any, **options: Any) -> logging.LogRecord:
-        record = make(*arguments, **options)
-        record.msg, record.args = hide_secrets(record.getMessage()), ()
-        return record
-
-    logging.setLogRecordFactory(make_safe)

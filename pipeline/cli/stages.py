@@ -1,12 +1,11 @@
 """The command line: `python -m pipeline [overrides]`, installed as `stridemill`.
 
-It composes the config, checks it, runs its stages in order and prints what each did. `summary.json` in the run's folder
-has the same for programs, with the run's status, however it ends.
+It composes the config, checks it, runs its stages in order and prints what each did. The run's folder keeps the same
+in its log, and for programs in `summary.json` (`cli/record.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pipeline.base.atomic import write_json
 from pipeline.base.paths import translate_os_errors
+from pipeline.base.progress import lines
 from pipeline.base.wording import counted, visible
 from pipeline.cli.compose import read_config, save_config
-from pipeline.cli.errors import describe_error, is_interrupt
+from pipeline.cli.log import RUN
 from pipeline.cli.program import run_program
-from pipeline.cli.report import Report, jsonable
+from pipeline.cli.record import logged_stage, recorded_run
 from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point
 from pipeline.cli.sweep import folders as sweep_folders
 from pipeline.rules import hide_secrets
@@ -32,13 +31,12 @@ if TYPE_CHECKING:
 
     from pipeline.cli.epoch import LoadReport
     from pipeline.cli.prove import ProveReport
+    from pipeline.cli.report import Report
     from pipeline.cli.show import ShowReport
     from pipeline.settings import Config
     from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
-
-SUMMARY = "summary.json"
 
 
 def main() -> None:
@@ -70,36 +68,26 @@ def run(composed: DictConfig) -> None:
     """
     output = Path(HydraConfig.get().runtime.output_dir)
     point = HydraConfig.get().job.num if HydraConfig.get().mode == RunMode.MULTIRUN else None
-    summary: dict[str, Any] = {"point": point, "status": "running", "error": None}
-
-    def save() -> None:
-        with translate_os_errors(output, "hydra.run.dir"):
-            write_json(output / SUMMARY, jsonable(summary))
-
-    save()
-    try:
+    with recorded_run(output, point=point) as summary:
         with translate_os_errors(output, "hydra.run.dir"):
             save_config(composed, output)
         config = read_config(composed)
+        lines.interval = config.progress.every
         for stage in config.stages:
-            report = RUNNERS[stage](config)
-            summary[stage] = dataclasses.asdict(report)
-            print(flush=True)
-            if failure := find_failure(report):
-                raise ValueError(f"{config.shards_path}: {failure}")  # noqa: TRY301 - it is recorded below
-        summary["status"] = "done"
-    except BaseException as error:
-        summary["status"] = "interrupted" if is_interrupt(error) else "failed"
-        summary["error"] = "interrupted" if is_interrupt(error) else describe_error(error)
-        with contextlib.suppress(ValueError, OSError):  # the error itself matters more
-            save()
-        raise
-    save()
+            with logged_stage(stage):
+                report = RUNNERS[stage](config)
+                summary[stage] = dataclasses.asdict(report)
+                print(flush=True)
+                if failure := find_failure(report):
+                    raise ValueError(f"{config.shards_path}: {failure}")
 
 
 def say(text: str) -> None:
-    """Print what a stage says, without secrets and control characters."""
-    print(visible(hide_secrets(text)))
+    """Print what a stage says, and keep it in the run's log, without secrets and control characters."""
+    shown = visible(hide_secrets(text))
+    print(shown)
+    for line in filter(None, shown.splitlines()):
+        RUN.info("%s", line)
 
 
 def find_failure(report: Any) -> str:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.memory import peak_memory
 from pipeline.base.paths import translate_os_errors
+from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
 from pipeline.executor.local import run_tasks
@@ -169,8 +170,14 @@ def plan_job(job: Job) -> PlanReport:
         audit=sections.tokenizer.audit,
     )
     started = time.perf_counter()
-    with translate_os_errors(cache, "cache.path"):
-        made = list(run_tasks(run_task, [tasks[index] for index in chosen], workers=workers))
+    made = []
+    with (
+        translate_os_errors(cache, "cache.path"),
+        ProgressBar("plan", sum(part.num_bytes for part in sample), "B") as bar,
+    ):
+        for part, done in zip(sample, run_tasks(run_task, [tasks[at] for at in chosen], workers=workers), strict=True):
+            made.append(done)
+            bar.update(part.num_bytes)
     taken = time.perf_counter() - started
     chunks = [chunk for chunk, _ in made]
     new_bytes = sum(part.num_bytes for part, (_, origin) in zip(sample, made, strict=True) if origin != "found")
