@@ -18,6 +18,7 @@ options = {
     "rank": {"shuffle": "lanes", "lanes": 4, "rank": 1, "world_size": 2},
     "mixture": {"shuffle": "lanes", "lanes": 4, "weights": [3, 1]},
     "embedded": {"shuffle": "full"},
+    "restart": {"shuffle": "full", "restart": True},
     "workers": {"shuffle": "full", "workers": 2, "worker_context": "fork"},
 }[kind]
 layer = torch.nn.Embedding(257, 4)
@@ -42,6 +43,8 @@ for trial in range(trials):
     expected = [names(straight) for _ in range(3)]
     loader, received = open_loader(trial), []
     for _ in range(4):
+        if kind == "restart":  # what one iteration leaves remains in its state, and the next one is complete
+            received, resumed = [], open_loader(trial)
         try:
             signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0003, 0.02 if kind != "workers" else 0.3))
             for batch in read(loader):
@@ -49,6 +52,15 @@ for trial in range(trials):
             signal.setitimer(signal.ITIMER_REAL, 0)
         except KeyboardInterrupt:
             stopped += 1
+        if kind == "restart":
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            resumed.load_state_dict(loader.state_dict())
+            remaining = names(resumed)
+            if received:  # otherwise the state is what the iteration before left
+                assert names(received) + remaining in (expected[0], expected[0] + remaining), f"trial {trial}"
+            assert loader.epoch == 0
+    if kind == "restart":
+        continue
     while loader.epoch < 3:
         received += list(loader)
     received = names(received)
@@ -77,6 +89,7 @@ def shards(write_text):
         ("rank", 12),
         ("mixture", 12),
         ("embedded", 12),
+        ("restart", 12),
         ("workers", 2),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -19,13 +19,14 @@ from pipeline.base.memory import keep_freed_memory
 from pipeline.base.wording import counted
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
 from pipeline.loader.mixture import Mixture
-from pipeline.loader.order import Order, default_block, num_batches, resolve_shuffle
+from pipeline.loader.order import Order, default_block, resolve_shuffle
 from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
+from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, end_of_text_id, open_split
 from pipeline.loader.state import describe_data_sets, read_state
 from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
-from pipeline.rules import MAX_COUNT, check_choice, check_range, names_arguments, reject
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject
 from pipeline.settings import MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
 
 if TYPE_CHECKING:
@@ -44,24 +45,6 @@ READ_ONLY = {
 }
 
 
-class Progress(NamedTuple):
-    """Where a loader is. It is replaced as a whole, so no exception can leave half of a change."""
-
-    epoch: int
-    consumed: int  # samples of this epoch that all ranks together have received; in a mixture, of all epochs
-    order: Order | Mixture
-    moves: int = 0  # how often a caller has gone elsewhere
-
-
-class Cursor:
-    """The one thing about a loader that changes. Assigning to a slot runs no Python code that could be interrupted."""
-
-    __slots__ = ("progress",)
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-
 class ShardLoader(IterableDataset[Batch]):
     """Load batches of one split of a data set, or of a mixture of data sets.
 
@@ -72,7 +55,9 @@ class ShardLoader(IterableDataset[Batch]):
         ShardLoader("outputs/shards/...", batch_size=4, rank=1, world_size=2).load_state_dict(state)
         ShardLoader(["shards/web", "shards/code"], weights=[0.7, 0.3])
 
-    Each iteration yields the remaining batches of the current epoch; the iteration after it starts the next epoch.
+    Each iteration yields the remaining batches of the current epoch; the iteration after it starts the next epoch. With
+    `restart`, each yields the complete epoch, and only `set_epoch` goes to another one: for validation, and for
+    trainers that leave an epoch before its end.
 
     Args:
         path: the data set's folder, or windows of a token store that were never written (`StoreWindows`); or a list of
@@ -85,6 +70,7 @@ class ShardLoader(IterableDataset[Batch]):
         lanes: under `lanes`, how many parts of the data set are read in parallel and interleaved into each batch; a
             multiple of the world size.
         drop_last: drop the last partial global batch; otherwise fill it with rows whose targets are -100.
+        restart: each iteration starts the epoch again, however the last one ended, as a `DataLoader`'s does.
         rank, world_size: of this process; left out, those of `torch.distributed`, and 0 of 1 without it.
         score: `new` turns targets that an earlier window has scored into -100, for evaluation with overlap.
         document_ids: batches name each token's document and its position in the document.
@@ -115,6 +101,7 @@ class ShardLoader(IterableDataset[Batch]):
         seed: int = 0,
         lanes: int = 64,
         drop_last: bool = True,
+        restart: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         score: str = "all",
@@ -138,6 +125,7 @@ class ShardLoader(IterableDataset[Batch]):
             memory_budget=memory_budget,
         )
         self.drop_last = values.drop_last
+        self.restart = check_bool("restart", restart)
         self.workers = check_range("workers", workers, 0, MAX_WORKERS)
         self.worker_context = (
             None if worker_context is None else check_choice("worker_context", worker_context, CONTEXTS)
@@ -161,6 +149,7 @@ class ShardLoader(IterableDataset[Batch]):
         if is_mixture:
             shares = [len(one) for one in orders] if weights is None else plain_numbers(weights)
             order = Mixture(orders=orders, weights=[(0, tuple(shares))])
+        self._epochs = Epochs(self.batch_size, self.world_size, self.drop_last, self.restart)
         order.check_world_size(self.world_size)
         self._prefetcher = Prefetcher(
             self.reader,
@@ -202,9 +191,7 @@ class ShardLoader(IterableDataset[Batch]):
 
     def __len__(self) -> int:
         """Return the batches of a complete epoch, equal on all ranks; of a mixture, those of the current epoch."""
-        progress, global_batch = self._cursor.progress, self.batch_size * self.world_size
-        start = progress.order.first(progress.epoch)
-        return self._batches_after(progress._replace(consumed=-(-start // global_batch) * global_batch))
+        return self._epochs.count_batches(self._cursor.progress)
 
     def __getitem__(self, index: object) -> NoReturn:
         raise TypeError(
@@ -226,22 +213,25 @@ class ShardLoader(IterableDataset[Batch]):
         if get_worker_info() is not None:
             end_with_parent()
         keep_freed_memory()
-        before = self._cursor.progress
-        left = self._enter()
-        start = self._cursor.progress
+        before, reader = self._cursor.progress, object() if self.restart else None
+        start, left = self._enter(reader)
         try:
-            while left and (yield from self._yield_batches(left, convert)):
+            while left and (yield from self._yield_batches(start, left, convert)):
                 now = self._cursor.progress
                 if now.moves == start.moves and now.epoch != start.epoch:
-                    break  # another iteration of this loader has reached the end of the epoch
-                left = self._enter()
-                start = self._cursor.progress
+                    break  # another iteration of this loader, or `skip`, has passed the end of the epoch
+                start, left = self._enter(reader)
         finally:
             if get_worker_info() is not None:  # workers read different numbers of batches ahead: go back to where
                 self._cursor.progress = before  # they agree
+            elif (after := self._epochs.leave(now := self._cursor.progress, reader, start.epoch)) is not now:
+                self._cursor.progress = after
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; the current one stays where it is. Trainers call this before each epoch."""
+        """Go to the start of an epoch; the current one stays where it is. Trainers call this before each epoch.
+
+        With `restart`, iterations that have started stay in their epoch.
+        """
         epoch = check_range("epoch", epoch, 0, MAX_EPOCH)
         progress = self._cursor.progress
         if epoch != progress.epoch:
@@ -253,7 +243,20 @@ class ShardLoader(IterableDataset[Batch]):
         Call it on every rank at the same step, so that all see the same sequence.
         """
         progress, mixture = self._cursor.progress, self._mixture()
-        self._move(progress.epoch, progress.consumed, mixture.change(progress.consumed, plain_numbers(weights)))
+        order = mixture.change(progress.consumed, plain_numbers(weights))
+        self._cursor.progress = progress._replace(order=order, moves=progress.moves + 1)
+
+    def skip(self, n: int) -> None:
+        """Pass over the next `n` batches of all ranks as if they had been read, also beyond the end of the epoch.
+
+        Nothing is decoded. Call it on every rank at the same step, between two iterations or within one, which ends if
+        the epoch does. With `restart`, the next iteration yields the rest, as after `load_state_dict`.
+
+        Raises:
+            ValueError: `n` is not a whole number from 0.
+
+        """
+        self._cursor.progress = self._epochs.skip(self._cursor.progress, check_range("skip", n, 0, MAX_COUNT))
 
     @property
     def epoch(self) -> int:
@@ -293,7 +296,8 @@ class ShardLoader(IterableDataset[Batch]):
                 "a ShardLoader in a DataLoader's worker has no state to save; give the DataLoader num_workers=0, and "
                 "let the loader start the processes: ShardLoader(..., workers=2)"
             )
-        epoch, consumed, order, _ = self._cursor.progress
+        order = self.order
+        epoch, consumed = self._epochs.saved(self._cursor.progress)
         state = {**self._identity(), "epoch": epoch, "consumed": consumed}
         if isinstance(order, Mixture):
             state["weights"] = [[start, list(weights)] for start, weights in order.weights]
@@ -303,7 +307,7 @@ class ShardLoader(IterableDataset[Batch]):
         """Resume where another loader of the same data and order stopped. A mixture takes its weights from the state.
 
         If fewer windows of the epoch remain than a batch of all ranks has, and `drop_last` is set, the next epoch
-        starts.
+        starts. With `restart`, the next iteration yields the rest of the epoch, and those after it complete ones.
 
         Raises:
             ValueError: the state is of another data set or order, or damaged; the message names what differs. The
@@ -311,10 +315,9 @@ class ShardLoader(IterableDataset[Batch]):
 
         """
         epoch, consumed, order = read_state(state, self._identity(), self.order, self.reader)
-        progress = Progress(epoch, consumed, order)
-        if not self._batches_after(progress):
+        if not self._epochs.batches_after(Progress(epoch, consumed, order)):
             epoch, consumed = order.next_epoch(epoch, consumed)
-        self._move(epoch, consumed, order)
+        self._move(epoch, consumed, order, is_resume=self.restart)
 
     def _identity(self) -> dict[str, Any]:
         """Return the fields of a state that must be equal for it to be loaded."""
@@ -333,7 +336,7 @@ class ShardLoader(IterableDataset[Batch]):
         return identity
 
     def _description(self) -> dict[str, str]:
-        epoch, consumed, order, _ = self._cursor.progress
+        epoch, consumed, order = self._cursor.progress[:3]
         seed = "" if order.shuffle == "none" else f", seed {order.seed}"
         of_all = "" if isinstance(order, Mixture) else f" of {len(order):,}"
         return {
@@ -353,30 +356,28 @@ class ShardLoader(IterableDataset[Batch]):
             return self.order
         raise ValueError("this loader has one data set: weights and sources belong to a mixture")
 
-    def _move(self, epoch: int, consumed: int, order: Order | Mixture) -> None:
-        self._cursor.progress = Progress(epoch, consumed, order, self._cursor.progress.moves + 1)
+    def _move(self, epoch: int, consumed: int, order: Order | Mixture, *, is_resume: bool = False) -> None:
+        self._cursor.progress = Progress(epoch, consumed, order, self._cursor.progress.moves + 1, is_resume=is_resume)
 
-    def _enter(self) -> int:
-        """Return the remaining batches of this epoch; if there are none, those of the next epoch, which starts."""
-        progress = self._cursor.progress
-        if not self._batches_after(progress):
-            epoch, consumed = progress.order.next_epoch(progress.epoch, progress.consumed)
-            progress = progress._replace(epoch=epoch, consumed=consumed)
+    def _enter(self, reader: object) -> tuple[Progress, int]:
+        """Return where an iteration starts or goes on, and how many batches of that epoch remain."""
+        now = self._cursor.progress
+        progress = self._epochs.enter(now, reader)
+        if progress != now:
             self._cursor.progress = progress
-        return self._batches_after(progress)
+        return self._cursor.progress, self._epochs.batches_after(progress)
 
-    def _batches_after(self, progress: Progress) -> int:
-        order = progress.order
-        left = max(0, order.stop(progress.epoch) - progress.consumed)
-        drop_last = self.drop_last and not order.endless
-        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
+    def _yield_batches(
+        self, progress: Progress, left: int, convert: Callable[[Batch], Item]
+    ) -> Generator[Item, None, bool]:
+        """Yield the next `left` batches. End early, with True, if the loader was moved: by a caller, or a reader.
 
-    def _yield_batches(self, left: int, convert: Callable[[Batch], Item]) -> Generator[Item, None, bool]:
-        """Yield the next `left` batches. End early, with True, if the loader was moved: by a caller, or a reader."""
+        With `restart`, each iteration has a progress of its own; the loader's is that of the last batch handed over,
+        unless a caller has gone elsewhere since.
+        """
         worker = get_worker_info()
         turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # in a plain DataLoader's workers
-        cursor, global_batch, first = self._cursor, self.batch_size * self.world_size, left
-        progress = cursor.progress
+        cursor, reader, first = self._cursor, progress.reader, left
         with closing(self._read_units(progress, left)) as units:
             for unit in units:
                 make = self._batch_maker(unit)
@@ -385,16 +386,15 @@ class ShardLoader(IterableDataset[Batch]):
                     if is_mine := (first - left) % turns == turn:
                         item = convert(make(slice(number * self.batch_size, (number + 1) * self.batch_size)))
                     left -= 1
-                    place = progress.epoch, progress.consumed + global_batch
-                    if not left:  # the end of an epoch is the start of the next
-                        place = progress.order.next_epoch(*place)
-                    progress = progress._replace(epoch=place[0], consumed=place[1])
+                    progress = self._epochs.add_batch(progress, is_last=not left)
                     # The batch is made, then it counts, then it is handed over, and Ctrl-C comes before or after all of
-                    # that: Python looks for signals at calls and jumps, and there is none between these two statements.
-                    cursor.progress = progress
+                    # that: Python looks for signals at calls and backward jumps, and there is none before the `yield`.
+                    if cursor.progress.moves == progress.moves:
+                        cursor.progress = progress
                     if is_mine:
                         yield item
-                    if cursor.progress is not progress:
+                    now = cursor.progress
+                    if now is not progress and now.reader is reader:
                         return True
         return False
 
@@ -409,7 +409,7 @@ class ShardLoader(IterableDataset[Batch]):
         return Int64Block(rows, samples=samples, end_of_text=end_of_text, batch_size=self.batch_size).batch
 
     def _read_units(self, progress: Progress, batches: int) -> Generator[PrefetchUnit, None, None]:
-        epoch, start, order, _ = progress
+        epoch, start, order = progress[:3]
         if self.workers and get_worker_info() is None:  # a worker may not start processes of its own
             return read_in_workers(
                 self._prefetcher,

@@ -1,0 +1,120 @@
+"""Where a loader is in its epochs: which batches remain, where an iteration starts, and what a batch or a skip moves.
+
+Everything here is arithmetic on one value, `Progress`. It is replaced as a whole, so no exception can leave half of a
+change, wherever it comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.loader.order import num_batches
+from pipeline.rules import check_range
+from pipeline.settings import MAX_EPOCH
+
+if TYPE_CHECKING:
+    from pipeline.loader.mixture import Mixture
+    from pipeline.loader.order import Order
+
+
+class Progress(NamedTuple):
+    """Where a loader is."""
+
+    epoch: int
+    consumed: int  # samples of this epoch that all ranks together have received; in a mixture, of all epochs
+    order: Order | Mixture
+    moves: int = 0  # how often a caller has gone elsewhere
+    reader: object = None  # with `restart`: the iteration that is here, if one is
+    is_resume: bool = False  # with `restart`: the next iteration starts here, and not at the epoch's start
+
+
+class Cursor:
+    """The one thing about a loader that changes. Assigning to a slot runs no Python code that could be interrupted."""
+
+    __slots__ = ("progress",)
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+
+class Epochs(NamedTuple):
+    """How epochs are divided into batches, and whether each iteration is a complete one."""
+
+    batch_size: int
+    world_size: int
+    drop_last: bool
+    restart: bool
+
+    @property
+    def global_batch(self) -> int:
+        """The samples of a batch of all ranks."""
+        return self.batch_size * self.world_size
+
+    def batches_after(self, progress: Progress) -> int:
+        """Return how many batches of the epoch remain, equal on all ranks."""
+        order = progress.order
+        left = max(0, order.stop(progress.epoch) - progress.consumed)
+        drop_last = self.drop_last and not order.endless
+        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
+
+    def count_batches(self, progress: Progress) -> int:
+        """Return the batches of the complete epoch."""
+        start = progress.order.first(progress.epoch)
+        if not self.restart:  # epochs of a mixture follow one another
+            start = -(-start // self.global_batch) * self.global_batch
+        return self.batches_after(progress._replace(consumed=start))
+
+    def enter(self, now: Progress, reader: object) -> Progress:
+        """Return where an iteration starts or, if it is the one that is here, goes on.
+
+        If no batch of the epoch remains, the next epoch starts. With `restart`, an iteration starts with its epoch.
+        """
+        progress = self._start_of(now, reader)
+        if not self.batches_after(progress):
+            epoch, consumed = progress.order.next_epoch(progress.epoch, progress.consumed)
+            progress = progress._replace(epoch=epoch, consumed=consumed)
+        return progress._replace(reader=reader, is_resume=False)
+
+    def leave(self, now: Progress, reader: object, epoch: int) -> Progress:
+        """Return where the loader is once an iteration of an epoch has ended."""
+        if reader is None or now.reader is not reader:
+            return now
+        return now._replace(reader=None, is_resume=now.is_resume and now.epoch != epoch)
+
+    def add_batch(self, progress: Progress, *, is_last: bool) -> Progress:
+        """Return the progress once a batch was received, which may be the last one of its epoch."""
+        epoch, consumed = progress.epoch, progress.consumed + self.global_batch
+        if is_last and self.restart:
+            consumed = progress.order.stop(epoch)
+        elif is_last:  # the end of an epoch is the start of the next
+            epoch, consumed = progress.order.next_epoch(epoch, consumed)
+        return progress._replace(epoch=epoch, consumed=consumed)
+
+    def skip(self, now: Progress, batches: int) -> Progress:
+        """Return the progress once this many batches more were received, over the ends of epochs."""
+        if not batches:
+            return now
+        progress = self._start_of(now, now.reader)
+        epoch, consumed, order = progress[:3]
+        if order.endless:
+            epoch, consumed = order.next_epoch(epoch, consumed + batches * self.global_batch)
+        else:
+            left = self.batches_after(progress)
+            if batches >= left:
+                epoch, consumed = order.next_epoch(epoch, consumed)
+                epochs, batches = divmod(batches - left, self.batches_after(progress._replace(consumed=consumed)))
+                epoch = check_range("skip: the epoch", epoch + epochs, 0, MAX_EPOCH)
+            consumed += batches * self.global_batch
+        return progress._replace(epoch=epoch, consumed=consumed, is_resume=self.restart)
+
+    def saved(self, now: Progress) -> tuple[int, int]:
+        """Return the epoch and the samples consumed that a state has: the end of an epoch is the start of the next."""
+        if self.restart and not self.batches_after(now):
+            return now.order.next_epoch(now.epoch, now.consumed)
+        return now.epoch, now.consumed
+
+    def _start_of(self, progress: Progress, reader: object) -> Progress:
+        is_here = progress.reader is not None and progress.reader is reader
+        if not self.restart or progress.is_resume or is_here:
+            return progress
+        return progress._replace(consumed=progress.order.first(progress.epoch))
