@@ -287,6 +287,7 @@ class LoaderConfig(Section):
     lanes: int = _number(64, least=1, most=MAX_DIM)
     drop_last: bool = _checked(True, check_bool)
     document_ids: bool = _checked(False, check_bool)
+    score_document_starts: bool = _checked(True, check_bool)
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)
     memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
 

@@ -131,6 +131,7 @@ def open_loader(
         seed=loader.seed if seed is None else seed,
         lanes=loader.lanes,
         drop_last=loader.drop_last,
+        score_document_starts=loader.score_document_starts,
         threads=loader.threads or threads,
         memory_budget=loader.memory_budget,
     )

@@ -14,7 +14,6 @@ from tokenizers import models, pre_tokenizers
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
 from pipeline.loader import batch as batch_module
-from pipeline.loader.batch import number_documents
 
 
 @pytest.fixture(scope="module")
@@ -200,17 +199,6 @@ def test_documents_are_numbered_and_positions_restart_after_each_end_of_text(tmp
     expected = embedding.token(batch.input_ids) + embedding.position(batch.position_ids)
     assert torch.equal(embedded.embeddings, expected)
     assert torch.equal(embedded.document_ids, batch.document_ids)
-
-
-def test_document_numbers_are_those_of_a_walk_through_the_window():
-    generator = torch.Generator().manual_seed(0)
-    ids_BT = torch.randint(0, 4, (20, 30), generator=generator)
-    documents_BT, places_BT = number_documents(ids_BT, 0)
-    for ids, documents, places in zip(ids_BT.tolist(), documents_BT.tolist(), places_BT.tolist(), strict=True):
-        document = place = 0
-        for at, token in enumerate(ids):
-            assert (documents[at], places[at]) == (document, place)
-            document, place = (document + 1, 0) if token == 0 else (document, place + 1)
 
 
 def test_a_dataset_keeps_few_row_groups_and_can_be_pickled_and_sampled(shards):

@@ -71,6 +71,7 @@ def load_batches(
         drop_last=loader.drop_last,
         score=score,
         document_ids=loader.document_ids,
+        score_document_starts=loader.score_document_starts,
         threads=loader.threads,
         memory_budget=loader.memory_budget,
         tokenizer=tokenizer,

@@ -18,12 +18,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.wording import counted
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
+from pipeline.loader.documents import DocumentTable
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, default_block, resolve_shuffle
 from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank
-from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, end_of_text_id, open_split
+from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, document_rule, open_split
 from pipeline.loader.state import describe_data_sets, read_state
 from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject
@@ -73,7 +74,8 @@ class ShardLoader(IterableDataset[Batch]):
         restart: each iteration starts the epoch again, however the last one ended, as a `DataLoader`'s does.
         rank, world_size: of this process; left out, those of `torch.distributed`, and 0 of 1 without it.
         score: `new` turns targets that an earlier window has scored into -100, for evaluation with overlap.
-        document_ids: batches name each token's document and its position in the document.
+        document_ids: batches say where their documents are: `document_ids`, `position_ids`, `cu_seqlens`, `max_seqlen`.
+        score_document_starts: False turns targets that are a document's first token into -100.
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         threads: how many decode; left out, one for each core, at most 4.
         memory_budget: bytes of decoded row groups in memory, at most. If all of them take half of it or less, `lanes`
@@ -106,6 +108,7 @@ class ShardLoader(IterableDataset[Batch]):
         world_size: int | None = None,
         score: str = "all",
         document_ids: bool = False,
+        score_document_starts: bool = True,
         tokenizer: Mapping[str, Any] | None = None,
         threads: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
@@ -121,6 +124,7 @@ class ShardLoader(IterableDataset[Batch]):
             lanes=lanes,
             drop_last=drop_last,
             document_ids=document_ids,
+            score_document_starts=score_document_starts,
             threads=threads,
             memory_budget=memory_budget,
         )
@@ -142,7 +146,9 @@ class ShardLoader(IterableDataset[Batch]):
         readers = [open_split(one, values.split, score=score, tokenizer=tokenizer) for one in sources]
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
         self.threads = values.threads or min(4, os.cpu_count() or 1)
-        self._end_of_text = end_of_text_id(self.reader) if values.document_ids else None
+        self._document_rule = document_rule(
+            self.reader, ids=values.document_ids, score_starts=values.score_document_starts
+        )
         kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
         orders = [make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes) for reader in readers]
         order: Order | Mixture = orders[0]
@@ -400,13 +406,14 @@ class ShardLoader(IterableDataset[Batch]):
 
     def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
         """Return what makes a batch of some rows of a unit."""
-        rows, samples, end_of_text = unit.rows, self.reader.sample_ids(unit.window_ids), self._end_of_text
+        rows, samples, rule = unit.rows, self.reader.sample_ids(unit.window_ids), self._document_rule
         if get_worker_info() is not None:
-            return lambda which: make_parcel(rows, which, samples=samples, end_of_text=end_of_text)
+            return lambda which: make_parcel(rows, which, samples=samples, rule=rule)
+        documents = None if rule is None else DocumentTable(rows, rule)
         if self.device is not None:
-            on_device = DeviceBlock(rows, self.device)
-            return lambda which: on_device.to_int64(which, samples=samples, end_of_text=end_of_text)
-        return Int64Block(rows, samples=samples, end_of_text=end_of_text, batch_size=self.batch_size).batch
+            on_device = DeviceBlock(rows, self.device, documents=documents)
+            return lambda which: on_device.to_int64(which, samples=samples)
+        return Int64Block(rows, samples=samples, batch_size=self.batch_size, documents=documents).batch
 
     def _read_units(self, progress: Progress, batches: int) -> Generator[PrefetchUnit, None, None]:
         epoch, start, order = progress[:3]

@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.loader.batch import to_int64
-from pipeline.loader.readers import describe, open_split
+from pipeline.loader.documents import DocumentTable
+from pipeline.loader.readers import describe, document_rule, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
 from pipeline.loader.row_group_cache import decode_group, slot_bytes
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments
@@ -43,6 +44,9 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         split: `train` or `validation`.
         pairs: items are `(input_ids, target_ids)`, as teaching material has them.
         score: `new` turns targets that an earlier window has scored into -100.
+        document_ids: items have `document_ids` and `position_ids` too, int64 [T], as a loader's batches have; not with
+            `pairs`.
+        score_document_starts: False turns targets that are a document's first token into -100.
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         memory_budget: bytes of decoded row groups to keep, at most (one is always kept).
 
@@ -58,12 +62,21 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         split: str = "train",
         pairs: bool = False,
         score: str = "all",
+        document_ids: bool = False,
+        score_document_starts: bool = True,
         tokenizer: Mapping[str, Any] | None = None,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
         memory_budget = check_range("memory_budget", memory_budget, 1, MAX_COUNT)
         self.reader = open_split(path, check_choice("split", split, SPLITS), score=score, tokenizer=tokenizer)
         self.pairs = check_bool("pairs", pairs)
+        self._document_rule = document_rule(
+            self.reader,
+            ids=check_bool("document_ids", document_ids),
+            score_starts=check_bool("score_document_starts", score_document_starts),
+        )
+        if pairs and document_ids:
+            raise ValueError("document_ids: items of pairs=True are (input_ids, target_ids); leave one of the two out")
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
         self._most = max(1, memory_budget // max(1, slot_bytes(self.reader)))
         self._cached: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
@@ -112,17 +125,20 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
-            rows = numbers[here] - self._starts[group]
+            rows_here = numbers[here] - self._starts[group]
             tokens, group_bounds = self._group(group)
             pitch = int(self.reader.pitches[group])
-            ids_BT1[here] = view_windows(tokens, pitch=pitch, max_length=self.reader.max_length)[rows]
+            ids_BT1[here] = view_windows(tokens, pitch=pitch, max_length=self.reader.max_length)[rows_here]
             if group_bounds is not None:
-                bounds_B2[here] = group_bounds[rows]
-        batch = to_int64(RowBatch(ids_BT1, bounds_B2), slice(None), samples=SampleIds(numbers))
-        pairs = zip(*batch, strict=True)
+                bounds_B2[here] = group_bounds[rows_here]
+        rows = RowBatch(ids_BT1, bounds_B2)
+        table = None if self._document_rule is None else DocumentTable(rows, self._document_rule)
+        batch = to_int64(rows, slice(0, len(numbers)), samples=SampleIds(numbers), documents=table)
         if self.pairs:
-            return list(pairs)  # type: ignore[arg-type]  # not what most callers meet
-        return [{"input_ids": one, "target_ids": other} for one, other in pairs]
+            return list(zip(*batch, strict=True))  # type: ignore[arg-type]  # not what most callers meet
+        names = ["input_ids", "target_ids", *(["document_ids", "position_ids"] if batch.documents is not None else [])]
+        columns = [batch[name] for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def _group(self, group: int) -> tuple[np.ndarray, np.ndarray | None]:
         with self._lock:  # two threads would decode the same row group, and cache more than the budget allows

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
+from pipeline.loader.documents import DocumentRule
 from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
 from pipeline.loader.target_mask import check_score
 from pipeline.rules import check_path, reject, shorten
@@ -415,6 +416,16 @@ def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path:
 def compact_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smaller of the two types that numpy and torch handle well, if every ID fits into it."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def document_rule(reader: Reader, *, ids: bool, score_starts: bool) -> DocumentRule | None:
+    """Return how documents are told apart; None if there is no need to.
+
+    Raises:
+        ValueError: as `end_of_text_id` does.
+
+    """
+    return None if score_starts and not ids else DocumentRule(end_of_text_id(reader), ids, score_starts)
 
 
 def end_of_text_id(reader: Reader) -> int:

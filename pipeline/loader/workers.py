@@ -25,12 +25,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.loader.batch import Batch, to_int64
+from pipeline.loader.documents import DocumentTable
 from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.prefetch import Prefetcher
@@ -122,11 +124,11 @@ def read_in_workers(
         del parts  # ends the processes
 
 
-def make_parcel(rows: RowBatch, which: slice, *, samples: SampleIds, end_of_text: int | None) -> Any:
+def make_parcel(rows: RowBatch, which: slice, *, samples: SampleIds, rule: DocumentRule | None) -> Any:
     """Return rows of a unit for their way out of a plain DataLoader's worker: unpickled, a parcel is a `Batch`."""
     bounds = None if rows.bounds is None else rows.bounds[which]
     sources = None if samples.sources is None else samples.sources[which]
-    return Parcel((rows.ids[which], bounds, samples.windows[which], sources, end_of_text))
+    return Parcel((rows.ids[which], bounds, samples.windows[which], sources, rule))
 
 
 class Parcel:
@@ -153,10 +155,11 @@ def _unpack(
     bounds: np.ndarray | None,
     window_ids: np.ndarray,
     source_ids: np.ndarray | None,
-    end_of_text: int | None,
+    rule: DocumentRule | None,
 ) -> Batch:
-    samples = SampleIds(window_ids, source_ids)
-    return to_int64(RowBatch(ids, bounds), slice(None), samples=samples, end_of_text=end_of_text)
+    rows, samples = RowBatch(ids, bounds), SampleIds(window_ids, source_ids)
+    documents = None if rule is None else DocumentTable(rows, rule)
+    return to_int64(rows, slice(0, len(ids)), samples=samples, documents=documents)
 
 
 def _same(item: Any) -> Any:
