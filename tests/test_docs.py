@@ -14,6 +14,7 @@ import textwrap
 import tomllib
 from functools import cache
 from typing import get_type_hints
+from xml.etree import ElementTree as ET
 
 import neighbors
 import pytest
@@ -333,3 +334,15 @@ def test_the_first_change_of_contributing_works_as_it_says(tmp_path, monkeypatch
         assert hasattr(importlib.import_module(module.replace("/", ".")), name)
     assert WITH_FILES.keys() <= READERS.keys()
     assert {"TEXT_SUFFIXES", "WITH_FILES", "READERS", "CORPORA", "TOKENIZERS"} <= set(re.findall(r"`([A-Z_]+)`", page))
+
+
+def test_the_tokens_in_the_picture_are_those_of_gpt2():
+    picture = ET.parse(ROOT / "docs/img/pipeline.svg")
+    words = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    text = words[words.index("text") + 1]
+    tokenizer = pipeline.load_tokenizer("gpt2")
+    ids = tokenizer.encode(text)
+    shown = words[words.index("tokens") + 1 :][: 2 * len(ids)]
+    assert shown[0::2] == [tokenizer.decode([number]).replace(" ", "␣") for number in ids]
+    assert shown[1::2] == [str(number) for number in ids]
+    assert len(ids) > 10
