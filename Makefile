@@ -8,6 +8,9 @@ VENV ?= .venv
 LOWEST ?= .venv-lowest
 PIP = -m pip install --quiet --disable-pip-version-check
 INSTALL = $(VENV)/bin/python $(PIP) -c constraints.txt
+# Several processes take the tests by turns; `make test JOBS=0` runs them in one.
+JOBS ?= auto
+PYTEST = -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 FAST = -m "not slow" --hypothesis-profile=fast
 
 .PHONY: run test fast lowest release lint clean
@@ -15,13 +18,13 @@ run: $(VENV)/.run
 	$(VENV)/bin/python -m pipeline
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 fast: lint
-	$(VENV)/bin/python -m pytest $(FAST)
+	$(VENV)/bin/python $(PYTEST) $(FAST)
 
 lowest: $(LOWEST)/.test
-	$(LOWEST)/bin/python -m pytest $(FAST) -p no:cacheprovider
+	$(LOWEST)/bin/python $(PYTEST) $(FAST) -p no:cacheprovider
 
 release: $(VENV)/.test
 	rm -rf dist build/release
