@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,29 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if {"cli", "browse"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _registered_with_hydra():
+    """Take back what a test registers with Hydra: the config of one program must not be the next test's."""
+    if "hydra" not in sys.modules:
+        yield
+        return
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    store, plugins = ConfigStore.instance(), Plugins.instance()
+    configs = copy_folders(store.repo)
+    classes = {kind: list(found) for kind, found in plugins.plugin_type_to_subclass_list.items()}
+    yield
+    store.repo = configs
+    plugins.plugin_type_to_subclass_list.clear()
+    plugins.plugin_type_to_subclass_list.update(classes)
+
+
+def copy_folders(repo):
+    """Copy the nested dictionaries of Hydra's store, and keep the nodes in them."""
+    return {name: copy_folders(one) if isinstance(one, dict) else one for name, one in repo.items()}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support import ROOT, run_python
 
+from pipeline import load_tokenizer, plan_shards, read_manifest, verify_shards, write_shards
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
 from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
 from pipeline.rules import ConfigError
@@ -334,3 +335,32 @@ def test_every_group_composes_under_any_package_of_another_program(tmp_path):
             assert OmegaConf.to_container(composed.a.b[group], resolve=True), (
                 f"{group}={choice} needs nothing around it"
             )
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_another_program_registers_is_gone_in_the_next_test(turn):
+    from train import register_configs
+    from training_config import TrainConfig
+
+    with pytest.raises(ConfigError, match=r"belongs to scripts/study.py"):
+        check_command_line(["experiment=stride_study"])
+    register_configs()
+    register_schema(TrainConfig)
+    check_command_line(["experiment=stride_study"], kind=TrainConfig, config_name="train")
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong", "right"),
+    [
+        (write_shards, "tokeniser", "tokenizer"),
+        (write_shards, "windows", "window"),
+        (plan_shards, "caches", "cache"),
+        (verify_shards, "cache_paths", "cache_path"),
+        (read_manifest, "folders", "folder"),
+        (load_tokenizer, "patterns", "pattern"),
+    ],
+)
+def test_a_wrong_argument_name_is_answered_with_the_closest_one(function, wrong, right):
+    assert right in inspect.signature(function).parameters
+    with pytest.raises(TypeError, match=f"^{function.__name__}: no argument '{wrong}'; did you mean '{right}'\\?$"):
+        function(**{wrong: None})

@@ -385,6 +385,17 @@ def test_a_huggingface_tokenizer_takes_its_end_from_the_config_a_usual_name_or_t
         load(tmp_path / "t", document, eos="</S>")
 
 
+def test_an_end_token_that_may_end_a_turn_is_said_with_the_one_that_ends_a_document(tmp_path):
+    document = document_of("byte-level BPE")
+    chat = load(tmp_path / "t", document, {"eos_token": "<think>"})
+    assert chat.end_token == (3, "<think>", "eos_token in tokenizer_config.json")
+    assert chat.notes == (
+        "<think> ends a turn of a chat in many models, and </s> a document: 'tokenizer.eos=\"</s>\"' takes it",
+    )
+    assert load(tmp_path / "t", document, {"eos_token": "<think>"}, eos="<think>").notes == (), "the user's own choice"
+    assert load(tmp_path / "t", document, {"eos_token": "</s>"}).notes == ()
+
+
 def test_a_config_that_asks_for_a_start_token_is_reported_unless_there_is_one(tmp_path):
     document = document_of("byte-level BPE")
     config = {"add_bos_token": True, "bos_token": "[SEP]"}

@@ -13,7 +13,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import environment, errors_of
+from support import environment, errors_of, run_python
 
 from pipeline import ConfigError
 from pipeline.base.wording import visible
@@ -135,6 +135,46 @@ def test_secrets_of_urls_reach_no_file_and_no_terminal(cli, tmp_path):
     for done in (failed, sweep, cli(f'shards.path="{SECRET}"'), cli(f'cache.path="{SECRET}"')):
         assert "s3cret" not in done.stdout + done.stderr
         assert "token=abc" not in done.stdout + done.stderr
+
+
+def test_secrets_reach_no_file_that_a_sweeper_of_others_writes(cli, tmp_path):
+    run = ["corpus=the_verdict", f'corpus.url="{SECRET}"', "stages=write", "cache.path=cache", "hydra/sweeper=basic"]
+    assert cli("-m", *run, "window.stride=8,16", "hydra.sweep.dir=S").returncode == 1
+    assert "https://localhost:9/v.txt" in (tmp_path / "S/multirun.yaml").read_text()
+    assert found_in(tmp_path, "s3cret", "token=abc") == set()
+
+
+LOGS_A_SECRET = """
+import logging, sys
+from pipeline.cli.program import run_program
+from pipeline.cli.stages import register_sweeper
+
+def task(config):
+    try:
+        raise OSError(f"cannot fetch {sys.argv[1]}")
+    except OSError:
+        logging.getLogger("another package").exception("no answer from %s", sys.argv[1])
+
+sys.argv[2:] = ["-m", "loader.seed=1,2", "hydra.sweep.dir=S", *sys.argv[2:]]
+secret, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+def job(config, secret=secret):
+    sys.argv[1:] = [secret]
+    task(config)
+register_sweeper()
+run_program(job, program="test")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_no_process_of_a_sweep_logs_a_secret(tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    (tmp_path / "program.py").write_text(LOGS_A_SECRET)
+    done = run_python("program.py", SECRET, f"hydra/launcher={launcher}", cwd=tmp_path, PYTHONWARNINGS="ignore")
+    logs = [path.read_text() for path in sorted(tmp_path.rglob("stridemill.log"))]
+    assert [log.count("https://localhost:9/v.txt") for log in logs] == [2, 2], done.stderr
+    assert all("s3cret" not in text and "token=abc" not in text for text in [*logs, done.stdout, done.stderr])
 
 
 def summary_of(folder):

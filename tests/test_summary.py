@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from pipeline import CorpusConfig, write_shards
 from pipeline.base.wording import counted, rate, seconds, size
 from pipeline.cli.epoch import LoadReport
-from pipeline.cli.summary import describe_window
+from pipeline.cli.summary import describe_chunks, describe_window
 from pipeline.tokenizer.load import load_tokenizer
 
 
@@ -88,3 +89,24 @@ def test_nothing_that_is_printed_or_written_says_one_things(cli, tmp_path):
     assert "1 window " in run.stdout
     assert "1 document " in run.stdout
     assert "1 shard," in run.stdout
+
+
+def test_the_rate_of_tokenizing_is_that_of_new_text_alone(tmp_path):
+    for name, letter in (("a.txt", "a"), ("b.txt", "b")):
+        (tmp_path / name).write_text(letter * 1000)
+
+    def write(to, *names):
+        corpus = CorpusConfig(name="text", path=[str(tmp_path / name) for name in names])
+        return write_shards(tmp_path / to, corpus=corpus, tokenizer="bytes", cache=tmp_path / "cache")
+
+    first = write("first", "a.txt")
+    assert first.new_text_seconds == first.tokenize_seconds, "all of the text is new"
+    both = write("both", "a.txt", "b.txt")
+    assert (both.chunks, both.chunks_made, both.bytes_tokenized) == (2, 1, 1000)
+    assert 0 < both.new_text_seconds < both.tokenize_seconds
+    speed, made = describe_chunks(both)
+    assert speed == f"{rate(1000, both.new_text_seconds, 'B')} for 1 kB of new text"
+    assert made == "1 chunk of 2 made, the others found in the cache"
+    found = write("found", "b.txt", "a.txt")
+    assert (found.chunks_made, found.new_text_seconds) == (0, 0)
+    assert describe_chunks(found) == ["2 chunks found in the cache"]

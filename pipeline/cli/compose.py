@@ -112,6 +112,23 @@ def save_yaml(node: Any, path: Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(jsonable(plain))))
 
 
+def hide_secrets_in_configs() -> None:
+    """Let omegaconf save configs without the secrets of URLs: a sweeper of others writes the whole config."""
+    from omegaconf import OmegaConf
+
+    save = OmegaConf.save
+    if getattr(save, "hides_secrets", False):
+        return
+
+    def save_safe(config: Any, f: Any, resolve: bool = False) -> None:
+        node = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+        plain = OmegaConf.to_container(node, resolve=resolve, enum_to_str=True)
+        save(OmegaConf.create(jsonable(plain)), f)
+
+    save_safe.hides_secrets = True  # type: ignore[attr-defined]
+    OmegaConf.save = save_safe  # type: ignore[method-assign]
+
+
 def check_command_line(
     arguments: Sequence[str],
     *,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 
 from pipeline.base.version import find_version
-from pipeline.cli.compose import check_command_line, find_conf, hydra_options, register_schema
+from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.help import describe_keys
 from pipeline.cli.log import hide_secrets_in_logs
@@ -57,6 +57,7 @@ def run_program(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra
     signal.signal(signal.SIGTERM, _terminate)
     hide_secrets_in_logs()
+    hide_secrets_in_configs()
     try:
         with reported_sweep():
             register_schema(kind)

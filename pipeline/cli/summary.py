@@ -120,7 +120,10 @@ def describe_chunks(report: WriteReport) -> list[str]:
         made = f"{counted(report.chunks, 'chunk')} made"
     if report.chunks_mended:
         made += f"; {report.chunks_mended:,} had been damaged in the cache: check that disk"
-    return [rate(report.bytes_tokenized, report.tokenize_seconds, "B"), made]
+    speed = rate(report.bytes_tokenized, report.new_text_seconds, "B")
+    if report.chunks_made < report.chunks:
+        speed += f" for {size(report.bytes_tokenized)} of new text"
+    return [speed, made]
 
 
 def describe_plan(report: PlanReport) -> str:

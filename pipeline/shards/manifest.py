@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.atomic import write_json
 from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.base.wording import counted
-from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def manifest_fields(manifest: Manifest) -> dict[str, Any]:
     return fields
 
 
+@names_arguments
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a data set's folder.
 

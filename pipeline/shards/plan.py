@@ -29,6 +29,7 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
 from pipeline.executor.local import run_tasks
+from pipeline.rules import names_arguments
 from pipeline.shards.format import group_table, shard_schema, shard_writer
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.shards.write import cut_split
@@ -113,6 +114,7 @@ class PlanReport:
         return f"<table>{rows}</table>"
 
 
+@names_arguments
 def plan_shards(
     path: str | os.PathLike[str],
     *,

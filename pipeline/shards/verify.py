@@ -26,6 +26,7 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.reading import open_regular
 from pipeline.base.wording import counted
 from pipeline.executor.local import run_tasks
+from pipeline.rules import names_arguments
 from pipeline.settings import WindowConfig
 from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
 from pipeline.shards.format import find_footer, open_shard, read_footer, shard_schema
@@ -87,6 +88,7 @@ class _Rows:
     pad_id: int
 
 
+@names_arguments
 def verify_shards(
     path: str | os.PathLike[str], *, cache_path: str | os.PathLike[str] = "outputs/cache", workers: int = 1
 ) -> VerifyReport:

@@ -23,6 +23,7 @@ from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
+from pipeline.rules import names_arguments
 from pipeline.shards.card import write_card
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
 from pipeline.shards.job import Job, as_sections, prepare_job
@@ -69,6 +70,7 @@ class WriteReport:
     engine: str
     start_seconds: float  # to load the tokenizer, and to find and hash the input
     tokenize_seconds: float
+    new_text_seconds: float  # the part of them that went into the chunks made, not into reading those found
     write_seconds: float
     peak_memory: int  # the most bytes resident in this process so far, mapped files included
 
@@ -87,6 +89,7 @@ class WriteReport:
         return f"<p>{escape(repr(self))}</p>{self.manifest._repr_html_()}"
 
 
+@names_arguments
 @translate_memory_errors("executor.workers, corpus.max_document_bytes or shards.windows_per_group")
 def write_shards(
     path: str | os.PathLike[str],
@@ -168,6 +171,7 @@ def write_shards(
                 chunks_mended=0,
                 bytes_tokenized=0,
                 tokenize_seconds=0.0,
+                new_text_seconds=0.0,
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
@@ -205,6 +209,7 @@ def write_shards(
         chunks_mended=origins["mended"],
         bytes_tokenized=origins["bytes"],
         tokenize_seconds=tokenized - ready,
+        new_text_seconds=(tokenized - ready) * origins["new"] / max(1, origins["new"] + origins["known"]),
         write_seconds=time.perf_counter() - tokenized,
         peak_memory=peak_memory(),
     )

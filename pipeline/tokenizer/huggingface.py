@@ -23,6 +23,7 @@ from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids, flat
 from pipeline.tokenizer.formats import TOKENIZER_JSON, library_errors, read_object, reason, recognise, recognise_folder
 from pipeline.tokenizer.literal_model import load_literal, without_control
 from pipeline.tokenizer.special_tokens import (
+    END_OF_TEXT_NAMES,
     DocumentToken,
     choose_token,
     is_control,
@@ -104,7 +105,10 @@ def load_huggingface(section: TokenizerConfig) -> Tokenizer:
         special_tokens=control,
         end_token=end_token,
         start_token=start_token,
-        notes=() if start_token else _notes(core, config, stated["bos"]),
+        notes=(
+            *_end_notes(section, control, end_token),
+            *(() if start_token else _start_notes(core, config, stated["bos"])),
+        ),
         engine="huggingface",
         special_text=section.special_text,
         cut_safe=False,
@@ -224,7 +228,16 @@ def _lookups(core: Any) -> dict[str, Any]:
     return {"names": core.get_vocab, "find": core.token_to_id, "name_of": core.id_to_token}
 
 
-def _notes(core: Any, config: dict[str, Any], bos: str | None) -> tuple[str, ...]:
+def _end_notes(section: TokenizerConfig, control: dict[str, int], end: DocumentToken) -> tuple[str, ...]:
+    """Say that the config's end-of-text token is not the one that vocabularies of this kind end a document with."""
+    usual = [name for name in END_OF_TEXT_NAMES if name in control]
+    if section.eos != "auto" or not usual or end.name in usual:
+        return ()
+    typed = " or ".join(f"""'tokenizer.eos="{name}"'""" for name in usual)
+    return (f"{end.name} ends a turn of a chat in many models, and {' or '.join(usual)} a document: {typed} takes it",)
+
+
+def _start_notes(core: Any, config: dict[str, Any], bos: str | None) -> tuple[str, ...]:
     """Say that the tokenizer itself would put a token before each text, which is done only with `tokenizer.bos`."""
     first = core.encode("", add_special_tokens=True).ids[:1]
     if config.get("add_bos_token") is True:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.paths import expand_user
-from pipeline.rules import closest, reject, shorten
+from pipeline.rules import closest, names_arguments, reject, shorten
 from pipeline.settings import TokenizerConfig
 from pipeline.tokenizer import engines, rank_files
 from pipeline.tokenizer.formats import reason
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PROBE = "Word words 12345 ,.;!?'s\t\r\n  \u00e9 e\u0301 \u6f22\u5b57 \U0001f642\u200d \u0660 \u20ac \x00\x7f\u00a0 "
 
 
+@names_arguments
 def load_tokenizer(
     tokenizer: TokenizerConfig | str = "gpt2",
     *,
