@@ -9,7 +9,8 @@ cut into batches of int64.
 from __future__ import annotations
 
 import os
-from contextlib import closing
+import time
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -21,11 +22,12 @@ from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, default_block, resolve_shuffle
-from pipeline.loader.prefetch import Prefetcher, PrefetchUnit
+from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, document_rule, open_split
-from pipeline.loader.state import describe_data_sets, read_state
+from pipeline.loader.state import read_state, write_state
+from pipeline.loader.weights import plan_weights, weights_from
 from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject
 from pipeline.settings import MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
@@ -36,10 +38,10 @@ if TYPE_CHECKING:
 
     from pipeline.loader.order import Shuffle
     from pipeline.loader.readers import Source
+    from pipeline.loader.weights import Weights
 
     Item = TypeVar("Item")
 
-STATE_FORMAT, MIXTURE_FORMAT = 1, 2  # release 0.1.0 saved mixtures of another order as 1
 READ_ONLY = {
     "epoch": "go to an epoch with set_epoch(epoch)",
     "consumed": "go to a saved state with load_state_dict(state)",
@@ -63,7 +65,9 @@ class ShardLoader(IterableDataset[Batch]):
     Args:
         path: the data set's folder, or windows of a token store that were never written (`StoreWindows`); or a list of
             these, the sources of a mixture (`loader/mixture.py`), which share the tokenizer and `max_length`.
-        weights: for a mixture, each source's share of the samples; left out, its number of windows.
+        weights: for a mixture, each source's share of the samples; left out, its number of windows. Or a schedule,
+            `[(0, [0.9, 0.1]), (10000, [0.5, 0.5])]`: from which step on which weights. A step is one batch of all
+            ranks, `batch_size` times the world size.
         split: `train` or `validation`.
         batch_size: windows per batch of this rank, B.
         shuffle: `none`, `full`, `lanes`, or `auto`, which picks one of the last two by the data set's size.
@@ -96,7 +100,7 @@ class ShardLoader(IterableDataset[Batch]):
         self,
         path: Source | Sequence[Source],
         *,
-        weights: Sequence[float] | None = None,
+        weights: Weights | None = None,
         split: str = "train",
         batch_size: int = 8,
         shuffle: str = "auto",
@@ -153,8 +157,8 @@ class ShardLoader(IterableDataset[Batch]):
         orders = [make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes) for reader in readers]
         order: Order | Mixture = orders[0]
         if is_mixture:
-            shares = [len(one) for one in orders] if weights is None else plain_numbers(weights)
-            order = Mixture(orders=orders, weights=[(0, tuple(shares))])
+            shares = [len(one) for one in orders] if weights is None else weights
+            order = Mixture(orders=orders, weights=plan_weights(shares, sources=len(orders), step_size=self._step_size))
         self._epochs = Epochs(self.batch_size, self.world_size, self.drop_last, self.restart)
         order.check_world_size(self.world_size)
         self._prefetcher = Prefetcher(
@@ -166,6 +170,7 @@ class ShardLoader(IterableDataset[Batch]):
             threads=self.threads,
             memory_budget=values.memory_budget,
         )
+        self._start = order
         self._cursor = Cursor(Progress(0, 0, order))
         if not len(self):
             raise ValueError(
@@ -221,13 +226,19 @@ class ShardLoader(IterableDataset[Batch]):
         keep_freed_memory()
         before, reader = self._cursor.progress, object() if self.restart else None
         start, left = self._enter(reader)
+        units: Units | None = None
         try:
-            while left and (yield from self._yield_batches(start, left, convert)):
+            while left:
+                units = self._read_units(start, left, units)
+                if not (yield from self._yield_batches(units, start, left, convert)):
+                    break
                 now = self._cursor.progress
                 if now.moves == start.moves and now.epoch != start.epoch:
                     break  # another iteration of this loader, or `skip`, has passed the end of the epoch
                 start, left = self._enter(reader)
         finally:
+            if units is not None:
+                units.close()
             if get_worker_info() is not None:  # workers read different numbers of batches ahead: go back to where
                 self._cursor.progress = before  # they agree
             elif (after := self._epochs.leave(now := self._cursor.progress, reader, start.epoch)) is not now:
@@ -241,15 +252,18 @@ class ShardLoader(IterableDataset[Batch]):
         epoch = check_range("epoch", epoch, 0, MAX_EPOCH)
         progress = self._cursor.progress
         if epoch != progress.epoch:
-            self._move(epoch, progress.order.first(epoch), progress.order)
+            order = progress.order if progress.order.reaches(epoch) else self._start
+            self._move(epoch, order.first(epoch), order)
 
-    def set_weights(self, weights: Sequence[float]) -> None:
+    def set_weights(self, weights: Weights) -> None:
         """Draw from the sources of a mixture with other weights from here on; what was drawn before stays the same.
 
-        Call it on every rank at the same step, so that all see the same sequence.
+        A schedule (see `weights` of the loader) is followed from this step on. A list of numbers ends the schedule that
+        was followed until now. Call it on every rank at the same step, so that all see the same sequence.
         """
         progress, mixture = self._cursor.progress, self._mixture()
-        order = mixture.change(progress.consumed, plain_numbers(weights))
+        entries = plan_weights(weights, sources=len(mixture.orders), step_size=self._step_size)
+        order = mixture.change(weights_from(entries, progress.consumed), keep_past=self.restart)
         self._cursor.progress = progress._replace(order=order, moves=progress.moves + 1)
 
     def skip(self, n: int) -> None:
@@ -263,6 +277,10 @@ class ShardLoader(IterableDataset[Batch]):
 
         """
         self._cursor.progress = self._epochs.skip(self._cursor.progress, check_range("skip", n, 0, MAX_COUNT))
+
+    @property
+    def _step_size(self) -> int:
+        return self.batch_size * self.world_size
 
     @property
     def epoch(self) -> int:
@@ -304,10 +322,20 @@ class ShardLoader(IterableDataset[Batch]):
             )
         order = self.order
         epoch, consumed = self._epochs.saved(self._cursor.progress)
-        state = {**self._identity(), "epoch": epoch, "consumed": consumed}
+        kept = order.since(epoch, order.first(epoch) if self.restart else consumed)
+        return write_state(epoch, consumed, kept, self.reader)
+
+    def metrics(self) -> dict[str, float]:
+        """Return counters for a trainer's log, since this loader was made. A copy of it counts on its own.
+
+        `seconds_waited` for batches; `bytes_decoded` and `row_groups_decoded`, by this rank and its workers;
+        `row_groups_cached` now; `samples` that all ranks together have received in all epochs; of a mixture also
+        `source_samples/0`, `source_samples/1`, ..., by the sources' numbers.
+        """
+        epoch, consumed, order = self._cursor.progress[:3]
         if isinstance(order, Mixture):
-            state["weights"] = [[start, list(weights)] for start, weights in order.weights]
-        return {**state, "data_sets": describe_data_sets(self.reader)}
+            return self._prefetcher.counters.read(consumed, sources=self.source_samples)
+        return self._prefetcher.counters.read(epoch * len(order) + consumed)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where another loader of the same data and order stopped. A mixture takes its weights from the state.
@@ -320,26 +348,12 @@ class ShardLoader(IterableDataset[Batch]):
                 loader stays as it was.
 
         """
-        epoch, consumed, order = read_state(state, self._identity(), self.order, self.reader)
+        epoch, consumed, order, note = read_state(state, self._start, self.reader)
+        if note and self.rank == 0:
+            warnings.warn(note, stacklevel=2)
         if not self._epochs.batches_after(Progress(epoch, consumed, order)):
             epoch, consumed = order.next_epoch(epoch, consumed)
         self._move(epoch, consumed, order, is_resume=self.restart)
-
-    def _identity(self) -> dict[str, Any]:
-        """Return the fields of a state that must be equal for it to be loaded."""
-        order = self.order
-        identity: dict[str, Any] = {
-            "version": MIXTURE_FORMAT if isinstance(order, Mixture) else STATE_FORMAT,
-            "fingerprint": self.reader.fingerprint,
-            "split": self.reader.split,
-            "shuffle": order.shuffle,
-        }
-        if order.shuffle != "none" or isinstance(order, Mixture):
-            identity["seed"] = order.seed
-        if order.shuffle == "lanes":
-            blocks = [one.block for one in order.orders] if isinstance(order, Mixture) else order.block
-            identity |= {"lanes": order.lanes, "block": blocks}
-        return identity
 
     def _description(self) -> dict[str, str]:
         epoch, consumed, order = self._cursor.progress[:3]
@@ -374,7 +388,7 @@ class ShardLoader(IterableDataset[Batch]):
         return self._cursor.progress, self._epochs.batches_after(progress)
 
     def _yield_batches(
-        self, progress: Progress, left: int, convert: Callable[[Batch], Item]
+        self, units: Units, progress: Progress, left: int, convert: Callable[[Batch], Item]
     ) -> Generator[Item, None, bool]:
         """Yield the next `left` batches. End early, with True, if the loader was moved: by a caller, or a reader.
 
@@ -384,24 +398,26 @@ class ShardLoader(IterableDataset[Batch]):
         worker = get_worker_info()
         turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # in a plain DataLoader's workers
         cursor, reader, first = self._cursor, progress.reader, left
-        with closing(self._read_units(progress, left)) as units:
-            for unit in units:
-                make = self._batch_maker(unit)
-                for number in range(unit.batches):
-                    unit.check()
-                    if is_mine := (first - left) % turns == turn:
-                        item = convert(make(slice(number * self.batch_size, (number + 1) * self.batch_size)))
-                    left -= 1
-                    progress = self._epochs.add_batch(progress, is_last=not left)
-                    # The batch is made, then it counts, then it is handed over, and Ctrl-C comes before or after all of
-                    # that: Python looks for signals at calls and backward jumps, and there is none before the `yield`.
-                    if cursor.progress.moves == progress.moves:
-                        cursor.progress = progress
-                    if is_mine:
-                        yield item
-                    now = cursor.progress
-                    if now is not progress and now.reader is reader:
-                        return True
+        counters, asked = self._prefetcher.counters, time.perf_counter()
+        for unit in units:
+            assert unit is not None, "None answers a move alone"
+            make = self._batch_maker(unit)
+            for number in range(unit.batches):
+                unit.check()
+                if is_mine := (first - left) % turns == turn:
+                    item = convert(make(slice(number * self.batch_size, (number + 1) * self.batch_size)))
+                left -= 1
+                progress = self._epochs.add_batch(progress, is_last=not left)
+                counters.seconds_waited += time.perf_counter() - asked
+                # The batch is made, then it counts, then it is handed over, and Ctrl-C comes before or after all of
+                # that: Python looks for signals at calls and backward jumps, and there is none before the `yield`.
+                if cursor.progress.moves == progress.moves:
+                    cursor.progress = progress
+                if is_mine:
+                    yield item
+                asked, now = time.perf_counter(), cursor.progress
+                if now is not progress and now.reader is reader:  # other weights do not move the end of an epoch
+                    return bool(left) or now[:2] != progress[:2]
         return False
 
     def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
@@ -415,9 +431,16 @@ class ShardLoader(IterableDataset[Batch]):
             return lambda which: on_device.to_int64(which, samples=samples)
         return Int64Block(rows, samples=samples, batch_size=self.batch_size, documents=documents).batch
 
-    def _read_units(self, progress: Progress, batches: int) -> Generator[PrefetchUnit, None, None]:
+    def _read_units(self, progress: Progress, batches: int, before: Units | None) -> Units:
+        """Return the units of the next batches: those of `before`, if it can go there with its threads and cache."""
         epoch, start, order = progress[:3]
-        if self.workers and get_worker_info() is None:  # a worker may not start processes of its own
+        has_workers = self.workers and get_worker_info() is None  # a worker may not start processes of its own
+        if before is not None and not has_workers:
+            before.send(Move(order, epoch, start, batches))
+            return before
+        if before is not None:
+            before.close()
+        if has_workers:
             return read_in_workers(
                 self._prefetcher,
                 order,
@@ -434,13 +457,6 @@ def make_order(reader: Reader, *, shuffle: Shuffle, seed: int, lanes: int) -> Or
     """Return the order of one data set's windows."""
     block = default_block(reader.groups, max_length=reader.max_length)
     return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
-
-
-def plain_numbers(weights: Sequence[float]) -> list[float]:
-    """Return weights as Python's own numbers: those of numpy and torch are not JSON."""
-    if isinstance(weights, str) or not hasattr(weights, "__iter__"):
-        reject("weights", "must be a list of numbers, one for each source", weights)
-    return [weight.item() if hasattr(weight, "item") else weight for weight in weights]
 
 
 def find_device(device: torch.device | str | None) -> torch.device | None:

@@ -142,6 +142,10 @@ class Order:
         """Return an epoch's first index."""
         return 0
 
+    def reaches(self, epoch: int) -> bool:  # noqa: ARG002
+        """Tell whether an epoch begins in this order; a mixture forgets what came before a change of weights."""
+        return True
+
     def stop(self, epoch: int) -> int:  # noqa: ARG002
         """Return the index after an epoch's last."""
         return len(self)
@@ -149,6 +153,14 @@ class Order:
     def next_epoch(self, epoch: int, consumed: int) -> tuple[int, int]:  # noqa: ARG002
         """Return where a reader is at the end of an epoch: the next epoch, and the samples consumed of it."""
         return epoch + 1, 0
+
+    def next_change(self, index: int) -> int | None:  # noqa: ARG002
+        """Return the next index from which on `spans` is to be asked again; only a mixture has one."""
+        return None
+
+    def since(self, epoch: int, index: int) -> "Order":  # noqa: ARG002
+        """Return the order without what only indices before this one need; only a mixture, and what was one, has it."""
+        return self
 
     def num_buffered(self, world_size: int) -> int:
         """Return how many row groups a rank must buffer at once."""

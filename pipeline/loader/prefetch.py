@@ -23,11 +23,12 @@ import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import chain, takewhile
 from math import gcd
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from pipeline.base.wording import counted
+from pipeline.loader.metrics import Counters
 from pipeline.loader.order import rank_indices
 from pipeline.loader.row_group import RowBatch
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
 UNIT_TOKENS, UNIT_ROWS = 1 << 19, 1 << 13  # a unit is gathered at once: 1 MiB as uint16, at most this many windows
 THREADS = "stridemill-load"
 FORKED = "this iteration was started before a fork, which took its threads; start another"
+
+
+class Move(NamedTuple):
+    """Where a reader is sent: this many batches of an order, from an index of an epoch on."""
+
+    order: Order | Mixture
+    epoch: int
+    start: int
+    batches: int
 
 
 class PrefetchUnit(NamedTuple):
@@ -80,6 +90,7 @@ class Prefetcher:
         self.reader = reader
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.threads, self.memory_budget = threads, memory_budget
+        self.counters = Counters()
         self._kept: RowGroupCache | None = None  # from one epoch to the next
         in_all = len(reader.groups) * slot_bytes(reader)
         # `full` needs all row groups at once; under `lanes` they are kept if that takes half of the budget at most.
@@ -89,23 +100,34 @@ class Prefetcher:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
-    def read(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Generator[PrefetchUnit, None, None]:
-        """Yield the next `batches` batches from an index of an epoch, in units that grow from a single batch."""
-        cache = self._kept or RowGroupCache(self.reader, slots=self.count_slots(order), keep=self.caches_all)
+    def read(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Units:
+        """Yield the next `batches` batches from an index of an epoch, in units that grow from a single batch.
+
+        Send it a `Move` to go on elsewhere: the answer is None, and the next units are those from there. Threads and
+        decoded row groups stay.
+        """
+        cache = self._kept or RowGroupCache(
+            self.reader, slots=self.count_slots(order), keep=self.caches_all, counters=self.counters
+        )
+        cache.error = None
         self._kept = None  # in use: a second iteration has a cache of its own
+        self.counters.watch(cache)
         # Looked up now: when the interpreter ends, modules may be empty before this generator is closed.
         is_finalizing, process, is_orderly = sys.is_finalizing, os.getpid(), False
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
         gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
         try:
-            cache.start(self._needs(order, epoch, start, batches), decoders)
-            units = self._gather(cache, order, epoch, start, batches)
+            units = self._gather(cache, decoders, Move(order, epoch, start, batches))
             coming = gatherer.submit(next, units, None)
             while (unit := _wait(coming, cache)) is not None:
                 coming = gatherer.submit(next, units, None)
-                yield unit
+                move = yield unit
                 if os.getpid() != process:
                     raise RuntimeError(FORKED)  # noqa: TRY301 - no pool says this
+                while move is not None:  # the unit that is coming is dropped
+                    units = self._gather(cache, decoders, move)
+                    coming = gatherer.submit(next, units, None)
+                    move = yield None
             is_orderly = True
         except GeneratorExit:
             is_orderly = True  # the caller takes no more
@@ -149,19 +171,25 @@ class Prefetcher:
         wanted = needed + max(needed, 2 * self.threads, in_unit)
         return max(1, min(groups, wanted, self.memory_budget // each))
 
-    def _gather(
-        self, cache: RowGroupCache, order: Order | Mixture, epoch: int, start: int, batches: int
-    ) -> Iterator[PrefetchUnit]:
+    def _gather(self, cache: RowGroupCache, decoders: ThreadPoolExecutor, move: Move) -> Iterator[PrefetchUnit]:
         """Yield the units, each gathered when it is asked for."""
+        order, epoch, start, batches = move
+        cache.start(self._needs(order, epoch, start, batches), decoders)
+        change = order.next_change(start)
         global_batch = self.batch_size * self.world_size
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
         full, size = max(1, rows // self.batch_size), 1
         windows, asked = np.empty(0, np.int64), 0  # of the batches done .. asked - 1
         done = 0
         while done < batches:
-            take = min(size, batches - done)
+            here = start + done * global_batch
+            if change is not None and here >= change:  # other row groups are needed from here on
+                cache.start(self._needs(order, epoch, here, batches - done), decoders)
+                change = order.next_change(here)
+            stop = batches if change is None else min(batches, done - (here - change) // global_batch)
+            take = min(size, stop - done)
             if done + take > asked:
-                more = min(max(take, 4 * size, UNIT_ROWS // self.batch_size if size == full else 0), batches - asked)
+                more = min(max(take, 4 * size, UNIT_ROWS // self.batch_size if size == full else 0), stop - asked)
                 first = start + asked * global_batch
                 indices = rank_indices(
                     first,
@@ -173,12 +201,12 @@ class Prefetcher:
                 windows = np.concatenate([windows, order.windows(indices, epoch)])
                 asked += more
             count = take * self.batch_size
-            here, windows = windows[:count], windows[count:]
-            gathered = cache.gather(here, passed=start + done * global_batch)
-            if len(here) < count:
-                gathered = fill(gathered, count - len(here))
-                here = np.pad(here, (0, count - len(here)), constant_values=-1)
-            yield PrefetchUnit(gathered, here, take, cache)
+            mine, windows = windows[:count], windows[count:]
+            gathered = cache.gather(mine, passed=here)
+            if len(mine) < count:
+                gathered = fill(gathered, count - len(mine))
+                mine = np.pad(mine, (0, count - len(mine)), constant_values=-1)
+            yield PrefetchUnit(gathered, mine, take, cache)
             done, size = done + take, min(2 * size, full)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:
@@ -199,6 +227,9 @@ class Prefetcher:
         started.sort(key=lambda span: (span.first - start) % lanes)
         for span in chain(started, [coming] if coming else [], spans):
             yield Need(span.group, span.last)
+
+
+Units: TypeAlias = "Generator[PrefetchUnit | None, Move | None, None]"
 
 
 def fill(rows: RowBatch, missing: int) -> RowBatch:

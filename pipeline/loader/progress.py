@@ -88,7 +88,8 @@ class Epochs(NamedTuple):
             consumed = progress.order.stop(epoch)
         elif is_last:  # the end of an epoch is the start of the next
             epoch, consumed = progress.order.next_epoch(epoch, consumed)
-        return progress._replace(epoch=epoch, consumed=consumed)
+        order = progress.order if self.restart else progress.order.since(epoch, consumed)
+        return progress._replace(epoch=epoch, consumed=consumed, order=order)
 
     def skip(self, now: Progress, batches: int) -> Progress:
         """Return the progress once this many batches more were received, over the ends of epochs."""

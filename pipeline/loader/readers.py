@@ -63,7 +63,8 @@ class ShardReader:
         entry = manifest.splits[split]
         self.path = folder
         self.split, self.score = split, score
-        self.fingerprint = manifest.fingerprint
+        self.fingerprint, self.store = manifest.fingerprint, manifest.store
+        self.closes_documents: bool = manifest.windows.get("end_of_text_is_target", False)
         self.tokenizer = manifest.tokenizer
         self.max_length, self.stride = entry.max_length, entry.stride
         self.documents, self.layout = manifest.windows["documents"], manifest.windows["order"]
@@ -263,7 +264,7 @@ class StoreReader:
         stream = store.stream(split, closed=separate)
         documents = store.documents(split) if separate else None
         layout = choose_layout(window, shards)
-        self.path = path
+        self.path, self.store, self.closes_documents = path, store.id, separate
         self.windows = cut_windows(window, num_tokens=len(stream), documents=documents)
         self.split, self.score = split, score
         self.tokenizer = store.tokenizer

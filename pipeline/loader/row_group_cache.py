@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import heapq
 from concurrent.futures import Future
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.loader.metrics import Counters
 from pipeline.loader.row_group import RowBatch, count_slot_tokens, view_windows
 from pipeline.loader.target_mask import count_scored_targets
 
@@ -47,10 +49,11 @@ class RowGroupCache:
         reader: where they come from.
         slots: how many are cached at once.
         keep: never drop one; there must be a slot for each.
+        counters: count what is decoded here.
 
     """
 
-    def __init__(self, reader: Reader, *, slots: int, keep: bool) -> None:
+    def __init__(self, reader: Reader, *, slots: int, keep: bool, counters: Counters | None = None) -> None:
         assert slots >= (len(reader.groups) if keep else 1), f"{slots} slots for {len(reader.groups)} row groups"
         self.reader = reader
         self.error: BaseException | None = None  # the first one of a decoding thread
@@ -69,11 +72,25 @@ class RowGroupCache:
         self._needs: Iterator[Need] = iter(())
         self._waiting: Need | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._idle: dict[int, None] = {}  # decoded for what was needed before `start`, until their slots are wanted
+        self.counters = counters or Counters()
+
+    @property
+    def num_cached(self) -> int:
+        """Row groups in memory, or on their way there."""
+        return len(self._decoded)
 
     def start(self, needs: Iterator[Need], threads: ThreadPoolExecutor) -> None:
-        """Start to decode along `needs`, which are sorted by the first index that needs them."""
-        assert self._keep or not self._users, "a cache that drops row groups is started once"
-        self._needs, self._threads, self.error = needs, threads, None
+        """Start to decode along `needs`, sorted by the first index that needs them, in place of those before."""
+        if not self._keep and self._decoded:
+            ahead = list(islice(needs, len(self._decoded) + len(self._free)))
+            needs = chain(ahead, needs)
+            wanted = dict.fromkeys(need.group for need in ahead if need.group in self._decoded)
+            # What is wanted last is given up first.
+            self._idle = dict.fromkeys([*(group for group in self._decoded if group not in wanted), *reversed(wanted)])
+            self._users = dict.fromkeys(self._decoded, 0)
+            self._ends.clear()
+        self._needs, self._threads, self._waiting = needs, threads, None
 
     def stop(self) -> None:
         """Forget what is not decoded; call it when the threads have ended."""
@@ -117,6 +134,7 @@ class RowGroupCache:
                 tokens, bounds = self._memory(group, int(self._slot[group]))
             else:
                 tokens, bounds = decode_group(self.reader, group)
+                self._count(group)
             rows = windows[here] - self._starts[group]
             ids_BT1[here] = view_windows(tokens, pitch=self.reader.pitches[group], max_length=max_length)[rows]
             if bounds is not None:
@@ -134,7 +152,7 @@ class RowGroupCache:
             self._needs = iter(())  # nothing is left to decode, ever
         while (need := self._waiting or next(self._needs, None)) is not None:
             self._waiting = need
-            if need.group not in self._decoded and not self._free:
+            if need.group not in self._decoded and not self._free and not self._drop_idle():
                 return
             self._add(need.group)
             self._waiting = None
@@ -145,6 +163,7 @@ class RowGroupCache:
     def _add(self, group: int) -> None:
         """Give a row group a slot and start to decode it. If no thread can be asked, nothing has changed."""
         if group in self._decoded:
+            self._idle.pop(group, None)
             return
         assert self._threads is not None, "started before"
         slot = self._free[-1]
@@ -152,10 +171,23 @@ class RowGroupCache:
         self._free.pop()
         self._slot[group], self._users[group], self._decoded[group] = slot, 0, done
         done.add_done_callback(self._note_error)
+        self._count(group)
+
+    def _drop_idle(self) -> bool:
+        """Free the slot of a row group that nothing needs, if there is one and no thread decodes into it."""
+        group = next((group for group in self._idle if self._decoded[group].done()), None)
+        if group is None:
+            return False
+        self._drop(group)
+        return True
+
+    def _count(self, group: int) -> None:
+        self.counters.add(1, count_tokens(self.reader, group) * self.reader.dtype.itemsize)
 
     def _drop(self, group: int) -> None:
         self._free.append(int(self._slot[group]))
         self._slot[group] = -1
+        self._idle.pop(group, None)
         del self._decoded[group], self._users[group]
 
     def _memory(self, group: int, slot: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -26,16 +26,17 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.loader.batch import Batch, to_int64
 from pipeline.loader.documents import DocumentTable
+from pipeline.loader.metrics import Counters
 from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
-    from pipeline.loader.prefetch import Prefetcher
+    from pipeline.loader.prefetch import Prefetcher, Units
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 WATCHER = "stridemill-parent"
@@ -68,22 +69,25 @@ class WorkerUnits(IterableDataset[Any]):
         self.prefetcher, self.order, self.epoch, self.start = prefetcher, order, epoch, start
         self.batches, self.workers = -(-batches // workers), workers
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, tuple[int, int, int]]]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
         end_with_parent()
         part = copy(self.prefetcher)
+        part.counters = Counters()  # of this worker alone, also where it was forked
         world = part.world_size
         first = self.start + (part.rank - self.start) % world
         part.rank, part.world_size = (first + info.id * world) % (world * self.workers), world * self.workers
         part.threads = max(1, part.threads // self.workers)
         for unit in part.read(self.order, self.epoch, self.start, self.batches):
+            assert unit is not None, "None answers a move alone"
             unit.check()
             ids, bounds = unit.rows
             yield (
                 torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids),
                 None if bounds is None else torch.from_numpy(bounds),
                 torch.from_numpy(unit.window_ids),
+                (part.counters.row_groups_decoded, part.counters.bytes_decoded, part.counters.row_groups_cached),
             )
 
 
@@ -96,16 +100,20 @@ def read_in_workers(
     batches: int,
     workers: int,
     context: str | None,
-) -> Generator[PrefetchUnit, None, None]:
+) -> Units:
     """Yield the units of `prefetcher.read`, gathered by worker processes, which are started as `context` says."""
     width, size, dtype = prefetcher.reader.max_length + 1, prefetcher.batch_size, prefetcher.reader.dtype
     dataset = WorkerUnits(prefetcher, order, epoch=epoch, start=start, batches=batches, workers=workers)
     parts = iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_same, multiprocessing_context=context)
     )
+    counters, counted = prefetcher.counters, np.zeros(3, np.int64)
     try:
         while batches > 0:
             received = [next(parts) for _ in range(workers)]
+            now = np.array([part[3] for part in received], np.int64)
+            counters.add(*(now.sum(axis=0) - counted)[:2].tolist())
+            counted, counters.in_workers = now.sum(axis=0), now[:, 2].tolist()
             rows = len(received[0][0]) * workers
             ids = np.empty((rows, width), dtype)
             window_ids = np.empty(rows, np.int64)
@@ -113,7 +121,7 @@ def read_in_workers(
             if any(part[1] is not None for part in received):
                 bounds = np.zeros((rows, 2), np.int32)
                 bounds[:, 1] = width - 1
-            for worker, (part_ids, part_bounds, part_window_ids) in enumerate(received):
+            for worker, (part_ids, part_bounds, part_window_ids, _) in enumerate(received):
                 ids[worker::workers] = part_ids.numpy().view(dtype)
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
@@ -121,6 +129,7 @@ def read_in_workers(
             yield PrefetchUnit(RowBatch(ids, bounds), window_ids, min(batches, rows // size))
             batches -= rows // size
     finally:
+        counters.in_workers = ()
         del parts  # ends the processes
 
 
