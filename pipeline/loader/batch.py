@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Literal, overload
 import numpy as np
 import torch
 
-from pipeline.loader.row_group import SampleIds
+from pipeline.loader.documents import DocumentTable
+from pipeline.loader.row_group import INT64_TOKENS, SampleIds
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
-    from pipeline.loader.documents import Documents, DocumentTable
+    from pipeline.loader.documents import DocumentRule, Documents
     from pipeline.loader.row_group import RowBatch
 
 
-# Convert this many tokens to int64 at once (512 KiB) and slice batches from them: allocating each batch separately
-# costs a third of the throughput, and moves an embedding's output around in memory, out of the processor's cache.
-INT64_TOKENS = 1 << 16
 NAMES = ("window_ids", "source_ids")  # they name samples, and stay in main memory
 TENSORS = ("input_ids", "target_ids", *NAMES)
 OF_DOCUMENTS = ("document_ids", "position_ids", "cu_seqlens", "max_seqlen")
@@ -127,21 +125,21 @@ class Int64Block:
     def __init__(
         self, rows: RowBatch, *, samples: SampleIds, batch_size: int, documents: DocumentTable | None = None
     ) -> None:
-        self._rows, self._samples, self._documents = rows, samples, documents
+        self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
         self._height = batch_size * max(1, INT64_TOKENS // (batch_size * (rows.ids.shape[1] - 1)))
         self._start, self._tensors = -1, dict[str, torch.Tensor]()  # what is converted: its first row, and its fields
-        self._converted: Documents | None = None
 
     def batch(self, rows: slice) -> Batch:
         """Return the batch in these rows of the unit."""
-        start = rows.start // self._height * self._height
+        start, table = rows.start // self._height * self._height, self._documents
         if start != self._start:
             several = slice(start, min(start + self._height, len(self._rows.ids)))
-            batches = to_int64(self._rows, several, samples=self._samples, documents=self._documents)
-            self._start, self._converted = start, batches.documents
+            unscored = None if table is None else table.unscored(several)
+            batches = to_int64(self._rows, several, samples=self._samples, unscored=unscored)
+            self._start = start
             self._tensors = {name: tensor for name in TENSORS if (tensor := getattr(batches, name)) is not None}
         here = slice(rows.start - start, rows.stop - start)
-        documents = None if self._converted is None else self._converted.part(here)
+        documents = None if table is None else table.documents(rows.start // self._batch_size)
         return Batch(**{name: tensor[here] for name, tensor in self._tensors.items()}, documents=documents)
 
 
@@ -166,7 +164,7 @@ class DeviceBlock:
             bounds_B2,
             _slice(samples, rows),
             unscored=None if table is None else table.unscored(rows),
-            documents=None if table is None else table.documents(rows, self._device),
+            documents=None if table is None else table.documents(rows.start // table.batch_size, self._device),
         )
 
     def _converted(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -174,19 +172,29 @@ class DeviceBlock:
         return int64_BT.bitwise_and_(0xFFFF) if self._is_unsigned else int64_BT
 
 
-def to_int64(rows: RowBatch, which: slice, *, samples: SampleIds, documents: DocumentTable | None = None) -> Batch:
-    """Return some of the gathered rows, whose documents are `documents`, as a batch of int64."""
+def to_int64(
+    rows: RowBatch,
+    which: slice,
+    *,
+    samples: SampleIds,
+    unscored: np.ndarray | None = None,
+    documents: Documents | None = None,
+) -> Batch:
+    """Return some of the gathered rows as a batch of int64; the rest as in `build_batch`."""
     ids_BT1 = rows.ids[which]
     inputs_BT = torch.from_numpy(ids_BT1[:, :-1].astype(np.int64))  # copies, since targets are overwritten
     targets_BT = torch.from_numpy(ids_BT1[:, 1:].astype(np.int64))
-    return build_batch(
-        inputs_BT,
-        targets_BT,
-        None if rows.bounds is None else torch.from_numpy(rows.bounds[which]),
-        _slice(samples, which),
-        unscored=None if documents is None else documents.unscored(which),
-        documents=None if documents is None else documents.documents(which),
-    )
+    bounds_B2 = None if rows.bounds is None else torch.from_numpy(rows.bounds[which])
+    return build_batch(inputs_BT, targets_BT, bounds_B2, _slice(samples, which), unscored=unscored, documents=documents)
+
+
+def convert_all(rows: RowBatch, samples: SampleIds, rule: DocumentRule | None) -> Batch:
+    """Return all of the gathered rows as one batch of int64."""
+    every = slice(0, len(rows.ids))
+    if rule is None:
+        return to_int64(rows, every, samples=samples)
+    table = DocumentTable(rows, rule)
+    return to_int64(rows, every, samples=samples, unscored=table.unscored(every), documents=table.documents(0))
 
 
 def build_batch(

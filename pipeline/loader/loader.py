@@ -19,7 +19,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.wording import counted
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
-from pipeline.loader.documents import DocumentTable
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, default_block, resolve_shuffle
 from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
@@ -150,9 +149,6 @@ class ShardLoader(IterableDataset[Batch]):
         readers = [open_split(one, values.split, score=score, tokenizer=tokenizer) for one in sources]
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
         self.threads = values.threads or min(4, os.cpu_count() or 1)
-        self._document_rule = document_rule(
-            self.reader, ids=values.document_ids, score_starts=values.score_document_starts
-        )
         kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
         orders = [make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes) for reader in readers]
         order: Order | Mixture = orders[0]
@@ -169,6 +165,7 @@ class ShardLoader(IterableDataset[Batch]):
             world_size=self.world_size,
             threads=self.threads,
             memory_budget=values.memory_budget,
+            documents=document_rule(self.reader, ids=values.document_ids, score_starts=values.score_document_starts),
         )
         self._start = order
         self._cursor = Cursor(Progress(0, 0, order))
@@ -422,10 +419,10 @@ class ShardLoader(IterableDataset[Batch]):
 
     def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
         """Return what makes a batch of some rows of a unit."""
-        rows, samples, rule = unit.rows, self.reader.sample_ids(unit.window_ids), self._document_rule
+        rows, samples, documents = unit.rows, self.reader.sample_ids(unit.window_ids), unit.documents
         if get_worker_info() is not None:
+            rule = self._prefetcher.documents
             return lambda which: make_parcel(rows, which, samples=samples, rule=rule)
-        documents = None if rule is None else DocumentTable(rows, rule)
         if self.device is not None:
             on_device = DeviceBlock(rows, self.device, documents=documents)
             return lambda which: on_device.to_int64(which, samples=samples)

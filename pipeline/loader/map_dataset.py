@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline.loader.batch import to_int64
-from pipeline.loader.documents import DocumentTable
+from pipeline.loader.batch import convert_all
 from pipeline.loader.readers import describe, document_rule, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
 from pipeline.loader.row_group_cache import decode_group, slot_bytes
@@ -125,15 +124,13 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
-            rows_here = numbers[here] - self._starts[group]
+            rows = numbers[here] - self._starts[group]
             tokens, group_bounds = self._group(group)
             pitch = int(self.reader.pitches[group])
-            ids_BT1[here] = view_windows(tokens, pitch=pitch, max_length=self.reader.max_length)[rows_here]
+            ids_BT1[here] = view_windows(tokens, pitch=pitch, max_length=self.reader.max_length)[rows]
             if group_bounds is not None:
-                bounds_B2[here] = group_bounds[rows_here]
-        rows = RowBatch(ids_BT1, bounds_B2)
-        table = None if self._document_rule is None else DocumentTable(rows, self._document_rule)
-        batch = to_int64(rows, slice(0, len(numbers)), samples=SampleIds(numbers), documents=table)
+                bounds_B2[here] = group_bounds[rows]
+        batch = convert_all(RowBatch(ids_BT1, bounds_B2), SampleIds(numbers), self._document_rule)
         if self.pairs:
             return list(zip(*batch, strict=True))  # type: ignore[arg-type]  # not what most callers meet
         names = ["input_ids", "target_ids", *(["document_ids", "position_ids"] if batch.documents is not None else [])]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from pipeline.base.wording import counted
+from pipeline.loader.documents import DocumentTable
 from pipeline.loader.metrics import Counters
 from pipeline.loader.order import rank_indices
 from pipeline.loader.row_group import RowBatch
@@ -36,6 +37,7 @@ from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.readers import Reader
@@ -61,6 +63,7 @@ class PrefetchUnit(NamedTuple):
     window_ids: np.ndarray  # int64 [B], numbered through all sources of a mixture; -1 in a row that only fills
     batches: int
     cache: RowGroupCache | None = None  # if it was gathered in this process
+    documents: DocumentTable | None = None  # if a loader wants to know
 
     def check(self) -> None:
         """Raise what a decoding thread met since, so that the caller hears of it at the next batch."""
@@ -86,8 +89,10 @@ class Prefetcher:
         world_size: int,
         threads: int,
         memory_budget: int,
+        documents: DocumentRule | None = None,
     ) -> None:
-        self.reader = reader
+        self.reader, self.documents = reader, documents
+        self._looked_at: set[str] = set()  # what callers want to know of documents
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
@@ -143,6 +148,12 @@ class Prefetcher:
                 if is_orderly and not threading.current_thread().name.startswith(THREADS):
                     cache.stop()
                     self._kept = cache if self.caches_all else None
+
+    def find_documents(self, rows: RowBatch) -> DocumentTable | None:
+        """Return where the documents of a unit are, if a loader wants to know."""
+        if self.documents is None:
+            return None
+        return DocumentTable(rows, self.documents, batch_size=self.batch_size, looked_at=self._looked_at)
 
     def _stop(self, *pools: ThreadPoolExecutor) -> None:
         wait = not threading.current_thread().name.startswith(THREADS)
@@ -206,7 +217,8 @@ class Prefetcher:
             if len(mine) < count:
                 gathered = fill(gathered, count - len(mine))
                 mine = np.pad(mine, (0, count - len(mine)), constant_values=-1)
-            yield PrefetchUnit(gathered, mine, take, cache)
+            documents = self.find_documents(gathered)
+            yield PrefetchUnit(gathered, mine, take, cache, None if documents is None else documents.prepare())
             done, size = done + take, min(2 * size, full)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:

@@ -24,8 +24,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.loader.batch import Batch, to_int64
-from pipeline.loader.documents import DocumentTable
+from pipeline.loader.batch import Batch, convert_all
 from pipeline.loader.metrics import Counters
 from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
@@ -78,6 +77,7 @@ class WorkerUnits(IterableDataset[Any]):
         world = part.world_size
         first = self.start + (part.rank - self.start) % world
         part.rank, part.world_size = (first + info.id * world) % (world * self.workers), world * self.workers
+        part.documents = None  # found by the parent
         part.threads = max(1, part.threads // self.workers)
         for unit in part.read(self.order, self.epoch, self.start, self.batches):
             assert unit is not None, "None answers a move alone"
@@ -126,7 +126,9 @@ def read_in_workers(
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
                     bounds[worker::workers] = part_bounds.numpy()
-            yield PrefetchUnit(RowBatch(ids, bounds), window_ids, min(batches, rows // size))
+            unit = RowBatch(ids, bounds)
+            documents = prefetcher.find_documents(unit)
+            yield PrefetchUnit(unit, window_ids, min(batches, rows // size), documents=documents)
             batches -= rows // size
     finally:
         counters.in_workers = ()
@@ -166,9 +168,7 @@ def _unpack(
     source_ids: np.ndarray | None,
     rule: DocumentRule | None,
 ) -> Batch:
-    rows, samples = RowBatch(ids, bounds), SampleIds(window_ids, source_ids)
-    documents = None if rule is None else DocumentTable(rows, rule)
-    return to_int64(rows, slice(0, len(ids)), samples=samples, documents=documents)
+    return convert_all(RowBatch(ids, bounds), SampleIds(window_ids, source_ids), rule)
 
 
 def _same(item: Any) -> Any:
