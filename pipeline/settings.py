@@ -290,6 +290,7 @@ class LoaderConfig(Section):
     score_document_starts: bool = _checked(True, check_bool)
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)
     memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
+    on_bad: str = _choice("raise", "fill")
 
 
 @dataclass(kw_only=True, slots=True)

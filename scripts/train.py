@@ -134,6 +134,7 @@ def open_loader(
         score_document_starts=loader.score_document_starts,
         threads=loader.threads or threads,
         memory_budget=loader.memory_budget,
+        on_bad=loader.on_bad,
     )
 
 

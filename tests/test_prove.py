@@ -188,7 +188,15 @@ def spoil_the_footer(file):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [delete, truncate, flip_a_bit, spoil_the_footer])
+@pytest.mark.parametrize(("damage", "words"), [(delete, "is missing"), (truncate, "has [0-9,]+ bytes, not")])
+def test_a_shard_that_is_missing_or_cut_short_is_named_before_any_order_is_tried(shards, run, damage, words):
+    path = shards()
+    damage(path / SHARD)
+    with pytest.raises(OSError, match=f"{SHARD} {words}"):
+        run(path)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, spoil_the_footer])
 def test_a_damaged_shard_is_named_in_one_line_for_each_order(shards, run, damage):
     path = shards()
     damage(path / SHARD)
@@ -201,7 +209,7 @@ def test_a_damaged_shard_is_named_in_one_line_for_each_order(shards, run, damage
 
 def test_the_stage_ends_with_one_line_and_a_code(shards, cli):
     path = shards()
-    (path / SHARD).unlink()
+    flip_a_bit(path / SHARD)
     done = cli("stages=[prove,load]", f"shards.path={path}", "prove.shuffles=[lanes]")
     assert (done.returncode, done.stderr) == (1, f"stridemill: {path}: not proven: lanes\n")
     assert len(done.stdout.split("\n")) == 4, "the next stage does not run"

@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
+from pipeline.base.retry import retry
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -42,8 +43,12 @@ def read_fields(path: Path, *, limit: int = SMALL) -> dict[str, Any]:
         ValueError: it has more than `limit` bytes, or is not a JSON object; the message does not name the file.
 
     """
-    with open_regular(path) as file:
-        content = file.read(limit + 1)
+
+    def read() -> bytes:
+        with open_regular(path) as file:
+            return file.read(limit + 1)
+
+    content = retry(read, path)
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     try:

@@ -74,6 +74,7 @@ def load_batches(
         score_document_starts=loader.score_document_starts,
         threads=loader.threads,
         memory_budget=loader.memory_budget,
+        on_bad=loader.on_bad,
         tokenizer=tokenizer,
     )
     vocab_size = manifest.tokenizer["vocab_size"]

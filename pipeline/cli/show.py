@@ -143,6 +143,7 @@ def batch_windows(config: Config) -> list[int]:
         rank=show.rank,
         world_size=show.world_size,
         memory_budget=options.memory_budget,
+        on_bad=options.on_bad,
     )
     steps = len(loader)
     if show.step is None or show.step >= steps:

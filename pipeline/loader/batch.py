@@ -11,6 +11,7 @@ import torch
 
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.row_group import INT64_TOKENS, SampleIds
+from pipeline.rules import reject
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
@@ -236,3 +237,11 @@ def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # torch keeps it until the copy is done
     return tensor.to(device, non_blocking=True)
+
+
+def find_device(device: torch.device | str | None) -> torch.device | None:
+    """Return a device that torch knows."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        reject("device", "must name a device of torch, such as 'cuda' or 'cpu'", device)

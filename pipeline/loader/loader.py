@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.wording import counted
-from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, html_table
+from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device, html_table
+from pipeline.loader.damage import DamageLog
 from pipeline.loader.mixture import Mixture
-from pipeline.loader.order import Order, default_block, resolve_shuffle
+from pipeline.loader.order import Order, make_order, resolve_shuffle
 from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
     from typing import TypeVar
 
-    from pipeline.loader.order import Shuffle
+    import torch
+
     from pipeline.loader.readers import Source
     from pipeline.loader.weights import Weights
 
@@ -86,8 +88,11 @@ class ShardLoader(IterableDataset[Batch]):
         device: where batches are made; left out, in main memory.
         workers: processes that decode, instead of threads in this one; see `pipeline.loader.workers`.
         worker_context: how they are started: `fork`, `spawn`, `forkserver`; left out, torch's default.
+        on_bad: `raise` with the first batch that needs a damaged row group, or `fill`: its windows come as rows that
+            only fill (window number -1, targets -100), so that all ranks go on alike; `bad_windows` counts them.
 
     Raises:
+        OSError: shards are missing or have another size, and `on_bad` is `raise`.
         ValueError: an argument breaks its rule; there is no such data set or split; one batch of all ranks has more
             windows than the split; the order needs more than the memory budget; or `WORLD_SIZE` says that there are
             several processes, and this one's rank is unknown.
@@ -118,6 +123,7 @@ class ShardLoader(IterableDataset[Batch]):
         device: torch.device | str | None = None,
         workers: int = 0,
         worker_context: str | None = None,
+        on_bad: str = "raise",
     ) -> None:
         self.batch_size = check_range("batch_size", batch_size, 1, MAX_COUNT)
         values = LoaderConfig(
@@ -130,6 +136,7 @@ class ShardLoader(IterableDataset[Batch]):
             score_document_starts=score_document_starts,
             threads=threads,
             memory_budget=memory_budget,
+            on_bad=on_bad,
         )
         self.drop_last = values.drop_last
         self.restart = check_bool("restart", restart)
@@ -146,7 +153,8 @@ class ShardLoader(IterableDataset[Batch]):
         if weights is not None and not is_mixture:
             raise ValueError("weights: belong to a mixture; pass a list of data sets, and one weight for each")
         sources: Sequence[Source] = list(path) if is_mixture else [path]  # type: ignore[arg-type,list-item]
-        readers = [open_split(one, values.split, score=score, tokenizer=tokenizer) for one in sources]
+        opened = partial(open_split, split=values.split, score=score, tokenizer=tokenizer, on_bad=values.on_bad)
+        readers = [opened(one) for one in sources]
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
         self.threads = values.threads or min(4, os.cpu_count() or 1)
         kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
@@ -168,6 +176,7 @@ class ShardLoader(IterableDataset[Batch]):
             documents=document_rule(self.reader, ids=values.document_ids, score_starts=values.score_document_starts),
         )
         self._start = order
+        self._damage = DamageLog(values.on_bad)
         self._cursor = Cursor(Progress(0, 0, order))
         if not len(self):
             raise ValueError(
@@ -210,7 +219,7 @@ class ShardLoader(IterableDataset[Batch]):
         """Yield the remaining batches of this epoch.
 
         Raises:
-            OSError: a shard cannot be read; as soon as a thread meets it, even if the batches before it are intact.
+            OSError: a row group of this batch cannot be read, and `on_bad` is `raise`; the batch does not count.
 
         """
         return self.iterate(lambda batch: batch)
@@ -288,6 +297,11 @@ class ShardLoader(IterableDataset[Batch]):
     def consumed(self) -> int:
         """Samples of this epoch that all ranks together have received; in a mixture, of all epochs."""
         return self._cursor.progress.consumed
+
+    @property
+    def bad_windows(self) -> int:
+        """How many windows of damaged row groups this loader has yielded as rows that only fill (`on_bad`)."""
+        return self._damage.windows
 
     @property
     def order(self) -> Order | Mixture:
@@ -400,9 +414,10 @@ class ShardLoader(IterableDataset[Batch]):
             assert unit is not None, "None answers a move alone"
             make = self._batch_maker(unit)
             for number in range(unit.batches):
-                unit.check()
                 if is_mine := (first - left) % turns == turn:
-                    item = convert(make(slice(number * self.batch_size, (number + 1) * self.batch_size)))
+                    which = slice(number * self.batch_size, (number + 1) * self.batch_size)
+                    self._damage.note(unit.damage, which)
+                    item = convert(make(which))
                 left -= 1
                 progress = self._epochs.add_batch(progress, is_last=not left)
                 counters.seconds_waited += time.perf_counter() - asked
@@ -420,6 +435,7 @@ class ShardLoader(IterableDataset[Batch]):
     def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
         """Return what makes a batch of some rows of a unit."""
         rows, samples, documents = unit.rows, self.reader.sample_ids(unit.window_ids), unit.documents
+        samples = unit.damage.hide(samples) if unit.damage else samples
         if get_worker_info() is not None:
             rule = self._prefetcher.documents
             return lambda which: make_parcel(rows, which, samples=samples, rule=rule)
@@ -448,17 +464,3 @@ class ShardLoader(IterableDataset[Batch]):
                 context=self.worker_context,
             )
         return self._prefetcher.read(order, epoch, start, batches)
-
-
-def make_order(reader: Reader, *, shuffle: Shuffle, seed: int, lanes: int) -> Order:
-    """Return the order of one data set's windows."""
-    block = default_block(reader.groups, max_length=reader.max_length)
-    return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
-
-
-def find_device(device: torch.device | str | None) -> torch.device | None:
-    """Return a device that torch knows."""
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError):
-        reject("device", "must name a device of torch, such as 'cuda' or 'cpu'", device)

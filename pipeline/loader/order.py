@@ -35,12 +35,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from operator import attrgetter
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.permutation import Int64, make_key, permute
+
+if TYPE_CHECKING:
+    from pipeline.loader.readers import Reader
 
 Shuffle: TypeAlias = Literal["none", "full", "lanes"]
 
@@ -257,3 +260,9 @@ class Order:
         if checked.size and not (checked.min() >= 0 and checked.max() < len(self)):
             raise ValueError(f"{many} {checked.min()} to {checked.max()}: each {one} must be from 0 to {len(self) - 1}")
         return checked
+
+
+def make_order(reader: "Reader", *, shuffle: Shuffle, seed: int, lanes: int) -> Order:
+    """Return the order of one data set's windows."""
+    block = default_block(reader.groups, max_length=reader.max_length)
+    return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile
 from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -37,6 +37,7 @@ from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from pipeline.loader.damage import Damage
     from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
@@ -62,13 +63,8 @@ class PrefetchUnit(NamedTuple):
     rows: RowBatch
     window_ids: np.ndarray  # int64 [B], numbered through all sources of a mixture; -1 in a row that only fills
     batches: int
-    cache: RowGroupCache | None = None  # if it was gathered in this process
+    damage: Damage | None = None  # rows that could not be read
     documents: DocumentTable | None = None  # if a loader wants to know
-
-    def check(self) -> None:
-        """Raise what a decoding thread met since, so that the caller hears of it at the next batch."""
-        if self.cache is not None and self.cache.error is not None:
-            raise self.cache.error
 
 
 class Prefetcher:
@@ -114,7 +110,6 @@ class Prefetcher:
         cache = self._kept or RowGroupCache(
             self.reader, slots=self.count_slots(order), keep=self.caches_all, counters=self.counters
         )
-        cache.error = None
         self._kept = None  # in use: a second iteration has a cache of its own
         self.counters.watch(cache)
         # Looked up now: when the interpreter ends, modules may be empty before this generator is closed.
@@ -124,7 +119,7 @@ class Prefetcher:
         try:
             units = self._gather(cache, decoders, Move(order, epoch, start, batches))
             coming = gatherer.submit(next, units, None)
-            while (unit := _wait(coming, cache)) is not None:
+            while (unit := coming.result()) is not None:
                 coming = gatherer.submit(next, units, None)
                 move = yield unit
                 if os.getpid() != process:
@@ -213,12 +208,13 @@ class Prefetcher:
                 asked += more
             count = take * self.batch_size
             mine, windows = windows[:count], windows[count:]
-            gathered = cache.gather(mine, passed=here)
-            if len(mine) < count:
-                gathered = fill(gathered, count - len(mine))
-                mine = np.pad(mine, (0, count - len(mine)), constant_values=-1)
+            gathered, damage = cache.gather(mine, passed=here)
+            if missing := count - len(mine):
+                gathered = fill(gathered, missing)
+                mine = np.pad(mine, (0, missing), constant_values=-1)
+                damage = damage and damage._replace(groups=np.pad(damage.groups, (0, missing), constant_values=-1))
             documents = self.find_documents(gathered)
-            yield PrefetchUnit(gathered, mine, take, cache, None if documents is None else documents.prepare())
+            yield PrefetchUnit(gathered, mine, take, damage, None if documents is None else documents.prepare())
             done, size = done + take, min(2 * size, full)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:
@@ -251,12 +247,3 @@ def fill(rows: RowBatch, missing: int) -> RowBatch:
         bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
         bounds_B2[:, 1] = ids_BT1.shape[1] - 1
     return RowBatch(np.pad(ids_BT1, ((0, missing), (0, 0))), np.pad(bounds_B2, ((0, missing), (0, 0))))
-
-
-def _wait(coming: Future[PrefetchUnit | None], cache: RowGroupCache) -> PrefetchUnit | None:
-    try:
-        return coming.result()
-    except (OSError, ValueError, CancelledError) as error:
-        if cache.error is None or cache.error is error:
-            raise
-        raise cache.error from cache.error.__cause__  # what a decoding thread met, not what followed from it

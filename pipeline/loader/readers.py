@@ -11,26 +11,23 @@ microseconds. Decoding a row group of 2^18 tokens takes about 1.1 ms of one core
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
+from pipeline.loader.damage import DamagedRowGroup, check_files
 from pipeline.loader.documents import DocumentRule
 from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
+from pipeline.loader.shard_files import ShardFiles
 from pipeline.loader.target_mask import check_score
 from pipeline.rules import check_path, reject, shorten
 from pipeline.settings import ShardsConfig, WindowConfig
-from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.layout import choose_layout
-from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from pipeline.tokens.chunk import DamagedChunk
 from pipeline.tokens.store import open_store
 from pipeline.windows import IGNORED, cut_windows, read_windows
 
@@ -40,10 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    import pyarrow.parquet as pq
-
-FOOTERS_KEPT = 128  # of about 0.4 MB each
-Mark: TypeAlias = tuple[int, int, int]  # a file's inode, modification time and size
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
@@ -55,14 +48,12 @@ class ShardReader:
 
     """
 
-    def __init__(self, folder: Path, split: str, *, score: str = "all") -> None:
-        self._manifest_mark = mark_file(folder / MANIFEST_NAME)
-        manifest = read_manifest(folder)
-        if split not in manifest.splits:
-            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(manifest.splits)}")
-        entry = manifest.splits[split]
+    def __init__(self, folder: Path, split: str, *, score: str = "all", on_bad: str = "raise") -> None:
+        self._files = ShardFiles(folder, split)
+        manifest, entry = self._files.manifest, self._files.entry
+        check_files(folder, entry.shards, on_bad=on_bad)
         self.path = folder
-        self.split, self.score = split, score
+        self.split, self.score, self.on_bad = split, score, on_bad
         self.fingerprint, self.store = manifest.fingerprint, manifest.store
         self.closes_documents: bool = manifest.windows.get("end_of_text_is_target", False)
         self.tokenizer = manifest.tokenizer
@@ -76,28 +67,17 @@ class ShardReader:
         self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = manifest.windows["tail"] == "pad"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
-        self._entries = {shard.path: shard for shard in entry.shards}
-        self._marks: dict[str, Mark] = {}  # of each shard whose footer was read
-        self._files = [(shard.path, group) for shard in entry.shards for group in range(len(shard.row_groups))]
-        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_footers": OrderedDict(), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
         """Decode a row group into `tokens`, flat, with its windows `pitches[group]` apart.
 
         Raises:
-            OSError: a shard is missing, or a page's checksum does not match its bytes; the message names the row group.
-            ValueError: a shard is not what the manifest says.
+            DamagedRowGroup: a shard is missing, a page's checksum does not match its bytes, or its content is not what
+                the manifest says; the message names the file and the row group.
+            OSError: the folder contains another data set than at the start, or this process may not read it.
 
         """
-        inputs_BT, next_ids, rows = self._decode(group, with_ids=True)
+        inputs_BT, next_ids, rows = self._files.read(group, with_ids=True)
         assert inputs_BT is not None, "asked for with the IDs"
         if not len(inputs_BT):
             return rows
@@ -109,11 +89,11 @@ class ShardReader:
             and (inputs_BT[1:, old] == next_ids[:-1]).all()
             and (np.diff(rows.starts) == new).all()
         ):
-            raise ValueError(f"{self._name(group)} contains windows that are not of one text; run stages=[verify]")
+            raise DamagedRowGroup(f"{self._files.name(group)} contains windows that are not of one text")
         parts = inputs_BT[0], inputs_BT[1:, old:], next_ids  # each token once, where windows overlap
         if max(int(part.view(np.uint32).max(initial=0)) for part in parts) >= self.tokenizer["vocab_size"]:
             # A negative ID is a huge one as uint32.
-            raise ValueError(f"{self._name(group)} contains IDs outside the vocabulary; run stages=[verify]")
+            raise DamagedRowGroup(f"{self._files.name(group)} contains IDs outside the vocabulary")
         windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
         windows_BT1[0, :-1] = inputs_BT[0]
         windows_BT1[1:, old:-1] = inputs_BT[1:, old:]
@@ -122,7 +102,7 @@ class ShardReader:
 
     def read_last(self, group: int) -> tuple[int, int]:
         """Return the start and the length of a row group's last window; no IDs are decoded."""
-        rows = self._decode(group, with_ids=False)[2]
+        rows = self._files.read(group, with_ids=False)[2]
         return int(rows.starts[-1]), int(rows.lengths[-1])
 
     def source_of(self, group: int) -> tuple[Self, int]:
@@ -132,96 +112,6 @@ class ShardReader:
     def sample_ids(self, windows: np.ndarray) -> SampleIds:
         """Return the windows' numbers in their data set."""
         return SampleIds(windows)
-
-    def _decode(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
-        """Read a row group, and make sure that what was read is what the manifest at the start described."""
-        path = self._files[group][0]
-        try:
-            found = self._read_columns(group, with_ids=with_ids)
-        except (OSError, ValueError):
-            self._check_unchanged(path)  # if the data set was replaced, that is the error
-            raise
-        return found if self._check_unchanged(path) else self._decode(group, with_ids=with_ids)
-
-    def _check_unchanged(self, path: str) -> bool:
-        """Return False if a shard was replaced by the same bytes, which calls for another try.
-
-        A writer removes the manifest before it replaces a shard. So with the manifest of the start still in place, the
-        shards are those it describes; a shard that was replaced alone is compared by its hash.
-
-        Raises:
-            OSError: the folder contains another data set than at the start.
-
-        """
-        mark = mark_file(self.path / MANIFEST_NAME)
-        if mark != self._manifest_mark:
-            again = "open it again to read what is there now"
-            try:
-                manifest = read_manifest(self.path)
-            except ValueError as error:
-                raise OSError(f"{self.path} was replaced or removed while it was read; {again} ({error})") from error
-            entry = manifest.splits.get(self.split)
-            if entry is None or {shard.path: shard for shard in entry.shards} != self._entries:
-                raise OSError(f"{self.path} was replaced by another data set while it was read; {again}")
-            self._manifest_mark = mark
-        file, known = self.path / path, self._marks.get(path)
-        now = mark_file(file)
-        if known is None or now is None or now == known:
-            return True
-        with file.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != self._entries[path].sha256:
-                raise OSError(f"{file} was replaced by another file while it was read; run stages=[verify]")
-        with self._lock:
-            self._footers.pop(path, None)
-            self._marks[path] = now
-        return False
-
-    def _read_columns(self, group: int, *, with_ids: bool) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
-        path, number = self._files[group]
-        try:
-            footer = self._footer(path)
-        except (OSError, ValueError) as error:  # all of the shard: no row group, whichever a thread needed first
-            raise OSError(f"{self.path / path} cannot be read: {error}; run stages=[verify]") from error
-        try:
-            with open_shard(self.path / path, footer=footer) as file:
-                inputs_BT, next_ids, starts, lengths = read_columns(file, number, with_ids=with_ids)
-        except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())  # the library's may have several lines
-            raise OSError(f"{self._name(group)} cannot be read: {said}; run stages=[verify]") from error
-        shape = (len(starts), self.max_length if inputs_BT is None else inputs_BT.shape[1])
-        if shape != (self.groups[group], self.max_length):
-            expected = (self.groups[group], self.max_length)
-            raise ValueError(f"{self._name(group)} has [windows, tokens] of {shape}; the manifest says {expected}")
-        return inputs_BT, next_ids, RowInfo(starts, lengths)
-
-    def _footer(self, path: str) -> pq.FileMetaData:
-        with self._lock:
-            footer = self._footers.get(path)
-            if footer is not None:
-                self._footers.move_to_end(path)
-                return footer
-        schema, file = shard_schema(self.max_length, padded=self.padded), self.path / path
-        mark, footer = mark_file(file), read_footer(file, self._entries[path], schema)
-        with self._lock:
-            self._footers[path] = footer
-            if mark is not None:
-                self._marks.setdefault(path, mark)
-            if len(self._footers) > FOOTERS_KEPT:
-                self._footers.popitem(last=False)
-        return footer
-
-    def _name(self, group: int) -> str:
-        path, number = self._files[group]
-        return f"{self.path / path}: row group {number}"
-
-
-def mark_file(path: Path) -> Mark | None:
-    """Return what changes when a file is replaced or written to; None if there is no such file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +143,14 @@ class StoreReader:
     """
 
     def __init__(
-        self, path: Path, window: WindowConfig, shards: ShardsConfig, *, split: str, score: str = "all"
+        self,
+        path: Path,
+        window: WindowConfig,
+        shards: ShardsConfig,
+        *,
+        split: str,
+        score: str = "all",
+        on_bad: str = "raise",
     ) -> None:
         if shards.order != "sequential":
             reject("shards.order", "windows of a token store are always in the text's order", shards.order)
@@ -266,7 +163,7 @@ class StoreReader:
         layout = choose_layout(window, shards)
         self.path, self.store, self.closes_documents = path, store.id, separate
         self.windows = cut_windows(window, num_tokens=len(stream), documents=documents)
-        self.split, self.score = split, score
+        self.split, self.score, self.on_bad = split, score, on_bad
         self.tokenizer = store.tokenizer
         self.max_length, self.stride, self.documents = window.max_length, window.stride_tokens, window.documents
         self.layout = "sequential"
@@ -293,7 +190,10 @@ class StoreReader:
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
         """Read a row group into `tokens`, flat, with its windows `pitches[group]` apart."""
         first, last = int(self._starts[group]), int(self._starts[group + 1])
-        found_BT1, starts, lengths = read_windows(self._stream, self.windows, first, last, pad_id=self._pad_id)
+        try:
+            found_BT1, starts, lengths = read_windows(self._stream, self.windows, first, last, pad_id=self._pad_id)
+        except DamagedChunk as error:
+            raise DamagedRowGroup(f"{self.path}: row group {group} cannot be read: {error}") from error
         windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
         old = self.max_length + 1 - self._pitch
         windows_BT1[0], windows_BT1[1:, old:] = found_BT1[0], found_BT1[1:, old:]  # each token once
@@ -364,7 +264,7 @@ Source: TypeAlias = "str | os.PathLike[str] | StoreWindows"
 
 
 def open_split(
-    source: Source, split: str, *, score: str = "all", tokenizer: Mapping[str, Any] | None = None
+    source: Source, split: str, *, score: str = "all", tokenizer: Mapping[str, Any] | None = None, on_bad: str = "raise"
 ) -> ShardReader | StoreReader:
     """Open one split of a data set's folder, or of the windows of a token store.
 
@@ -377,14 +277,14 @@ def open_split(
     path = expand_user(check_path("path", given, "must be a data set's folder, or a StoreWindows")).absolute()
     reader: ShardReader | StoreReader
     if isinstance(source, StoreWindows):
-        reader = StoreReader(path, source.window, source.shards, split=split, score=score)
+        reader = StoreReader(path, source.window, source.shards, split=split, score=score, on_bad=on_bad)
     elif path.suffix == ".json":
         raise ValueError(
             f"{source} is a token store, which has no windows of its own: pass StoreWindows({str(source)!r}, "
             "WindowConfig(max_length=..., stride=...))"
         )
     else:
-        reader = ShardReader(path, split, score=score)
+        reader = ShardReader(path, split, score=score, on_bad=on_bad)
     check_score(reader)
     if tokenizer is not None:
         check_tokenizer(reader.tokenizer, tokenizer, path)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.loader.damage import Damage, DamagedRowGroup, clear_rows
 from pipeline.loader.metrics import Counters
 from pipeline.loader.row_group import RowBatch, count_slot_tokens, view_windows
 from pipeline.loader.target_mask import count_scored_targets
@@ -56,7 +57,6 @@ class RowGroupCache:
     def __init__(self, reader: Reader, *, slots: int, keep: bool, counters: Counters | None = None) -> None:
         assert slots >= (len(reader.groups) if keep else 1), f"{slots} slots for {len(reader.groups)} row groups"
         self.reader = reader
-        self.error: BaseException | None = None  # the first one of a decoding thread
         self._keep = keep
         self._has_bounds = has_bounds(reader)
         self._height = max(reader.groups, default=0)
@@ -100,8 +100,15 @@ class RowGroupCache:
         # No cycle of references (a future knows its callbacks): the memory is free as soon as no one uses the cache.
         self._decoded = dict.fromkeys(self._decoded, DECODED) if self._keep else {}
 
-    def gather(self, windows: np.ndarray, *, passed: int) -> RowBatch:
-        """Return windows by number, int64 [B]. No index below `passed` will be asked for again."""
+    def gather(self, windows: np.ndarray, *, passed: int) -> tuple[RowBatch, Damage | None]:
+        """Return windows by number, int64 [B], and which of them could not be read, if any.
+
+        No index below `passed` will be asked for again.
+
+        Raises:
+            OSError, ValueError: what reading met besides damage.
+
+        """
         while self._ends and self._ends[0][0] < passed:
             group = heapq.heappop(self._ends)[1]
             self._users[group] -= 1
@@ -114,16 +121,22 @@ class RowGroupCache:
                 self._add(group)
         self._decode_ahead()
         cached = [group for group in needed if group in self._decoded]
-        for group in cached:
-            self._decoded[group].result()
+        damaged = {group: error for group in cached if (error := wait_for(self._decoded[group]))}
         if len(cached) == len(needed):
             rows, slots = windows - self._starts[groups], self._slot[groups]
             offsets = slots * self._width + rows * self.reader.pitches[groups]
             ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
-            return self._row_batch(ids_BT1, self._bounds[slots * self._height + rows] if self._has_bounds else None)
-        return self._gather_without_slots(windows, groups)
+            rows_B = self._row_batch(ids_BT1, self._bounds[slots * self._height + rows] if self._has_bounds else None)
+        else:
+            rows_B = self._gather_without_slots(windows, groups, damaged)
+        if not damaged:
+            return rows_B, None
+        damage = Damage(np.where(np.isin(groups, list(damaged)), groups, -1), damaged)
+        return clear_rows(rows_B, damage), damage
 
-    def _gather_without_slots(self, windows: np.ndarray, groups: np.ndarray) -> RowBatch:
+    def _gather_without_slots(
+        self, windows: np.ndarray, groups: np.ndarray, damaged: dict[int, DamagedRowGroup]
+    ) -> RowBatch:
         """Gather from cached row groups, and from others that are decoded for this call alone: slow and rare."""
         max_length = self.reader.max_length
         ids_BT1 = np.empty((len(windows), max_length + 1), self._tokens.dtype)
@@ -133,7 +146,11 @@ class RowGroupCache:
             if group in self._decoded:
                 tokens, bounds = self._memory(group, int(self._slot[group]))
             else:
-                tokens, bounds = decode_group(self.reader, group)
+                try:
+                    tokens, bounds = decode_group(self.reader, group)
+                except DamagedRowGroup as error:
+                    damaged[group] = error
+                    continue
                 self._count(group)
             rows = windows[here] - self._starts[group]
             ids_BT1[here] = view_windows(tokens, pitch=self.reader.pitches[group], max_length=max_length)[rows]
@@ -170,7 +187,6 @@ class RowGroupCache:
         done = self._threads.submit(decode_group, self.reader, group, into=self._memory(group, slot))
         self._free.pop()
         self._slot[group], self._users[group], self._decoded[group] = slot, 0, done
-        done.add_done_callback(self._note_error)
         self._count(group)
 
     def _drop_idle(self) -> bool:
@@ -196,9 +212,14 @@ class RowGroupCache:
         tokens = self._tokens[token : token + count_tokens(self.reader, group)]
         return tokens, self._bounds[row : row + self.reader.groups[group]] if self._has_bounds else None
 
-    def _note_error(self, done: Future[Any]) -> None:
-        if not done.cancelled() and done.exception() is not None and self.error is None:
-            self.error = done.exception()
+
+def wait_for(decoded: Future[Any]) -> DamagedRowGroup | None:
+    """Wait for a row group. Return its damage; raise what else its decoding met."""
+    try:
+        decoded.result()
+    except DamagedRowGroup as error:
+        return error
+    return None
 
 
 def decode_group(

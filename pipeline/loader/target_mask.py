@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.loader.damage import DamagedRowGroup
 from pipeline.rules import check_choice
 from pipeline.settings import SCORES
 
@@ -42,7 +43,12 @@ def count_scored_targets(reader: Reader, group: int, rows: RowInfo) -> np.ndarra
     starts, lengths = rows
     if reader.documents == "join":
         return np.where(starts > 0, overlap, 0).astype(np.int32)
-    before, length_before = reader.read_last(group - 1) if group else (-1, 0)
+    try:
+        before, length_before = reader.read_last(group - 1) if group else (-1, 0)
+    except DamagedRowGroup:
+        if reader.on_bad == "raise":
+            raise
+        before, length_before = -1, 0  # its windows only fill, so they score no target
     earlier = np.concatenate([[before], starts[:-1]])
     is_full = np.concatenate([[length_before], lengths[:-1]]) == reader.max_length
     continues = is_full & (starts - earlier == reader.stride)

@@ -17,7 +17,7 @@ import multiprocessing.connection
 import os
 import threading
 from copy import copy
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.loader.batch import Batch, convert_all
+from pipeline.loader.damage import Damage
 from pipeline.loader.metrics import Counters
 from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
@@ -59,6 +60,10 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name=WATCHER, daemon=True).start()
 
 
+# Of a unit: IDs, bounds, window numbers, what could not be read, and the counts of row groups and bytes so far.
+Part: TypeAlias = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, "Damage | None", tuple[int, int, int]]
+
+
 class WorkerUnits(IterableDataset[Any]):
     """What one worker sends: its part of each prefetch unit, as compact tensors."""
 
@@ -68,7 +73,7 @@ class WorkerUnits(IterableDataset[Any]):
         self.prefetcher, self.order, self.epoch, self.start = prefetcher, order, epoch, start
         self.batches, self.workers = -(-batches // workers), workers
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
         end_with_parent()
@@ -81,12 +86,12 @@ class WorkerUnits(IterableDataset[Any]):
         part.threads = max(1, part.threads // self.workers)
         for unit in part.read(self.order, self.epoch, self.start, self.batches):
             assert unit is not None, "None answers a move alone"
-            unit.check()
             ids, bounds = unit.rows
             yield (
                 torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids),
                 None if bounds is None else torch.from_numpy(bounds),
                 torch.from_numpy(unit.window_ids),
+                unit.damage,
                 (part.counters.row_groups_decoded, part.counters.bytes_decoded, part.counters.row_groups_cached),
             )
 
@@ -111,24 +116,29 @@ def read_in_workers(
     try:
         while batches > 0:
             received = [next(parts) for _ in range(workers)]
-            now = np.array([part[3] for part in received], np.int64)
+            now = np.array([part[4] for part in received], np.int64)
             counters.add(*(now.sum(axis=0) - counted)[:2].tolist())
             counted, counters.in_workers = now.sum(axis=0), now[:, 2].tolist()
             rows = len(received[0][0]) * workers
             ids = np.empty((rows, width), dtype)
             window_ids = np.empty(rows, np.int64)
-            bounds = None
+            bounds, damage = None, None
+            if any(part[3] is not None for part in received):
+                damage = Damage(np.full(rows, -1), {})
             if any(part[1] is not None for part in received):
                 bounds = np.zeros((rows, 2), np.int32)
                 bounds[:, 1] = width - 1
-            for worker, (part_ids, part_bounds, part_window_ids, _) in enumerate(received):
+            for worker, (part_ids, part_bounds, part_window_ids, part_damage, _) in enumerate(received):
                 ids[worker::workers] = part_ids.numpy().view(dtype)
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
                     bounds[worker::workers] = part_bounds.numpy()
+                if damage is not None and part_damage is not None:
+                    damage.groups[worker::workers] = part_damage.groups
+                    damage.errors.update(part_damage.errors)
             unit = RowBatch(ids, bounds)
             documents = prefetcher.find_documents(unit)
-            yield PrefetchUnit(unit, window_ids, min(batches, rows // size), documents=documents)
+            yield PrefetchUnit(unit, window_ids, min(batches, rows // size), damage, documents)
             batches -= rows // size
     finally:
         counters.in_workers = ()

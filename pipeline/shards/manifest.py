@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_json
 from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.base.retry import read_twice
 from pipeline.base.wording import counted
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
@@ -119,9 +121,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        fields = read_fields(path, limit=MAX_MANIFEST_BYTES)
-        _check_version(fields.get("format_version"))
-        fields = check_signature(fields)
+        fields = read_twice(partial(_read_signed, path), path)
         fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
         manifest = Manifest(**fields)
         _check_fields(manifest)
@@ -133,6 +133,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: malformed: {_cause(error)}") from error
     return manifest
+
+
+def _read_signed(path: Path) -> dict[str, Any]:
+    fields = read_fields(path, limit=MAX_MANIFEST_BYTES)
+    _check_version(fields.get("format_version"))
+    return check_signature(fields)
 
 
 def _cause(error: Exception) -> str:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.base.reading import open_regular, read_fields
+from pipeline.base.retry import read_twice, retry
 from pipeline.settings import SPLITS
 
 if TYPE_CHECKING:
@@ -160,10 +161,10 @@ def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
     folder = cache / "chunks" / chunk_id
     if not folder.is_dir():
         return None
-    chunk = _read_chunk(folder)
+    chunk = read_twice(lambda: _read_chunk(folder), folder / "chunk.json")
     for name, (size, _) in chunk.files.items():
         try:
-            with open_regular(folder / name) as file:
+            with retry(lambda: open_regular(folder / name), folder / name) as file:  # noqa: B023 - called at once
                 found = file.seek(0, os.SEEK_END)
         except FileNotFoundError:
             raise DamagedChunk(folder, f"its {name} is missing") from None
@@ -187,19 +188,23 @@ def check_chunk(cache: Path, chunk: Chunk) -> None:
 
 def check_file(path: Path, checksum: int) -> None:
     """Read one file of a chunk; raises like `check_chunk`."""
-    folder, name, found = path.parent, path.name, FileSum()
-    block = memoryview(bytearray(BLOCK_BYTES))
-    try:
+    folder, name = path.parent, path.name
+
+    def read() -> None:
+        found, block = FileSum(), memoryview(bytearray(BLOCK_BYTES))
         with open_regular(path) as file:
             while count := file.readinto(block):
                 found.add(block[:count])
+        if found.checksum != checksum:
+            problem = f"its {name} has the checksum {found.checksum:08x}, not {checksum:08x}: it was changed"
+            raise DamagedChunk(folder, problem)
+
+    try:
+        retry(read, path, unclear=(DamagedChunk,))
     except FileNotFoundError:
         raise DamagedChunk(folder, f"its {name} is missing") from None
     except OSError as error:
         raise DamagedChunk(folder, f"its {name} cannot be read ({error.strerror})") from error
-    if found.checksum != checksum:
-        problem = f"its {name} has the checksum {found.checksum:08x}, not {checksum:08x}: it was changed"
-        raise DamagedChunk(folder, problem)
 
 
 def chunk_fields(chunk: Chunk) -> dict[str, Any]:

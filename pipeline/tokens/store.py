@@ -29,6 +29,7 @@ from pipeline.base.atomic import write_json
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.base.retry import read_twice, retry
 from pipeline.rules import check_range
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import NPY_HEADER_BYTES, Chunk, DamagedChunk, check_file, find_chunk
@@ -229,7 +230,7 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
     """
     path = Path(path)
     try:
-        fields = _check_fields(read_fields(path))
+        fields = read_twice(lambda: _check_fields(read_fields(path)), path)
         is_old, tokenizer_hash = fields["format"] == OLD_FORMAT, fields["tokenizer"]["hash"]
         parts = [(one, 0, []) if is_old else (one["id"], one["first"], one["names"]) for one in fields["chunks"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -298,5 +299,5 @@ def _map_complete(path: Path) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def _map(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: np.ndarray = retry(lambda: np.load(path, mmap_mode="r", allow_pickle=False), path)
     return array
