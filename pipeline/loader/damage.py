@@ -7,6 +7,7 @@ Which window comes when is arithmetic, so the order, the state and the other ran
 from __future__ import annotations
 
 import errno
+import stat
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,14 +106,16 @@ def check_files(folder: Path, shards: Sequence[ShardEntry], *, on_bad: str) -> N
     wrong = []
     for shard in shards:
         try:
-            size = (folder / shard.path).stat().st_size
+            found = (folder / shard.path).stat()
         except (FileNotFoundError, NotADirectoryError):
             wrong.append(f"{shard.path} is missing")
         except OSError:
             continue  # the first read says what is wrong, and tries more than once
         else:
-            if size != shard.bytes:
-                wrong.append(f"{shard.path} has {counted(size, 'byte')}, not {shard.bytes:,}")
+            if not stat.S_ISREG(found.st_mode):
+                wrong.append(f"{shard.path} is not a regular file")
+            elif found.st_size != shard.bytes:
+                wrong.append(f"{shard.path} has {counted(found.st_size, 'byte')}, not {shard.bytes:,}")
     if not wrong:
         return
     more = f"; and {len(wrong) - LISTED:,} more" if len(wrong) > LISTED else ""
