@@ -45,7 +45,7 @@ SPECIAL_TEXTS = ("literal", "control", "error")
 SPLITS = ("train", "validation")
 SCORES = ("all", "new")
 TAILS = ("drop", "pad")
-DOCUMENTS = ("join", "separate")
+DOCUMENTS = ("join", "separate", "pack")
 ORDERS = ("sequential", "shuffled")
 SHUFFLES = ("auto", "none", "full", "lanes")
 POSITIONS = ("learned", "sinusoidal", "none")
@@ -197,8 +197,9 @@ class WindowConfig(Section):
         max_length: tokens per window.
         stride: tokens between the starts of two windows; `max_length` if left out. Below it windows overlap.
         allow_gaps: accept a stride above `max_length`, which skips tokens.
-        tail: `drop` or `pad` the last tokens, too few for a window.
-        documents: `join` lets windows cross documents; `separate` does not.
+        tail: `drop` or `pad` the last tokens, too few for a window. With `documents=pack` it is always `pad`.
+        documents: `join` lets windows cross documents; `separate` does not; `pack` puts several whole documents into a
+            window, by best fit (`pipeline/packing.py`), and has no stride.
         score: for loading, `new` turns targets that an earlier window has scored into -100.
 
     """
@@ -216,6 +217,11 @@ class WindowConfig(Section):
         Section.__post_init__(self)
         if self.stride is None:
             self.stride = self.max_length
+        if self.documents == "pack":
+            self.tail = "pad"
+            if self.stride != self.max_length:
+                rule = f"has no meaning with window.documents=pack: leave it out, or make it {self.max_length}"
+                conflict("window.stride", rule, self.stride)
         if self.stride > self.max_length and not self.allow_gaps:
             rule = f"must be at most window.max_length={self.max_length}, or tokens between two windows would be lost"
             raise StrideError(f"window.stride: {rule} (window.allow_gaps=true allows it); got {self.stride}")

@@ -4,6 +4,8 @@ Window k of a segment of N tokens starts at `s = k * stride`. Its inputs are `id
 `ids[s + 1 : s + L + 1]`, so it needs L + 1 tokens, and a segment has `max(0, ceil((N - L) / stride))` windows: those of
 `range(0, N - L, stride)`. A segment is the complete token stream (windows cross documents) or one document with the
 end-of-text token after it (they do not). Nothing is stored for a window; finding one takes O(log segments).
+
+Windows of several whole documents (`documents=pack`) are those of `pipeline.packing`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import numpy as np
 
 from pipeline.base.permutation import make_key, permute
+from pipeline.packing import PackedWindows, pack_documents, read_packed
 
 if TYPE_CHECKING:
+    from pipeline.packing import PackedRows
     from pipeline.settings import WindowConfig
 
 Documents: TypeAlias = tuple[np.ndarray, np.ndarray]  # first token in the stream and number of tokens, int64 [D]
@@ -31,6 +35,9 @@ class TokenStream(Protocol):
 
     def gather(self, starts: np.ndarray, width: int, *, out: np.ndarray, rows: np.ndarray) -> None:
         """Copy the `width` tokens from each of `starts`, int64 [B], into `out[rows]`, [B, width]."""
+
+    def copy_spans(self, starts: np.ndarray, sizes: np.ndarray, *, out: np.ndarray, at: np.ndarray) -> None:
+        """Copy tokens [start, start + size) of each span to `out[at : at + size]`; `out` is flat."""
 
 
 IGNORED = -100  # a target that no loss counts: the default `ignore_index` of torch's cross_entropy
@@ -76,8 +83,13 @@ class Windows:
 
 
 def cut_windows(
-    window: WindowConfig, *, num_tokens: int, documents: Documents | None, end_is_target: bool = True
-) -> Windows:
+    window: WindowConfig,
+    *,
+    num_tokens: int,
+    documents: Documents | None,
+    end_is_target: bool = True,
+    group_tokens: int | None = None,
+) -> Windows | PackedWindows:
     """Return the windows of a split.
 
     Args:
@@ -85,8 +97,15 @@ def cut_windows(
         num_tokens: of the split's stream, which has end-of-text after its last document only if that is a target.
         documents: of the split, if windows must not cross them.
         end_is_target: the last target of each document is the end-of-text token after it; not so in release 0.1.0.
+        group_tokens: for packed windows, the size of a group of documents.
 
     """
+    if window.documents == "pack":
+        assert documents is not None, "packing needs to know where documents are"
+        assert group_tokens is not None, "packing needs the size of its groups"
+        firsts = documents[0]
+        sizes = np.diff(firsts, append=num_tokens)
+        return pack_documents(firsts, sizes, max_length=window.max_length, group_tokens=group_tokens)
     if window.documents == "separate":
         assert documents is not None, "windows of separate documents need to know where these are"
         firsts, sizes = documents
@@ -128,7 +147,7 @@ class StoredWindows:
     """
 
     stream: TokenStream
-    windows: Windows
+    windows: Windows | PackedWindows
     order: str
     seed: int
     pad_id: int
@@ -141,8 +160,10 @@ class StoredWindows:
         rows = np.arange(first, last, dtype=np.int64)
         return rows if self.order == "sequential" else permute(rows, len(self.windows), make_key(self.seed))
 
-    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows [first, last) as `read_windows` does: `ids_BT1`, `starts` and `lengths`."""
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | PackedRows:
+        """Return rows [first, last) as `read_windows` does: `ids_BT1`, `starts` and `lengths`; packed ones as rows."""
+        if isinstance(self.windows, PackedWindows):
+            return read_packed(self.stream, self.windows, self.numbers(first, last), pad_id=self.pad_id)
         if self.order == "sequential":
             return read_windows(self.stream, self.windows, first, last, pad_id=self.pad_id)
         return gather_windows(self.stream, self.windows, self.numbers(first, last), pad_id=self.pad_id)
@@ -204,7 +225,7 @@ def _padded(ids_BT1: np.ndarray, lengths: np.ndarray, pad_id: int) -> np.ndarray
     return ids_BT1
 
 
-def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> dict[str, int]:
+def count_unused(windows: Windows | PackedWindows, firsts: np.ndarray, counts: np.ndarray) -> dict[str, int]:
     """Count the unused tokens, which no window contains, and the documents that consist of nothing else.
 
     Args:
@@ -213,6 +234,8 @@ def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> di
         counts: int64 [documents], its tokens.
 
     """
+    if isinstance(windows, PackedWindows):
+        return {"tokens": 0, "documents": 0}
     span = windows.max_length + 1
     in_segment = np.diff(windows.ends, prepend=0)
     last = np.maximum(in_segment - 1, 0) * windows.stride  # the start of each segment's last window
@@ -228,7 +251,14 @@ def count_unused(windows: Windows, firsts: np.ndarray, counts: np.ndarray) -> di
     return {"tokens": tokens, "documents": int(((firsts >= end) | in_gap).sum())}
 
 
-def count_padding(windows: Windows) -> int:
+def count_cut(windows: Windows | PackedWindows) -> int:
+    """Count the documents that are longer than a packed window, and therefore cut."""
+    return windows.num_cut if isinstance(windows, PackedWindows) else 0
+
+
+def count_padding(windows: Windows | PackedWindows) -> int:
     """Count the positions of all windows that have no token: only a segment's last window can have any."""
+    if isinstance(windows, PackedWindows):
+        return windows.count_padding()
     lasts = windows.ends[np.diff(windows.ends, prepend=0) > 0] - 1
     return int((windows.max_length - windows.locate(lasts)[1].astype(np.int64)).sum())

@@ -14,6 +14,7 @@ ROOMS = (
     "settings",
     "base",
     "executor",
+    "packing",
     "windows",
     "corpus",
     "tokenizer",

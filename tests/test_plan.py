@@ -44,6 +44,7 @@ WINDOWS = [
     {"stride": 3},
     {"stride": 5, "tail": "pad"},
     {"documents": "separate", "tail": "pad"},
+    {"documents": "pack", "validation": 0.3},
     {"validation": 0.3},
     {"order": "shuffled"},
 ]
@@ -150,7 +151,7 @@ def count_padding_slowly(report):
     return counts
 
 
-@pytest.mark.parametrize("documents", ["join", "separate"])
+@pytest.mark.parametrize("documents", ["join", "separate", "pack"])
 def test_padding_is_counted_in_plan_report_manifest_card_and_summary(plan, tmp_path, documents):
     planned, options = plan(documents=documents, tail="pad", validation=0.3, max_length=100)
     report = write_shards(tmp_path / "shards", **sections(**options))
@@ -162,6 +163,16 @@ def test_padding_is_counted_in_plan_report_manifest_card_and_summary(plan, tmp_p
     share = percent(padding["train"], train)
     assert f"{padding['train']:,} of {train:,} positions in train windows ({share})" in describe_write(report)
     assert f"{padding['train']:,} positions of train windows" in describe_plan(planned)
+    cut = {name: found.value for name, found in planned.cut.items()}
+    assert report.manifest.windows.get("cut", {}) == cut
+    if documents == "pack":
+        said = f"{cut['train']:,.0f} documents of train longer than a window"
+        assert said in describe_write(report)
+        assert said in describe_plan(planned)
+        assert (
+            f"| longer than a window, and cut | {cut['train']:,.0f} documents of train"
+            in (report.path / "README.md").read_text()
+        )
     assert not verify_shards(report.path, cache_path=tmp_path / "cache").faults
 
 

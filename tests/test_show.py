@@ -77,7 +77,7 @@ def test_a_windows_documents_are_named_with_their_places(shards, books):
 
 def shown(**fields):
     given = {"window": 0, "split": "train", "start": 0, "length": 2, "input_ids": [65, 66], "target_ids": [66, 67]}
-    return show.Shown(**{**given, "before": 0, "after": 0, "documents": [], **fields})
+    return show.Shown(**{**given, "before": 0, "after": 0, "segments": [], "documents": [], **fields})
 
 
 def test_the_stage_shows_a_window_and_a_page(shards, cli, tmp_path, browse):

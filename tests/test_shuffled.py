@@ -24,7 +24,9 @@ def rows_of(folder):
     return [row for file in sorted((folder / "data").iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize("options", [{}, {"tail": "pad"}, {"documents": "separate", "tail": "pad"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"tail": "pad"}, {"documents": "separate", "tail": "pad"}, {"documents": "pack", "stride": 16}]
+)
 def test_shuffled_rows_are_the_sequential_rows_permuted(write, options):
     sequential = rows_of(write("a", **options).path)
     shuffled = rows_of(write("b", **options, order="shuffled", order_seed=5).path)

@@ -47,6 +47,8 @@ def problems(report):
         {"stride": 5, "tail": "pad"},
         {"documents": "separate", "tail": "pad", "order": "shuffled", "order_seed": 3},
         {"documents": "separate", "validation": 0.4},
+        {"documents": "pack", "validation": 0.4},
+        {"documents": "pack", "order": "shuffled"},
         {"compression": "none", "order": "shuffled"},
     ],
 )

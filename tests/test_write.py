@@ -351,7 +351,10 @@ BAD_INPUT = {
     "a missing file": (lambda folder: folder / "none.txt", "no such file or folder"),
     "a folder without text": (lambda folder: make(folder / "empty_folder"), "has no .txt, .md, .rst file"),
     "an empty corpus": (lambda folder: make(folder / "e.txt", b""), "no text: 1 document skipped (1 empty)"),
-    "a short text": (lambda folder: make(folder / "s.txt", b"too short"), "has 2 tokens in 1 segment, but a window"),
+    "a short text": (
+        lambda folder: make(folder / "s.txt", b"too short"),
+        "has 2 tokens in 1 document, but a window of window.max_length=8 needs 9 tokens;",
+    ),
     "a binary file": (lambda folder: make(folder / "b.txt", b"\x7fELF\x02\x80\x81"), "byte 5 (0x80) is not UTF-8"),
 }
 
@@ -421,7 +424,7 @@ def test_ids_of_the_embedded_corpus_decode_to_its_text(write):
 
 REFUSED = {
     "tail": ("foo", "window.tail: must be one of drop, pad; got 'foo'"),
-    "documents": ("foo", "window.documents: must be one of join, separate; got 'foo'"),
+    "documents": ("foo", "window.documents: must be one of join, separate, pack; got 'foo'"),
     "order": ("foo", "shards.order: must be one of sequential, shuffled; got 'foo'"),
     "compression": ("foo", "shards.compression: must be one of zstd, lz4, snappy, none; got 'foo'"),
     "on_bad": ("foo", "corpus.on_bad: must be one of quarantine, raise; got 'foo'"),

@@ -26,10 +26,12 @@ from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
 from pipeline.loader.loader import ShardLoader
 from pipeline.loader.map_dataset import WindowDataset
 from pipeline.loader.row_group_cache import count_tokens
-from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig
+from pipeline.packing import PackedWindows
+from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig, WindowConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import TokenStore, open_store
+from pipeline.windows import StoredWindows, cut_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +67,7 @@ class Shown:
     target_ids: list[int]  # -100 where a target does not count
     before: int  # its first tokens that the previous window contains too
     after: int  # its last tokens that the next window contains too
+    segments: list[int]  # of a packed window, the tokens of each document
     documents: list[str]  # their sources, and which of their tokens the window contains
 
 
@@ -157,8 +160,11 @@ def batch_windows(config: Config) -> list[int]:
 def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: TokenStore | None, split: str) -> Shown:
     """Return a window's tokens, its overlap with its neighbours, and its documents."""
     reader = windows.reader
-    start, length = find_row(reader, number)
+    start, length, segments = find_row(reader, number)
     item = windows[number]
+    spans = [(start, start + length)]
+    if segments and store is not None:
+        spans = find_spans(manifest, store, split, number)
     first, size = find_segment(manifest, store, split, start)
     text_end = first + size
     padded = manifest.windows["tail"] == "pad"
@@ -172,22 +178,41 @@ def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: 
         target_ids=item["target_ids"].tolist(),
         before=max(0, reader.max_length - reader.stride) if start > first else 0,
         after=max(0, length - reader.stride) if has_next else 0,
-        documents=find_documents(store, split, start, start + length) if store is not None else [],
+        segments=segments,
+        documents=[] if store is None else [name for span in spans for name in find_documents(store, split, *span)],
     )
 
 
-def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int]:
-    """Return a window's first token in its split, and its number of real tokens."""
+def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int, list[int]]:
+    """Return a window's first token in its split, its number of real tokens, and those of each document if packed."""
     ends = np.cumsum(reader.groups)
     group = int(np.searchsorted(ends, number, side="right"))
     rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
     row = number - int(ends[group] - reader.groups[group])
-    return int(rows.starts[row]), int(rows.lengths[row])
+    length, segments = int(rows.lengths[row]), []
+    if rows.ends is not None:
+        stops = np.flatnonzero(np.unpackbits(rows.ends[row], bitorder="little")) + 1
+        stops = stops if len(stops) and stops[-1] == length else np.append(stops, length)  # the last one continues
+        segments = np.diff(stops, prepend=0).tolist()
+    return int(rows.starts[row]), length, segments
+
+
+def find_spans(manifest: Manifest, store: TokenStore, split: str, number: int) -> list[tuple[int, int]]:
+    """Return the span of its split's tokens that each segment of a packed window is."""
+    cut, stream = manifest.windows, store.stream(split, closed=True)
+    section = WindowConfig(max_length=cut["max_length"], documents="pack")
+    windows = cut_windows(
+        section, num_tokens=len(stream), documents=store.documents(split), group_tokens=cut["pack_group_tokens"]
+    )
+    assert isinstance(windows, PackedWindows), "these are packed"
+    stored = StoredWindows(stream=stream, windows=windows, order=cut["order"], seed=cut["seed"] or 0, pad_id=0)
+    segments, firsts = windows.segments(stored.numbers(number, number + 1))
+    return list(zip(firsts.tolist(), (firsts + segments.sizes).tolist(), strict=True))
 
 
 def find_segment(manifest: Manifest, store: TokenStore | None, split: str, start: int) -> tuple[int, int]:
     """Return the first token and the size of the text that a window is cut from: a document, or the split."""
-    if manifest.windows["documents"] == "join":
+    if manifest.windows["documents"] != "separate":
         return 0, manifest.splits[split].num_tokens
     if store is None:
         raise ValueError("windows of separate documents need the token store to be shown; cache.path names its folder")
@@ -262,8 +287,7 @@ def show_pairs(window: Shown, tokenizer: Tokenizer | None) -> list[tuple[str, st
 
 def describe(window: Shown, tokenizer: Tokenizer | None, *, coloured: bool, width: int = 110) -> str:
     """Return a window for a terminal: texts and IDs, inputs above targets, then overlap, text and sources."""
-    span = _span("token", window.start, window.start + window.length)
-    lines = [f"window {window.window}: {span} of the {window.split} split"]
+    lines = [f"window {window.window}: {_describe_span(window)} of the {window.split} split"]
     cells = [(*pair[:3], MARKS.get(pair[3], " ")) for pair in show_pairs(window, tokenizer)]
     position = 0
     while cells:
@@ -299,6 +323,9 @@ def describe_marks(window: Shown, marks: dict[str, str]) -> list[str]:
     if window.before or window.after:
         previous = f"{counted(window.before, 'token')} with the previous window ({marks['before']})"
         lines = [f"overlap   {previous}, {window.after:,} with the next ({marks['after']}); {marks['both']} marks both"]
+    if window.segments:
+        sizes = " + ".join(f"{size:,}" for size in window.segments)
+        lines = [f"packed    {counted(len(window.segments), 'document')}: {sizes} tokens"]
     padding, ignored = len(window.input_ids) - window.length, sum(target < 0 for target in window.target_ids)
     if padding:
         lines.append(f"padding   {counted(padding, 'position')} ({marks['padding']})")
@@ -320,8 +347,7 @@ def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None) -> str:
     body = [f"<h1>{escape(title)}</h1>", "<p>Each column: an input token, its ID, and its target, the next token.</p>"]
     colours = {"before": "blue", "after": "orange", "both": "green", "padding": "grey"}
     for window in windows:
-        span = _span("token", window.start, window.start + window.length)
-        body.append(f"<h2>Window {window.window}</h2><p>{span} of the {window.split} split.</p>")
+        body.append(f"<h2>Window {window.window}</h2><p>{_describe_span(window)} of the {window.split} split.</p>")
         body += [f"<p>{escape(line)}.</p>" for line in describe_marks(window, colours)]
         body.append("<div class='tokens'>")
         for position, (piece, token, target, kind) in enumerate(show_pairs(window, tokenizer)):
@@ -338,6 +364,11 @@ def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None) -> str:
     head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     text = "\n".join(body)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'
+
+
+def _describe_span(window: Shown) -> str:
+    """Return which tokens of its split a window has: if packed, where the first document is."""
+    return _span("token", window.start, window.start + (window.segments or [window.length])[0])
 
 
 def _span(noun: str, start: int, stop: int) -> str:

@@ -51,7 +51,7 @@ def describe_write(report: WriteReport) -> str:
             _line(
                 name,
                 counted(split.num_windows, "window"),
-                f"max_length {split.max_length:,}, stride {split.stride:,}",
+                f"max_length {split.max_length:,}, {describe_stride(manifest.windows)}",
                 f"{counted(len(split.shards), 'shard')}, {size(stored)}",
                 f"{stored / max(1, split.num_tokens):.2f} bytes on disk per token",
             )
@@ -61,6 +61,8 @@ def describe_write(report: WriteReport) -> str:
             lines.append(_line("unused", describe_unused(name, split, unused)))
         if report.padding.get(name):
             lines.append(_line("padding", describe_padding(name, report.padding[name], split)))
+        if cut := manifest.windows.get("cut", {}).get(name):
+            lines.append(_line("cut", f"{counted(cut, 'document')} of {name} longer than a window"))
     lines.append(_line("start", seconds(report.start_seconds), "to load the vocabulary and to find and hash the input"))
     if report.finished_before:
         lines.insert(0, f"up to date: {report.path} already holds this data set; nothing to write")
@@ -95,6 +97,11 @@ def describe_document_tokens(tokenizer: dict[str, Any]) -> list[str]:
         if (one := tokenizer.get(role))
     ]
     return lines + [_line("note", note) for note in tokenizer.get("notes", ())]
+
+
+def describe_stride(windows: dict[str, Any]) -> str:
+    """Return how windows follow one another."""
+    return "packed" if windows["documents"] == "pack" else f"stride {windows['stride']:,}"
 
 
 def describe_unused(name: str, split: SplitEntry, unused: dict[str, int]) -> str:
@@ -145,6 +152,9 @@ def _describe_plan_details(report: PlanReport) -> Iterable[str]:
     for name, found in report.padding.items():
         if found.value:
             yield _line("padding", f"{_margin(found, _count)} positions of {name} windows have no token")
+    for name, found in report.cut.items():
+        if found.value:
+            yield _line("cut", f"{_margin(found, _count)} documents of {name} longer than a window")
     free = [size(report.free_bytes[key]) for key in ("shards.path", "cache.path")]
     yield _line("disks", f"{free[0]} free for the data set", f"{free[1]} free for the cache")
     yield _line("cache", f"{_margin(report.cache_bytes, size)} of new tokens")

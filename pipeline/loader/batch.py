@@ -152,11 +152,13 @@ class DeviceBlock:
         self._is_unsigned = ids.dtype == np.uint16  # torch computes with int16, not with uint16
         self._ids = _copy(torch.from_numpy(ids.view(np.int16) if self._is_unsigned else ids), device)
         self._bounds = None if rows.bounds is None else _copy(torch.from_numpy(rows.bounds), device)
+        self._ends = None if rows.ends is None else _copy(torch.from_numpy(rows.ends), device)
         self._device, self._documents = device, documents
 
     def to_int64(self, rows: slice, *, samples: SampleIds) -> Batch:
         """Return rows of the unit as a batch of int64 on the device; what names samples stays in main memory."""
         bounds_B2 = None if self._bounds is None else self._bounds[rows]
+        ends_BE = None if self._ends is None else self._ends[rows]
         inputs_BT, targets_BT = self._converted(self._ids[rows, :-1]), self._converted(self._ids[rows, 1:])
         table = self._documents
         return build_batch(
@@ -164,6 +166,7 @@ class DeviceBlock:
             targets_BT,
             bounds_B2,
             _slice(samples, rows),
+            ends_BE=ends_BE,
             unscored=None if table is None else table.unscored(rows),
             documents=None if table is None else table.documents(rows.start // table.batch_size, self._device),
         )
@@ -185,8 +188,15 @@ def to_int64(
     ids_BT1 = rows.ids[which]
     inputs_BT = torch.from_numpy(ids_BT1[:, :-1].astype(np.int64))  # copies, since targets are overwritten
     targets_BT = torch.from_numpy(ids_BT1[:, 1:].astype(np.int64))
-    bounds_B2 = None if rows.bounds is None else torch.from_numpy(rows.bounds[which])
-    return build_batch(inputs_BT, targets_BT, bounds_B2, _slice(samples, which), unscored=unscored, documents=documents)
+    return build_batch(
+        inputs_BT,
+        targets_BT,
+        None if rows.bounds is None else torch.from_numpy(rows.bounds[which]),
+        _slice(samples, which),
+        ends_BE=None if rows.ends is None else torch.from_numpy(rows.ends[which]),
+        unscored=unscored,
+        documents=documents,
+    )
 
 
 def convert_all(rows: RowBatch, samples: SampleIds, rule: DocumentRule | None) -> Batch:
@@ -204,14 +214,21 @@ def build_batch(
     bounds_B2: torch.Tensor | None,
     samples: SampleIds,
     *,
+    ends_BE: torch.Tensor | None = None,
     unscored: np.ndarray | None = None,
     documents: Documents | None = None,
 ) -> Batch:
-    """Build a batch. In place, targets outside `bounds_B2` and at the positions `unscored`, int64 [N], become -100."""
+    """Build a batch. In place, targets become -100 that do not count.
+
+    These are targets outside `bounds_B2`, those where `ends_BE` says that a document ends, and those at the positions
+    `unscored`, int64 [N].
+    """
     if bounds_B2 is not None:
         positions_T = torch.arange(targets_BT.shape[1], device=targets_BT.device)
         outside_BT = (positions_T < bounds_B2[:, :1]) | (positions_T >= bounds_B2[:, 1:])
         targets_BT.masked_fill_(outside_BT, IGNORED)
+    if ends_BE is not None:
+        targets_BT.masked_fill_(unpack_ends(ends_BE, targets_BT.shape[1]), IGNORED)
     if unscored is not None:
         targets_BT.view(-1).index_fill_(0, _copy(torch.from_numpy(unscored), targets_BT.device), IGNORED)
     return Batch(
@@ -221,6 +238,16 @@ def build_batch(
         source_ids=None if samples.sources is None else torch.from_numpy(samples.sources),
         documents=documents,
     )
+
+
+def unpack_ends(ends_BE: torch.Tensor, max_length: int) -> torch.Tensor:
+    """Return the bits of `RowBatch.ends` as bool [B, T]: whether a document ends with this input.
+
+    >>> unpack_ends(torch.tensor([[0b00000101, 0b1]], dtype=torch.uint8), 9).to(torch.int64)
+    tensor([[1, 0, 1, 0, 0, 0, 0, 0, 1]])
+    """
+    bits_8 = torch.arange(8, device=ends_BE.device, dtype=torch.uint8)
+    return ((ends_BE[:, :, None] >> bits_8) & 1).bool().flatten(1)[:, :max_length]
 
 
 def html_table(title: str, rows: Mapping[str, str]) -> str:

@@ -91,6 +91,8 @@ def clear_rows(rows: RowBatch, damage: Damage) -> RowBatch:
         bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
         bounds_B2[:, 1] = ids_BT1.shape[1] - 1
     ids_BT1[bad_B], bounds_B2[bad_B] = 0, 0
+    if rows.ends is not None:
+        rows.ends[bad_B] = 0
     return rows._replace(bounds=bounds_B2)
 
 

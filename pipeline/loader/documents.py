@@ -127,9 +127,9 @@ class DocumentTable:
 
     def rows_of(self, number: int) -> RowBatch:
         """Return the compact rows of one of the batches."""
-        ids, bounds = (one if one is None else one[number * self.batch_size :][: self.batch_size] for one in self._rows)
-        assert ids is not None, "rows have IDs"
-        return RowBatch(ids, bounds)
+        here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        ids, *others = self._rows
+        return RowBatch(ids[here], *(None if one is None else one[here] for one in others))
 
     def pieces_of(self, number: int) -> Pieces:
         """Return the pieces of one of the batches."""

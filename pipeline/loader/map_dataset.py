@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from pipeline.loader.batch import convert_all
 from pipeline.loader.readers import describe, document_rule, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
-from pipeline.loader.row_group_cache import decode_group, slot_bytes
+from pipeline.loader.row_group_cache import decode_group, ends_bytes, has_ends, slot_bytes
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments
 from pipeline.settings import SPLITS
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pipeline.loader.readers import Source
+    from pipeline.loader.row_group import GroupMemory
 
 MEMORY_BUDGET = 1 << 28  # 256 MiB, of each process
 
@@ -78,7 +79,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError("document_ids: items of pairs=True are (input_ids, target_ids); leave one of the two out")
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
         self._most = max(1, memory_budget // max(1, slot_bytes(self.reader)))
-        self._cached: OrderedDict[int, tuple[np.ndarray, np.ndarray | None]] = OrderedDict()
+        self._cached: OrderedDict[int, GroupMemory] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -121,23 +122,26 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
             raise IndexError(f"window {wrong}: this is a split of {len(self):,} windows, 0 to {len(self) - 1:,}")
         ids_BT1 = np.empty((len(numbers), self.reader.max_length + 1), self.reader.dtype)
         bounds_B2 = np.tile(np.array([0, self.reader.max_length], np.int32), (len(numbers), 1))
+        ends_BE = np.zeros((len(numbers), ends_bytes(self.reader)), np.uint8) if has_ends(self.reader) else None
         groups = np.searchsorted(self._starts, numbers, side="right") - 1
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             rows = numbers[here] - self._starts[group]
-            tokens, group_bounds = self._group(group)
+            memory = self._group(group)
             pitch = int(self.reader.pitches[group])
-            ids_BT1[here] = view_windows(tokens, pitch=pitch, max_length=self.reader.max_length)[rows]
-            if group_bounds is not None:
-                bounds_B2[here] = group_bounds[rows]
-        batch = convert_all(RowBatch(ids_BT1, bounds_B2), SampleIds(numbers), self._document_rule)
+            ids_BT1[here] = view_windows(memory.tokens, pitch=pitch, max_length=self.reader.max_length)[rows]
+            if memory.bounds is not None:
+                bounds_B2[here] = memory.bounds[rows]
+            if ends_BE is not None and memory.ends is not None:
+                ends_BE[here] = memory.ends[rows]
+        batch = convert_all(RowBatch(ids_BT1, bounds_B2, ends_BE), SampleIds(numbers), self._document_rule)
         if self.pairs:
             return list(zip(*batch, strict=True))  # type: ignore[arg-type]  # not what most callers meet
         names = ["input_ids", "target_ids", *(["document_ids", "position_ids"] if batch.documents is not None else [])]
         columns = [batch[name] for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _group(self, group: int) -> GroupMemory:
         with self._lock:  # two threads would decode the same row group, and cache more than the budget allows
             if group in self._cached:
                 self._cached.move_to_end(group)

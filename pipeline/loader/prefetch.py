@@ -242,8 +242,10 @@ Units: TypeAlias = "Generator[PrefetchUnit | None, Move | None, None]"
 
 def fill(rows: RowBatch, missing: int) -> RowBatch:
     """Append rows that only fill the last batch: none of their targets counts."""
-    ids_BT1, bounds_B2 = rows
+    ids_BT1, bounds_B2, ends_BE = rows
     if bounds_B2 is None:
         bounds_B2 = np.zeros((len(ids_BT1), 2), np.int32)
         bounds_B2[:, 1] = ids_BT1.shape[1] - 1
-    return RowBatch(np.pad(ids_BT1, ((0, missing), (0, 0))), np.pad(bounds_B2, ((0, missing), (0, 0))))
+    below = ((0, missing), (0, 0))
+    ends_BE = None if ends_BE is None else np.pad(ends_BE, below)
+    return RowBatch(np.pad(ids_BT1, below), np.pad(bounds_B2, below), ends_BE)

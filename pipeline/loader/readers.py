@@ -21,15 +21,16 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
 from pipeline.loader.damage import DamagedRowGroup, check_files
 from pipeline.loader.documents import DocumentRule
-from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, view_windows
+from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, pack_ends, view_windows
 from pipeline.loader.shard_files import ShardFiles
 from pipeline.loader.target_mask import check_score
+from pipeline.packing import choose_group_tokens
 from pipeline.rules import check_path, reject, shorten
 from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.layout import choose_layout
 from pipeline.tokens.chunk import DamagedChunk
 from pipeline.tokens.store import open_store
-from pipeline.windows import IGNORED, cut_windows, read_windows
+from pipeline.windows import IGNORED, StoredWindows, cut_windows
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +66,7 @@ class ShardReader:
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
         self.pitches = np.full(len(self.groups), self._pitch)
-        self.padded = manifest.windows["tail"] == "pad"
+        self.padded, self.packed = manifest.windows["tail"] == "pad", self.documents == "pack"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
@@ -157,12 +158,12 @@ class StoreReader:
         store = open_store(path)
         if split not in store.splits():
             raise ValueError(f"{path} has no split {split!r}; it has {', '.join(store.splits())}")
-        separate = window.documents == "separate"
-        stream = store.stream(split, closed=separate)
-        documents = store.documents(split) if separate else None
-        layout = choose_layout(window, shards)
-        self.path, self.store, self.closes_documents = path, store.id, separate
-        self.windows = cut_windows(window, num_tokens=len(stream), documents=documents)
+        joined, self.packed = window.documents == "join", window.documents == "pack"
+        stream = store.stream(split, closed=not joined)
+        documents = None if joined else store.documents(split)
+        layout, group_tokens = choose_layout(window, shards), choose_group_tokens(window.max_length)
+        self.path, self.store, self.closes_documents = path, store.id, not joined
+        self.windows = cut_windows(window, num_tokens=len(stream), documents=documents, group_tokens=group_tokens)
         self.split, self.score, self.on_bad = split, score, on_bad
         self.tokenizer = store.tokenizer
         self.max_length, self.stride, self.documents = window.max_length, window.stride_tokens, window.documents
@@ -178,26 +179,31 @@ class StoreReader:
         ]
         self.dtype = compact_dtype(store.tokenizer["vocab_size"])
         shape = [self.max_length, self.stride, window.tail, self.documents]
-        rule = ["end_of_text_is_target"] if separate else []  # since release 0.1.0, whose states are of other windows
+        rule: list[str | int] = (
+            [] if joined else ["end_of_text_is_target"]
+        )  # since release 0.1.0, whose states are of other windows
+        rule += [group_tokens] if self.packed else []
         self.fingerprint = hash_json([store.id, split, *shape, *rule, per_group, per_shard])
         self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = window.tail == "pad"
-        self._stream = stream
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
         self.end_of_text: int | None = store.tokenizer.get("end_of_text")
-        self._pad_id = end_of_text_id(self)
+        self._stored = StoredWindows(
+            stream=stream, windows=self.windows, order="sequential", seed=0, pad_id=end_of_text_id(self)
+        )
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
         """Read a row group into `tokens`, flat, with its windows `pitches[group]` apart."""
         first, last = int(self._starts[group]), int(self._starts[group + 1])
         try:
-            found_BT1, starts, lengths = read_windows(self._stream, self.windows, first, last, pad_id=self._pad_id)
+            found_BT1, starts, lengths, *segments = self._stored.read(first, last)
         except DamagedChunk as error:
             raise DamagedRowGroup(f"{self.path}: row group {group} cannot be read: {error}") from error
         windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
         old = self.max_length + 1 - self._pitch
         windows_BT1[0], windows_BT1[1:, old:] = found_BT1[0], found_BT1[1:, old:]  # each token once
-        return RowInfo(starts, lengths)
+        ends = pack_ends(*segments, max_length=self.max_length) if segments else None
+        return RowInfo(starts, lengths, ends)
 
     def read_last(self, group: int) -> tuple[int, int]:
         """Return the start and the length of a row group's last window."""
@@ -237,7 +243,7 @@ class MixtureReader:
         self.fingerprint = [reader.fingerprint for reader in readers]
         self.groups = [count for reader in readers for count in reader.groups]
         self.pitches = np.concatenate([reader.pitches for reader in readers])
-        self.padded = any(reader.padded for reader in readers)
+        self.padded, self.packed = any(one.padded for one in readers), any(one.packed for one in readers)
         self.score = one.score
         self.end_of_text = one.end_of_text
         self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])

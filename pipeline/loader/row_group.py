@@ -11,11 +11,14 @@ the text. By eye, windows of 4 tokens and the next token, pitch 2:
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from pipeline.base.permutation import Int64
+
+if TYPE_CHECKING:
+    from pipeline.packing import Segments
 
 Count = TypeVar("Count", int, Int64)
 
@@ -29,6 +32,7 @@ class RowInfo(NamedTuple):
 
     starts: np.ndarray  # int64 [B], each window's first token in its split's stream
     lengths: np.ndarray  # int32 [B], its real tokens
+    ends: np.ndarray | None = None  # of packed windows: as in RowBatch
 
 
 class RowBatch(NamedTuple):
@@ -36,6 +40,17 @@ class RowBatch(NamedTuple):
 
     ids: np.ndarray  # uint16 or int32 [B, L + 1]: the inputs and the next token
     bounds: np.ndarray | None  # int32 [B, 2]: the targets from .. to count; None: all do
+    # uint8 [B, ceil(L / 8)], of packed windows: a bit for each input, set if its document ends with it, so that its
+    # target does not count; the lowest bit of a byte comes first (`unpack_ends`). None: no bit is set.
+    ends: np.ndarray | None = None
+
+
+class GroupMemory(NamedTuple):
+    """A decoded row group."""
+
+    tokens: np.ndarray  # flat, of the reader's dtype
+    bounds: np.ndarray | None  # int32 [B, 2], as in RowBatch
+    ends: np.ndarray | None  # uint8 [B, ceil(L / 8)], as in RowBatch
 
 
 class StartAndEnd(int):
@@ -47,6 +62,13 @@ class SampleIds(NamedTuple):
 
     windows: np.ndarray  # int64 [B]: each window's number in its split, -1 for a row that only fills a batch
     sources: np.ndarray | None = None  # int64 [B]: in a mixture, the number of each window's data set
+
+
+def pack_ends(segments: Segments, *, max_length: int) -> np.ndarray:
+    """Return the bits of `RowBatch.ends`: uint8 [B, ceil(L / 8)]."""
+    ends_BT = np.zeros((len(segments.ends), max_length), np.uint8)
+    ends_BT.reshape(-1)[segments.last_positions(max_length)] = 1
+    return np.packbits(ends_BT, axis=1, bitorder="little")
 
 
 def choose_pitch(*, max_length: int, stride: int, order: str, documents: str) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.loader.damage import Damage, DamagedRowGroup, clear_rows
 from pipeline.loader.metrics import Counters
-from pipeline.loader.row_group import RowBatch, count_slot_tokens, view_windows
+from pipeline.loader.row_group import GroupMemory, RowBatch, count_slot_tokens, view_windows
 from pipeline.loader.target_mask import count_scored_targets
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RowGroupCache:
         self._width = slot_tokens(reader)
         self._tokens = np.empty(slots * self._width, reader.dtype)
         self._bounds = np.zeros((slots * self._height if self._has_bounds else 0, 2), np.int32)
+        self._marks = np.zeros((slots * self._height, ends_bytes(reader)), np.uint8) if has_ends(reader) else None
         self._slot = np.full(len(reader.groups), -1, np.int64)  # of each cached row group
         self._free = list(range(slots))
         self._users: dict[int, int] = {}  # spans of each cached row group that are not over
@@ -126,7 +127,9 @@ class RowGroupCache:
             rows, slots = windows - self._starts[groups], self._slot[groups]
             offsets = slots * self._width + rows * self.reader.pitches[groups]
             ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
-            rows_B = self._row_batch(ids_BT1, self._bounds[slots * self._height + rows] if self._has_bounds else None)
+            at = slots * self._height + rows
+            bounds_B2 = self._bounds[at] if self._has_bounds else None
+            rows_B = self._row_batch(ids_BT1, bounds_B2, None if self._marks is None else self._marks[at])
         else:
             rows_B = self._gather_without_slots(windows, groups, damaged)
         if not damaged:
@@ -141,28 +144,31 @@ class RowGroupCache:
         max_length = self.reader.max_length
         ids_BT1 = np.empty((len(windows), max_length + 1), self._tokens.dtype)
         bounds_B2 = np.zeros((len(windows) if self._has_bounds else 0, 2), np.int32)
+        ends_BE = None if self._marks is None else np.zeros((len(windows), self._marks.shape[1]), np.uint8)
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             if group in self._decoded:
-                tokens, bounds = self._memory(group, int(self._slot[group]))
+                memory = self._memory(group, int(self._slot[group]))
             else:
                 try:
-                    tokens, bounds = decode_group(self.reader, group)
+                    memory = decode_group(self.reader, group)
                 except DamagedRowGroup as error:
                     damaged[group] = error
                     continue
                 self._count(group)
             rows = windows[here] - self._starts[group]
-            ids_BT1[here] = view_windows(tokens, pitch=self.reader.pitches[group], max_length=max_length)[rows]
-            if bounds is not None:
-                bounds_B2[here] = bounds[rows]
-        return self._row_batch(ids_BT1, bounds_B2 if self._has_bounds else None)
+            ids_BT1[here] = view_windows(memory.tokens, pitch=self.reader.pitches[group], max_length=max_length)[rows]
+            if memory.bounds is not None:
+                bounds_B2[here] = memory.bounds[rows]
+            if ends_BE is not None and memory.ends is not None:
+                ends_BE[here] = memory.ends[rows]
+        return self._row_batch(ids_BT1, bounds_B2 if self._has_bounds else None, ends_BE)
 
-    def _row_batch(self, ids_BT1: np.ndarray, bounds_B2: np.ndarray | None) -> RowBatch:
+    def _row_batch(self, ids_BT1: np.ndarray, bounds_B2: np.ndarray | None, ends_BE: np.ndarray | None) -> RowBatch:
         """Return windows as a RowBatch, without bounds if all targets count."""
         if bounds_B2 is not None and (bounds_B2 == (0, self.reader.max_length)).all():
             bounds_B2 = None
-        return RowBatch(ids_BT1, bounds_B2)
+        return RowBatch(ids_BT1, bounds_B2, ends_BE)
 
     def _decode_ahead(self) -> None:
         if self._keep and len(self._decoded) == len(self.reader.groups):
@@ -206,11 +212,15 @@ class RowGroupCache:
         self._idle.pop(group, None)
         del self._decoded[group], self._users[group]
 
-    def _memory(self, group: int, slot: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the memory of a row group in a slot: for its tokens, and for its windows' bounds."""
+    def _memory(self, group: int, slot: int) -> GroupMemory:
+        """Return the memory of a row group in a slot."""
         token, row = slot * self._width, slot * self._height
-        tokens = self._tokens[token : token + count_tokens(self.reader, group)]
-        return tokens, self._bounds[row : row + self.reader.groups[group]] if self._has_bounds else None
+        rows = slice(row, row + self.reader.groups[group])
+        return GroupMemory(
+            self._tokens[token : token + count_tokens(self.reader, group)],
+            self._bounds[rows] if self._has_bounds else None,
+            None if self._marks is None else self._marks[rows],
+        )
 
 
 def wait_for(decoded: Future[Any]) -> DamagedRowGroup | None:
@@ -222,22 +232,26 @@ def wait_for(decoded: Future[Any]) -> DamagedRowGroup | None:
     return None
 
 
-def decode_group(
-    reader: Reader, group: int, *, into: tuple[np.ndarray, np.ndarray | None] | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return a row group's tokens, flat, and which targets of its windows count, int32 [B, 2]; fill `into` if given.
+def decode_group(reader: Reader, group: int, *, into: GroupMemory | None = None) -> GroupMemory:
+    """Return a row group's tokens, and which targets of its windows count; fill `into` if given.
 
-    If all targets of all windows of the split count, there are no such bounds.
+    If all targets of all windows of the split count, there are no bounds; if no window is packed, there are no ends.
 
     Raises:
         OSError, ValueError: as the reader's `read_group` does.
 
     """
     if into is None:
-        bounds_B2 = np.empty((reader.groups[group], 2), np.int32) if has_bounds(reader) else None
-        into = np.empty(count_tokens(reader, group), reader.dtype), bounds_B2
-    tokens, bounds_B2 = into
+        rows_here = reader.groups[group]
+        into = GroupMemory(
+            np.empty(count_tokens(reader, group), reader.dtype),
+            np.empty((rows_here, 2), np.int32) if has_bounds(reader) else None,
+            np.empty((rows_here, ends_bytes(reader)), np.uint8) if has_ends(reader) else None,
+        )
+    tokens, bounds_B2, ends_BE = into
     rows = reader.read_group(group, tokens)
+    if ends_BE is not None:
+        ends_BE[:] = 0 if rows.ends is None else rows.ends  # in a mixture, not every source is packed
     if bounds_B2 is not None:
         bounds_B2[:, 1] = rows.lengths
         bounds_B2[:, 0] = count_scored_targets(reader, group, rows) if reader.score == "new" else 0
@@ -247,6 +261,16 @@ def decode_group(
 def has_bounds(reader: Reader) -> bool:
     """Tell whether some windows may have targets that do not count."""
     return reader.padded or reader.score == "new"
+
+
+def has_ends(reader: Reader) -> bool:
+    """Tell whether some windows have marks where documents end (`RowBatch.ends`)."""
+    return reader.packed
+
+
+def ends_bytes(reader: Reader) -> int:
+    """Return the bytes of a window's marks."""
+    return -(-reader.max_length // 8)
 
 
 def count_tokens(reader: Reader, group: int) -> int:
@@ -261,6 +285,6 @@ def slot_tokens(reader: Reader) -> int:
 
 
 def slot_bytes(reader: Reader) -> int:
-    """Return the bytes of a slot: its tokens and, if some targets may not count, the bounds of those that do."""
-    bounds = 8 * max(reader.groups, default=0) if has_bounds(reader) else 0
-    return slot_tokens(reader) * reader.dtype.itemsize + bounds
+    """Return the bytes of a slot: its tokens and, if some targets may not count, what says which do."""
+    per_row = 8 * has_bounds(reader) + ends_bytes(reader) * has_ends(reader)
+    return slot_tokens(reader) * reader.dtype.itemsize + per_row * max(reader.groups, default=0)

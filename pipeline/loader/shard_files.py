@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.base.retry import PAUSES, retry
 from pipeline.loader.damage import OWN_FAULTS, DamagedRowGroup
-from pipeline.loader.row_group import RowInfo
+from pipeline.loader.row_group import RowInfo, pack_ends
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pyarrow.parquet as pq
+
+    from pipeline.shards.format import Columns
 
 Read = TypeVar("Read")
 
@@ -48,6 +50,7 @@ class ShardFiles:
         self.path, self.split, self.entry = folder, split, self.manifest.splits[split]
         shards = self.entry.shards
         self._padded = self.manifest.windows["tail"] == "pad"
+        self._packed = self.manifest.windows["documents"] == "pack"
         self._entries = {shard.path: shard for shard in shards}
         self._counts = [count for shard in shards for count in shard.row_groups]
         self._files = [(shard.path, group) for shard in shards for group in range(len(shard.row_groups))]
@@ -117,7 +120,9 @@ class ShardFiles:
         try:
             footer = self._footer(path)
             name = self.name(group)
-            inputs_BT, next_ids, starts, lengths = self._retry(path, lambda: self._read_pages(group, footer, with_ids))
+            inputs_BT, next_ids, starts, lengths, segments = self._retry(
+                path, lambda: self._read_pages(group, footer, with_ids)
+            )
         except (OSError, ValueError, pa.ArrowException) as error:
             if isinstance(error, MemoryError):
                 raise
@@ -128,11 +133,10 @@ class ShardFiles:
         if shape != (self._counts[group], self.entry.max_length):
             expected = (self._counts[group], self.entry.max_length)
             raise DamagedRowGroup(f"{name} has [windows, tokens] of {shape}; the manifest says {expected}")
-        return inputs_BT, next_ids, RowInfo(starts, lengths)
+        ends = None if segments is None else pack_ends(segments, max_length=self.entry.max_length)
+        return inputs_BT, next_ids, RowInfo(starts, lengths, ends)
 
-    def _read_pages(
-        self, group: int, footer: pq.FileMetaData, with_ids: bool
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+    def _read_pages(self, group: int, footer: pq.FileMetaData, with_ids: bool) -> Columns:
         path, number = self._files[group]
         with open_shard(self.path / path, footer=footer) as file:
             return read_columns(file, number, with_ids=with_ids)
@@ -154,7 +158,8 @@ class ShardFiles:
             if footer is not None:
                 self._footers.move_to_end(path)
                 return footer
-        schema, file = shard_schema(self.entry.max_length, padded=self._padded), self.path / path
+        schema = shard_schema(self.entry.max_length, padded=self._padded, packed=self._packed)
+        file = self.path / path
         mark, footer = mark_file(file), self._retry(path, lambda: read_footer(file, self._entries[path], schema))
         with self._lock:
             self._footers[path] = footer

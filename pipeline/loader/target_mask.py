@@ -40,7 +40,9 @@ def count_scored_targets(reader: Reader, group: int, rows: RowInfo) -> np.ndarra
     """
     reader, group = reader.source_of(group)
     overlap = max(0, reader.max_length - reader.stride)
-    starts, lengths = rows
+    starts, lengths, _ = rows
+    if reader.documents == "pack":  # packed windows do not overlap
+        return np.zeros(len(starts), np.int32)
     if reader.documents == "join":
         return np.where(starts > 0, overlap, 0).astype(np.int32)
     try:

@@ -61,7 +61,8 @@ def end_with_parent() -> None:
 
 
 # Of a unit: IDs, bounds, window numbers, what could not be read, and the counts of row groups and bytes so far.
-Part: TypeAlias = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, "Damage | None", tuple[int, int, int]]
+Maybe: TypeAlias = torch.Tensor | None
+Part: TypeAlias = tuple[torch.Tensor, Maybe, Maybe, torch.Tensor, "Damage | None", tuple[int, int, int]]
 
 
 class WorkerUnits(IterableDataset[Any]):
@@ -86,10 +87,11 @@ class WorkerUnits(IterableDataset[Any]):
         part.threads = max(1, part.threads // self.workers)
         for unit in part.read(self.order, self.epoch, self.start, self.batches):
             assert unit is not None, "None answers a move alone"
-            ids, bounds = unit.rows
+            ids, bounds, ends = unit.rows
             yield (
                 torch.from_numpy(ids.view(np.int16) if ids.dtype == np.uint16 else ids),
                 None if bounds is None else torch.from_numpy(bounds),
+                None if ends is None else torch.from_numpy(ends),
                 torch.from_numpy(unit.window_ids),
                 unit.damage,
                 (part.counters.row_groups_decoded, part.counters.bytes_decoded, part.counters.row_groups_cached),
@@ -116,19 +118,20 @@ def read_in_workers(
     try:
         while batches > 0:
             received = [next(parts) for _ in range(workers)]
-            now = np.array([part[4] for part in received], np.int64)
+            now = np.array([part[-1] for part in received], np.int64)
             counters.add(*(now.sum(axis=0) - counted)[:2].tolist())
             counted, counters.in_workers = now.sum(axis=0), now[:, 2].tolist()
             rows = len(received[0][0]) * workers
             ids = np.empty((rows, width), dtype)
             window_ids = np.empty(rows, np.int64)
             bounds, damage = None, None
-            if any(part[3] is not None for part in received):
+            if any(part[4] is not None for part in received):
                 damage = Damage(np.full(rows, -1), {})
             if any(part[1] is not None for part in received):
                 bounds = np.zeros((rows, 2), np.int32)
                 bounds[:, 1] = width - 1
-            for worker, (part_ids, part_bounds, part_window_ids, part_damage, _) in enumerate(received):
+            ends = None if received[0][2] is None else np.empty((rows, received[0][2].shape[1]), np.uint8)
+            for worker, (part_ids, part_bounds, part_ends, part_window_ids, part_damage, _) in enumerate(received):
                 ids[worker::workers] = part_ids.numpy().view(dtype)
                 window_ids[worker::workers] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
@@ -136,7 +139,9 @@ def read_in_workers(
                 if damage is not None and part_damage is not None:
                     damage.groups[worker::workers] = part_damage.groups
                     damage.errors.update(part_damage.errors)
-            unit = RowBatch(ids, bounds)
+                if ends is not None and part_ends is not None:
+                    ends[worker::workers] = part_ends.numpy()
+            unit = RowBatch(ids, bounds, ends)
             documents = prefetcher.find_documents(unit)
             yield PrefetchUnit(unit, window_ids, min(batches, rows // size), damage, documents)
             batches -= rows // size
@@ -147,9 +152,8 @@ def read_in_workers(
 
 def make_parcel(rows: RowBatch, which: slice, *, samples: SampleIds, rule: DocumentRule | None) -> Any:
     """Return rows of a unit for their way out of a plain DataLoader's worker: unpickled, a parcel is a `Batch`."""
-    bounds = None if rows.bounds is None else rows.bounds[which]
-    sources = None if samples.sources is None else samples.sources[which]
-    return Parcel((rows.ids[which], bounds, samples.windows[which], sources, rule))
+    sliced = (None if part is None else part[which] for part in (*rows, *samples))
+    return Parcel((*sliced, rule))
 
 
 class Parcel:
@@ -171,14 +175,9 @@ def refuse_to_collate(*_: object, **__: object) -> NoReturn:
 default_collate_fn_map.update({Batch: refuse_to_collate, Parcel: refuse_to_collate})
 
 
-def _unpack(
-    ids: np.ndarray,
-    bounds: np.ndarray | None,
-    window_ids: np.ndarray,
-    source_ids: np.ndarray | None,
-    rule: DocumentRule | None,
-) -> Batch:
-    return convert_all(RowBatch(ids, bounds), SampleIds(window_ids, source_ids), rule)
+def _unpack(*parts: Any) -> Batch:
+    ids, bounds, ends, window_ids, source_ids, rule = parts
+    return convert_all(RowBatch(ids, bounds, ends), SampleIds(window_ids, source_ids), rule)
 
 
 def _same(item: Any) -> Any:

@@ -63,6 +63,11 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         for name, count in windows.get("padding", {}).items()
         if count
     )
+    packed = windows["documents"] == "pack"
+    between = "packed" if packed else f"stride {stride}"
+    cut = "; ".join(
+        f"{counted(count, 'document')} of {name}" for name, count in windows.get("cut", {}).items() if count
+    )
     # A bare | would end the table's cell, even inside backticks.
     special = ", ".join(f"`{name}` {token}" for name, token in tokenizer["special_tokens"].items()).replace("|", r"\|")
     facts = {
@@ -72,11 +77,12 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
         "rejected documents": bad,
         "tokenizer": f"`{tokenizer['name']}`, {tokenizer['vocab_size']:,} IDs, hash `{tokenizer['hash']}`",
         "special tokens": special,
-        "window": f"max_length {max_length}, stride {stride}",
+        "window": f"max_length {max_length}, {between}",
         "tail, documents": f"`{windows['tail']}`, `{windows['documents']}`",
         "order": order,
         "unused tokens, in no window": unused or "none",
         "padding": padding or "none",
+        **({"longer than a window, and cut": cut or "none"} if packed else {}),
         "overlap factor": f"{max_length / stride:,.4g} (max_length / stride): how many windows contain a token",
         "fingerprint": f"`{manifest.fingerprint}`",
     }
@@ -87,10 +93,12 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     ]
     head = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in manifest.splits]
     padded = "`length` is the number of its real tokens; " if windows["tail"] == "pad" else ""
+    if packed:
+        padded += "`segment_lengths` are the tokens of each document in it, in order; "
     return f"""{HEAD}{chr(10).join(head)}
 ---
 
-# Token windows of {max_length} with stride {stride}
+# Token windows of {max_length} {"by best fit" if packed else f"with stride {stride}"}
 
 Each row is a window. `input_ids` are its tokens; `target_ids` are the same shifted by one position, so do not shift
 them again; `start` is its first token in the split's token stream; {padded}`next_id` is the last of `target_ids`.

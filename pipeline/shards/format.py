@@ -3,7 +3,8 @@
 A row is a window: `input_ids` and `target_ids`, `fixed_size_list<int32 not null>[max_length]`; `start`, the window's
 first token in the split's token stream; `next_id`, the target of the last input, so that a reader can decode
 `input_ids` alone and derive the targets by a shift; with a padded tail also `length`, the number of real tokens. After
-the real tokens, `input_ids` has the end-of-text ID and `target_ids` -100, which losses ignore.
+the real tokens, `input_ids` has the end-of-text ID and `target_ids` -100, which losses ignore. Packed windows also have
+`segment_lengths`, `list<int32>`: the tokens of each document in the window, in order, which add up to `length`.
 
 Tokens are stored PLAIN under the codec: a dictionary, pyarrow's default, makes them larger and slower. A column of a
 row group is one page, so that zstd finds each window in the one before; starts are stored as differences. Every page
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from pipeline.base.reading import open_regular
 from pipeline.base.wording import counted
+from pipeline.packing import Segments
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
@@ -34,12 +36,24 @@ PAGE_SLACK = 1 << 16  # bytes of page headers and levels of a column without win
 ZSTD_LEVEL = 1  # level 3 saves less than 2 % and takes 1.5 times as long
 
 
-def shard_schema(max_length: int, *, padded: bool) -> pa.Schema:
+class Columns(NamedTuple):
+    """A decoded row group."""
+
+    inputs: np.ndarray | None  # int32 [B, L]; None if the IDs were not asked for
+    next_ids: np.ndarray  # int32 [B]
+    starts: np.ndarray  # int64 [B]
+    lengths: np.ndarray  # int32 [B]
+    segments: Segments | None  # of packed windows
+
+
+def shard_schema(max_length: int, *, padded: bool, packed: bool = False) -> pa.Schema:
     """Return the columns of a shard."""
     ids = pa.list_(pa.field("element", pa.int32(), nullable=False), max_length)
     fields = [("input_ids", ids), ("target_ids", ids), ("start", pa.int64()), ("next_id", pa.int32())]
     if padded:
         fields.append(("length", pa.int32()))
+    if packed:
+        fields.append(("segment_lengths", pa.list_(pa.field("element", pa.int32(), nullable=False))))
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
 
 
@@ -47,6 +61,7 @@ def group_table(
     ids_BT1: np.ndarray,
     starts: np.ndarray,
     lengths: np.ndarray,
+    segments: Segments | None = None,
     *,
     padded: bool,
     scratch_2BT: np.ndarray | None = None,
@@ -60,7 +75,7 @@ def group_table(
     max_length = ids_BT1.shape[1] - 1
     short = np.flatnonzero(lengths < max_length)
     inputs_BT, targets_BT = ids_BT1[:, :-1], ids_BT1[:, 1:]
-    if len(short) or not inputs_BT.flags.c_contiguous:
+    if len(short) or segments is not None or not inputs_BT.flags.c_contiguous:
         if scratch_2BT is None:
             scratch_2BT = np.empty((2, len(starts), max_length), np.int32)
         rows = len(starts)
@@ -75,14 +90,22 @@ def group_table(
     if len(short):
         after_BT = np.arange(max_length) >= lengths[short, None]
         targets_BT[short] = np.where(after_BT, IGNORED, targets_BT[short])
-    schema = shard_schema(max_length, padded=padded)
+    if segments is not None:
+        targets_BT.reshape(-1)[segments.last_positions(max_length)] = IGNORED
+    schema = shard_schema(max_length, padded=padded, packed=segments is not None)
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),
         pa.FixedSizeListArray.from_arrays(pa.array(targets_BT.reshape(-1)), type=schema.field("target_ids").type),
         pa.array(starts),
         pa.array(np.ascontiguousarray(targets_BT[:, -1])),
     ]
-    return pa.Table.from_arrays(columns + ([pa.array(lengths)] if padded else []), schema=schema)
+    if padded:
+        columns.append(pa.array(lengths))
+    if segments is not None:
+        offsets = pa.array(np.concatenate([np.zeros(1, np.int32), segments.ends.astype(np.int32)]))
+        kind = schema.field("segment_lengths").type
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(segments.sizes), type=kind))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.ParquetWriter:
@@ -180,21 +203,20 @@ def open_shard(path: Path, *, footer: pq.FileMetaData | None = None) -> pq.Parqu
     return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
 
 
-def read_columns(
-    file: pq.ParquetFile, group: int, *, with_ids: bool = True
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
-    """Decode a row group: inputs_BT int32 [B, L], next_ids int32 [B], starts int64 [B], lengths int32 [B]; no copy.
+def read_columns(file: pq.ParquetFile, group: int, *, with_ids: bool = True) -> Columns:
+    """Decode a row group; nothing is copied.
 
     Decoding uses one thread: readers that want more decode several row groups at once. `with_ids=False` does not decode
     the inputs.
 
     Raises:
         OSError: a page's checksum does not match its bytes.
+        ValueError: the segments of a packed window do not add up to its length.
 
     """
     schema = file.schema_arrow
-    padded = "length" in schema.names
-    names = ["start", "next_id", *(["input_ids"] if with_ids else []), *(["length"] if padded else [])]
+    padded, packed = "length" in schema.names, "segment_lengths" in schema.names
+    names = [name for name in schema.names if name != "target_ids" and (with_ids or name != "input_ids")]
     table = file.read_row_group(group, columns=names, use_threads=False)
     max_length = schema.field("input_ids").type.list_size
     inputs_BT = None
@@ -203,4 +225,21 @@ def read_columns(
         inputs = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which always copies
         inputs_BT = inputs.flatten().to_numpy(zero_copy_only=True).reshape(-1, max_length)
     lengths = table.column("length").to_numpy() if padded else np.full(table.num_rows, max_length, np.int32)
-    return inputs_BT, table.column("next_id").to_numpy(), table.column("start").to_numpy(), lengths
+    next_ids = table.column("next_id").to_numpy()
+    segments = read_segments(table, lengths, (next_ids != IGNORED) & (lengths == max_length)) if packed else None
+    return Columns(inputs_BT, next_ids, table.column("start").to_numpy(), lengths, segments)
+
+
+def read_segments(table: pa.Table, lengths: np.ndarray, continued: np.ndarray) -> Segments:
+    """Return the segments of packed windows.
+
+    Raises:
+        ValueError: they do not add up to the windows' lengths.
+
+    """
+    column = table.column("segment_lengths").combine_chunks()
+    sizes = column.flatten().to_numpy()
+    segments = Segments(sizes, np.cumsum(column.value_lengths().to_numpy(), dtype=np.int64), continued)
+    if (sizes < 1).any() or (segments.lengths != lengths).any():
+        raise ValueError("segment_lengths do not add up to the windows' lengths")
+    return segments

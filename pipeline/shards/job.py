@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders
 from pipeline.corpus.corpora import find_partitions
+from pipeline.packing import choose_group_tokens
 from pipeline.rules import check_path, conflict, strip_secrets
 from pipeline.settings import (
     CacheConfig,
@@ -108,7 +109,8 @@ class Job:
             "documents": window.documents,
             "order": shards.order,
             "seed": shards.seed if shards.order == "shuffled" else None,
-            **({"end_of_text_is_target": True} if window.documents == "separate" else {}),
+            **({} if window.documents == "join" else {"end_of_text_is_target": True}),
+            **({"pack_group_tokens": choose_group_tokens(window.max_length)} if window.documents == "pack" else {}),
         }
 
     @property
@@ -124,12 +126,13 @@ class Job:
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
         """Return a split's windows in their stored order."""
         window, shards = self.sections.window, self.sections.shards
-        separate = window.documents == "separate"
-        stream = store.stream(split, closed=separate)
-        documents = store.documents(split) if separate else None
+        joined = window.documents == "join"
+        stream = store.stream(split, closed=not joined)
+        documents = None if joined else store.documents(split)
+        group_tokens = choose_group_tokens(window.max_length)
         return StoredWindows(
             stream=stream,
-            windows=cut_windows(window, num_tokens=len(stream), documents=documents),
+            windows=cut_windows(window, num_tokens=len(stream), documents=documents, group_tokens=group_tokens),
             order=shards.order,
             seed=shards.seed,
             pad_id=self.encoder.eos,
@@ -146,7 +149,7 @@ def fingerprint_of(manifest: Manifest) -> str | None:
     config, windows = manifest.config.get("shards"), manifest.windows
     if config is None:  # release 0.1.0, called from Python
         return None
-    names = ("max_length", "stride", "tail", "documents", "order", "seed", "end_of_text_is_target")
+    names = ("max_length", "stride", "tail", "documents", "order", "seed", "end_of_text_is_target", "pack_group_tokens")
     stored = {name: windows[name] for name in names if name in windows}
     window = WindowConfig(**{name: stored[name] for name in names[:4]}, allow_gaps=True)
     keys = ("windows_per_group", "windows_per_shard", "compression")

@@ -67,7 +67,8 @@ class Manifest:
     store: str  # the ID of the token store that the windows were cut from
     # max_length, stride, tail, documents, order, seed (of a shuffle), end_of_text (between documents), pad_id (with
     # tail=pad), left_over (by split, the unused tokens, and the documents that consist of nothing else), padding (by
-    # split, tokens), end_of_text_is_target (of separate documents; not in release 0.1.0)
+    # split, tokens), end_of_text_is_target (of separate and packed documents; not in release 0.1.0),
+    # pack_group_tokens (of packed windows: `pipeline.packing`), cut (by split, the documents longer than a window)
     windows: dict[str, Any]
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
@@ -179,6 +180,11 @@ def _check_windows(windows: dict[str, Any]) -> None:
         _check_counts(f"windows.left_over.{name}", {key: unused[key] for key in ("tokens", "documents")})
     _check_counts("windows.padding", windows.get("padding", {}))
     check_bool("windows.end_of_text_is_target", windows.get("end_of_text_is_target", False))
+    _check_counts("windows.cut", windows.get("cut", {}))
+    if windows["documents"] == "pack":
+        check_range("windows.pack_group_tokens", windows["pack_group_tokens"], 1, MAX_COUNT)
+        if windows["tail"] != "pad" or windows["stride"] != windows["max_length"]:
+            raise ValueError("windows: packed ones are padded, and their stride is max_length")
 
 
 def _check_counts(key: str, counts: dict[str, Any], *, most: int = MAX_COUNT) -> None:

@@ -4,7 +4,7 @@ Algorithm: up to `SAMPLED_PARTITIONS` evenly spread partitions are tokenized, an
 encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
 chapter 6). Their margins follow from how much the partitions differ: half a 95 % interval by Student's t. The sample's
 tokens stay in the cache, so the write stage does not tokenize them again. If the sample is the complete corpus, all is
-exact but the bytes, whose margin is at least 5 %.
+exact but the bytes, whose margin is at least 5 %. That is also so if the cache has the tokens of all partitions.
 
 Time and memory are measured on the sample under the machine's present load; their margins are fixed.
 """
@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
 from pipeline.executor.local import run_tasks
+from pipeline.packing import PackedWindows, choose_group_tokens
 from pipeline.rules import names_arguments
 from pipeline.shards.format import group_table, shard_schema, shard_writer
 from pipeline.shards.job import as_sections, prepare_job
@@ -37,7 +38,7 @@ from pipeline.tokens.chunk import DamagedChunk, count_bad, count_skipped, find_c
 from pipeline.tokens.chunk_tasks import plan_chunks
 from pipeline.tokens.encode import describe_tokenizer, tokenize_partition
 from pipeline.tokens.store import TokenStore
-from pipeline.windows import count_padding
+from pipeline.windows import count_cut, count_padding
 
 if TYPE_CHECKING:
     import os
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         WindowConfig,
     )
     from pipeline.shards.job import Job
+    from pipeline.tokens.chunk_tasks import ChunkTask
 
 SAMPLED_PARTITIONS = 6
 SAMPLED_GROUPS = 4
@@ -95,6 +97,7 @@ class PlanReport:
     seconds: Estimate  # of the write stage that follows
     splits: dict[str, Estimate]  # windows of each split
     padding: dict[str, Estimate]  # positions of each split's windows that have no token
+    cut: dict[str, Estimate]  # of packed windows: documents of each split that are longer than one
     cache_bytes: Estimate  # of tokens that the cache does not have yet
     free_bytes: dict[str, int]  # on the disks of `shards.path` and `cache.path`
     rejected: dict[str, int]  # documents of the sample that cannot be used, by reason
@@ -112,6 +115,9 @@ class PlanReport:
         names = ("documents", "tokens", "windows", "shards", "bytes", "memory", "seconds")
         rows = "".join(f"<tr><td>{name}</td><td>{getattr(self, name)}</td></tr>" for name in names)
         return f"<table>{rows}</table>"
+
+
+NONE = Estimate(value=0.0, margin=0.0)
 
 
 @names_arguments
@@ -161,7 +167,9 @@ def plan_job(job: Job) -> PlanReport:
     cache, workers = sections.cache_folder, sections.executor.num_workers
     tasks = plan_chunks(job.partitions, cache=cache, rules=job.rules)
     inputs = [task.partition for task in tasks]
-    chosen = np.unique(np.linspace(0, len(inputs) - 1, min(SAMPLED_PARTITIONS, len(inputs))).round().astype(int))
+    uncached = [task for task in tasks if not _is_cached(job, task)]
+    most = SAMPLED_PARTITIONS if uncached else len(inputs)
+    chosen = np.unique(np.linspace(0, len(inputs) - 1, min(most, len(inputs))).round().astype(int))
     sample = [inputs[index] for index in chosen]
     run_task = partial(
         tokenize_partition,
@@ -200,11 +208,11 @@ def plan_job(job: Job) -> PlanReport:
     )
     is_complete = len(sample) == len(inputs)
     parts = {name: _plan_split(job, store, name, is_complete=is_complete, extend=extend) for name in store.splits()}
-    tokens, windows = _add([tokens for tokens, _, _ in parts.values()]), _add([found for _, found, _ in parts.values()])
-    shards = _add([_count_shards(job, found) for _, found, _ in parts.values()])
+    tokens, windows = (_add([getattr(part, name) for part in parts.values()]) for name in ("tokens", "windows"))
+    shards = _add([_count_shards(job, part.windows) for part in parts.values()])
     per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_complete=is_complete)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
-    remaining = sum(task.partition.num_bytes for task in tasks if not _is_cached(cache, task.chunk))
+    remaining = sum(task.partition.num_bytes for task in tasks if not _is_cached(job, task))
     stored = windows.value * per_window.value + shards.value * per_shard
     busy = min(workers, max(1.0, shards.value))
     seconds = job.seconds + remaining / rate + windows.value * seconds_per_window / busy
@@ -240,8 +248,9 @@ def plan_job(job: Job) -> PlanReport:
         ),
         memory=Estimate(value=memory, margin=memory * MEMORY_MARGIN),
         seconds=Estimate(value=seconds, margin=seconds * TIME_MARGIN),
-        splits={name: found for name, (_, found, _) in parts.items()},
-        padding={name: found for name, (_, _, found) in parts.items()},
+        splits={name: part.windows for name, part in parts.items()},
+        padding={name: part.padding for name, part in parts.items()},
+        cut={name: part.cut for name, part in parts.items()} if job.sections.window.documents == "pack" else {},
         cache_bytes=cache_bytes,
         free_bytes=free,
         rejected=dict(bad),
@@ -273,19 +282,21 @@ def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: flo
     return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(unseen))
 
 
-def _is_cached(cache: Path, chunk_id: str) -> bool:
+def _is_cached(job: Job, task: ChunkTask) -> bool:
+    """Tell whether the write stage will find the tokens of a task."""
     try:
-        return find_chunk(cache, chunk_id) is not None
+        chunk = find_chunk(job.sections.cache_folder, task.chunk)
     except DamagedChunk:
         return False
+    return chunk is not None and job.encoder.accepts(chunk.engine)
 
 
 def _list_small_splits(
-    job: Job, store: TokenStore, parts: Mapping[str, tuple[Estimate, ...]], *, is_complete: bool
+    job: Job, store: TokenStore, parts: Mapping[str, SplitPlan], *, is_complete: bool
 ) -> Iterator[str]:
     """Say which splits would have no window."""
-    for name, (_, windows, _) in parts.items():
-        if windows.value >= 1:
+    for name, part in parts.items():
+        if part.windows.value >= 1:
             continue
         try:
             cut_split(job, store, name)
@@ -308,29 +319,47 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free
 
 
-def _plan_split(
-    job: Job, store: TokenStore, name: str, *, is_complete: bool, extend: Any
-) -> tuple[Estimate, Estimate, Estimate]:
-    """Estimate a split's tokens, windows and padding."""
+class SplitPlan(NamedTuple):
+    """What is expected of a split."""
+
+    tokens: Estimate
+    windows: Estimate
+    padding: Estimate
+    cut: Estimate
+
+
+def _plan_split(job: Job, store: TokenStore, name: str, *, is_complete: bool, extend: Any) -> SplitPlan:
+    """Estimate a split's tokens, windows, padding and cut documents."""
     stored = job.cut(store, name)
     stream, windows = stored.stream, stored.windows
-    padding = count_padding(windows)
+    padding, cut = count_padding(windows), count_cut(windows)
     if is_complete:
-        exact = (Estimate(value=float(count), margin=0.0) for count in (len(stream), len(windows), padding))
-        return next(exact), next(exact), next(exact)
+        counts = (len(stream), len(windows), padding, cut)
+        return SplitPlan(*(Estimate(value=float(count), margin=0.0) for count in counts))
     tokens = extend([chunk.tokens[name] for chunk in store.chunks])
     max_length = job.sections.window.max_length
     if job.sections.window.documents == "join":  # one segment: about one window per stride, and one padded window
         stride = job.sections.window.stride_tokens
         value = max(0.0, (tokens.value - max_length) / stride)
-        most = max_length if windows.tail == "pad" else 0
-        return tokens, Estimate(value=value, margin=tokens.margin / stride), Estimate(value=most / 2, margin=most / 2)
+        half = max_length / 2 if windows.tail == "pad" else 0.0
+        found = Estimate(value=value, margin=tokens.margin / stride)
+        return SplitPlan(tokens, found, Estimate(value=half, margin=half), NONE)
     per_token = len(windows) / max(1, len(stream))
     documents = extend([chunk.num_documents[name] for chunk in store.chunks])
-    margin = tokens.margin * per_token + documents.margin  # each document has a tail
     empty = tokens.value * padding / max(1, len(stream))
-    spread = empty * tokens.margin / max(1.0, tokens.value) + documents.margin * max_length
-    return tokens, Estimate(value=tokens.value * per_token, margin=margin), Estimate(value=empty, margin=spread)
+    spread = empty * tokens.margin / max(1.0, tokens.value)
+    if isinstance(windows, PackedWindows):  # each group has a last window that is not full
+        groups = tokens.value / choose_group_tokens(max_length) + 1
+        margins, long = groups, documents.value * cut / max(1, len(store.documents(name)[0]))
+    else:  # each document has a tail
+        margins, long = documents.margin, 0.0
+    share = documents.margin / max(1.0, documents.value)
+    return SplitPlan(
+        tokens,
+        Estimate(value=tokens.value * per_token, margin=tokens.margin * per_token + margins),
+        Estimate(value=empty, margin=spread + margins * max_length),
+        Estimate(value=long, margin=long * share + math.sqrt(long)),
+    )
 
 
 def _count_shards(job: Job, windows: Estimate) -> Estimate:
@@ -353,8 +382,9 @@ def _encode_sample(job: Job, store: TokenStore, *, is_complete: bool) -> tuple[E
     sizes: list[int] = []
     counts: list[int] = []
     taken, groups = 0.0, 0
-    padded = job.sections.window.tail == "pad"
-    schema, compression = shard_schema(job.sections.window.max_length, padded=padded), job.layout.compression
+    window, compression = job.sections.window, job.layout.compression
+    padded = window.tail == "pad"
+    schema = shard_schema(window.max_length, padded=padded, packed=window.documents == "pack")
     empty = pa.BufferOutputStream()
     shard_writer(empty, schema, compression=compression).close()
     per_shard = empty.getvalue().size

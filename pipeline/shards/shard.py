@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.executor.local import run_tasks
+from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
 from pipeline.shards.folder import record_shard
 from pipeline.shards.format import find_footer, group_table, shard_schema, shard_writer
@@ -101,13 +102,13 @@ def write_split(
 def write_shard(folder: Path, name: str, first: int, last: int, *, stored: StoredWindows, layout: Layout) -> ShardEntry:
     """Write one shard, rows [first, last) of its split, and return its entry for the manifest."""
     temporary, max_length = folder / WRITING / name, stored.windows.max_length
-    padded = stored.windows.tail == "pad"
+    padded, packed = stored.windows.tail == "pad", isinstance(stored.windows, PackedWindows)
     groups = []
     rows = min(layout.windows_per_group, last - first)
     scratch_2BT = np.empty((2, rows, max_length), np.int32)  # takes no memory until it is used
     with temporary.open("xb") as file:
         sink = _HashingFile(file)
-        schema = shard_schema(max_length, padded=padded)
+        schema = shard_schema(max_length, padded=padded, packed=packed)
         with shard_writer(sink, schema, compression=layout.compression) as writer:
             for start in range(first, last, layout.windows_per_group):
                 stop = min(start + layout.windows_per_group, last)

@@ -29,13 +29,13 @@ from pipeline.executor.local import run_tasks
 from pipeline.rules import names_arguments
 from pipeline.settings import WindowConfig
 from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
-from pipeline.shards.format import find_footer, open_shard, read_footer, shard_schema
+from pipeline.shards.format import find_footer, open_shard, read_footer, read_segments, shard_schema
 from pipeline.shards.job import fingerprint_of
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
 from pipeline.shards.write import count_corpus
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
 from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, open_store
-from pipeline.windows import IGNORED, StoredWindows, count_padding, count_unused, cut_windows
+from pipeline.windows import IGNORED, StoredWindows, count_cut, count_padding, count_unused, cut_windows
 
 if TYPE_CHECKING:
     import os
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from pipeline.packing import Segments
 
 # What the manifest counts of the corpus and the token store knows too. `audited` may differ: it never changes the IDs.
 COUNTED = ("documents", "characters", "bytes", "special_text_found", "bad")
@@ -84,6 +86,7 @@ class _Rows:
     stored: StoredWindows | None  # None: only the missing token store knows where documents start
     has_stream: bool  # the rows are compared with the token store
     padded: bool
+    packed: bool
     vocab_size: int
     pad_id: int
 
@@ -228,14 +231,20 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
     if store or cut["documents"] == "join":
         section = WindowConfig(
             max_length=entry.max_length,
-            stride=entry.stride,
+            stride=None if cut["documents"] == "pack" else entry.stride,
             allow_gaps=True,
             tail=cut["tail"],
             documents=cut["documents"],
         )
         documents = store.documents(name) if store else None
         num_tokens = entry.num_tokens if stream is None else len(stream)
-        windows = cut_windows(section, num_tokens=num_tokens, documents=documents, end_is_target=end_is_target)
+        windows = cut_windows(
+            section,
+            num_tokens=num_tokens,
+            documents=documents,
+            end_is_target=end_is_target,
+            group_tokens=cut.get("pack_group_tokens"),
+        )
         if len(windows) != entry.num_windows:
             problems.append(
                 f"{name} has {counted(entry.num_windows, 'window')} by the manifest, but {len(windows):,} by arithmetic"
@@ -251,9 +260,11 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         unused = cut.get("left_over", {}).get(name)  # early data sets have no such count
         if windows and unused and unused != (found_unused := count_unused(windows, firsts, sizes)):
             problems.append(f"windows.left_over.{name} is {unused}, but {found_unused} by the token store")
-        padding = cut.get("padding", {}).get(name)
-        if windows and padding is not None and padding != (found_padding := count_padding(windows)):
-            problems.append(f"windows.padding.{name} is {padding}, but {found_padding} by the token store")
+        counts_by_name = {"padding": count_padding} | ({"cut": count_cut} if cut["documents"] == "pack" else {})
+        for key, count_windows in counts_by_name.items():
+            recorded = cut.get(key, {}).get(name)
+            if windows and recorded is not None and recorded != (counted_here := count_windows(windows)):
+                problems.append(f"windows.{key}.{name} is {recorded}, but {counted_here} by the token store")
     counts = [shard.num_windows for shard in entry.shards]
     stored = None
     if windows and not problems:
@@ -270,6 +281,7 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         stored=stored,
         has_stream=stream is not None,
         padded=cut["tail"] == "pad",
+        packed=cut["documents"] == "pack",
         vocab_size=manifest.tokenizer["vocab_size"],
         pad_id=cut["pad_id"] or 0,
     )
@@ -297,7 +309,7 @@ def _check_shard(folder: Path, task: tuple[_Rows, int]) -> list[Fault]:
 
 def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) -> Iterator[str]:
     path = folder / entry.path
-    schema = shard_schema(rows.entry.max_length, padded=rows.padded)
+    schema = shard_schema(rows.entry.max_length, padded=rows.padded, packed=rows.packed)
     try:
         with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -333,15 +345,24 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
     starts, next_ids = (table.column(name).to_numpy() for name in ("start", "next_id"))
     max_length = inputs_BT.shape[1]
     lengths = table.column("length").to_numpy() if rows.padded else np.full(len(starts), max_length, np.int32)
+    segments = None
+    if rows.packed:
+        try:
+            segments = read_segments(table, lengths, (next_ids != IGNORED) & (lengths == max_length))
+        except ValueError as error:
+            yield str(error)
+            return
     after_BT = np.arange(max_length) >= lengths[:, None]
+    counts_BT = ~after_BT & ~_mark_ends(segments, after_BT.shape)
     shifted_BT = np.concatenate([inputs_BT[:, 1:], next_ids[:, None]], axis=1)
-    # A short window's last target is still among its inputs, at the position after its real tokens.
-    padding_BT = np.arange(max_length) > lengths[:, None]
+    # A short window's last target is still among its inputs, at the position after its real tokens; not so if packed.
+    padding_BT = after_BT if rows.packed else np.arange(max_length) > lengths[:, None]
     checks = {
         "input_ids outside the vocabulary": (inputs_BT < 0) | (inputs_BT >= rows.vocab_size),
-        "target_ids outside the vocabulary": ~after_BT & ((targets_BT < 0) | (targets_BT >= rows.vocab_size)),
-        "target_ids that are not the input_ids shifted by one": ~after_BT & (targets_BT != shifted_BT),
+        "target_ids outside the vocabulary": counts_BT & ((targets_BT < 0) | (targets_BT >= rows.vocab_size)),
+        "target_ids that are not the input_ids shifted by one": counts_BT & (targets_BT != shifted_BT),
         "target_ids after the window's length that are not -100": after_BT & (targets_BT != IGNORED),
+        "target_ids at a document's end that are not -100": ~counts_BT & ~after_BT & (targets_BT != IGNORED),
         "input_ids after the window's length that are not end-of-text": padding_BT & (inputs_BT != rows.pad_id),
         "a next_id that is not the last of target_ids": (next_ids != targets_BT[:, -1])[:, None],
     }
@@ -349,21 +370,47 @@ def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -
         if wrong.any():
             at = np.flatnonzero(wrong.any(axis=1))
             yield f"{counted(len(at), 'window')} with {text}, the first in row {at[0]}"
-    if rows.stored is None:
-        return
-    last = first + len(starts)
+    if rows.stored is not None:
+        given = (inputs_BT, targets_BT), (starts, lengths), segments
+        yield from _compare_rows(rows, first, *given)
+
+
+def _compare_rows(
+    rows: _Rows,
+    first: int,
+    ids_2BT: tuple[np.ndarray, np.ndarray],
+    located: tuple[np.ndarray, np.ndarray],
+    segments: Segments | None,
+) -> Iterator[str]:
+    """List where the rows of a row group differ from the windows' arithmetic, and from the token store."""
+    assert rows.stored is not None, "there is something to compare with"
+    last = first + len(ids_2BT[0])
     expected = rows.stored.windows.locate(rows.stored.numbers(first, last))
-    for text, found, right in zip(("start", "length"), (starts, lengths), expected, strict=True):
+    for text, found, right in zip(("start", "length"), located, expected, strict=True):
         if (found != right).any():
             row = int(np.flatnonzero(found != right)[0])
             yield f"row {row} has {text} {found[row]}, but {right[row]} by arithmetic"
     if not rows.has_stream:
         return
-    ids_BT1 = rows.stored.read(first, last)[0]
-    differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != np.where(after_BT, IGNORED, ids_BT1[:, 1:]))
+    inputs_BT, targets_BT = ids_2BT
+    ids_BT1, _, _, *packed = rows.stored.read(first, last)
+    ends_BT = _mark_ends(packed[0] if packed else None, inputs_BT.shape)
+    if (ends_BT != _mark_ends(segments, inputs_BT.shape)).any():
+        yield "segment_lengths are not those of the packed documents"
+    after_BT = np.arange(inputs_BT.shape[1]) >= located[1][:, None]
+    expected_BT = np.where(after_BT | ends_BT, IGNORED, ids_BT1[:, 1:])
+    differ_BT = (inputs_BT != ids_BT1[:, :-1]) | (targets_BT != expected_BT)
     if differ_BT.any():
         at = np.flatnonzero(differ_BT.any(axis=1))
         yield f"{counted(len(at), 'window')} unlike the token store, the first in row {at[0]}"
+
+
+def _mark_ends(segments: Segments | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Return where documents of packed windows end, so that the target does not count: bool [B, T]."""
+    ends_BT = np.zeros(shape, bool)
+    if segments is not None:
+        ends_BT.reshape(-1)[segments.last_positions(shape[1])] = True
+    return ends_BT
 
 
 def _matrix(table: pa.Table, name: str) -> np.ndarray:

@@ -32,7 +32,7 @@ from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
-from pipeline.windows import count_padding, count_unused
+from pipeline.windows import count_cut, count_padding, count_unused
 
 if TYPE_CHECKING:
     import os
@@ -233,11 +233,11 @@ def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
 def _write_splits(
     job: Job, store: TokenStore, lock: FolderLock
 ) -> tuple[dict[str, SplitEntry], dict[str, dict[str, Any]]]:
-    """Write the shards of all splits. Return the splits' entries, and their unused tokens and padding."""
+    """Write the shards of all splits. Return the splits' entries, and what the manifest counts of their windows."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
     prepare_folder(lock, names)
-    splits, unused, padding = {}, {}, {}
+    splits, unused, padding, cut = {}, {}, {}, {}
     with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():
             entries = write_split(
@@ -251,6 +251,7 @@ def _write_splits(
             documents = store.documents(name)
             unused[name] = count_unused(stored.windows, *documents)
             padding[name] = count_padding(stored.windows)
+            cut[name] = count_cut(stored.windows)
             splits[name] = SplitEntry(
                 num_documents=len(documents[0]),
                 num_tokens=len(stored.stream),
@@ -259,7 +260,10 @@ def _write_splits(
                 stride=stored.windows.stride,
                 shards=entries,
             )
-    return splits, {"left_over": unused, "padding": padding}
+    counts: dict[str, dict[str, Any]] = {"left_over": unused, "padding": padding}
+    if job.sections.window.documents == "pack":
+        counts["cut"] = cut
+    return splits, counts
 
 
 def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
@@ -271,15 +275,17 @@ def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
     """
     stored = job.cut(store, split)
     if len(stored) == 0:
-        windows, tokens = stored.windows, len(stored.stream)
-        remedy = "lower window.max_length or set window.tail=pad" if tokens > 1 else "check the corpus"
+        window, tokens = job.sections.window, len(stored.stream)
+        is_short = window.tail == "drop" and tokens > 1
+        remedy = "lower window.max_length or set window.tail=pad" if is_short else "check the corpus"
         if store.validation:
             remedy += ", or change split.validation or split.seed"
-        segments = len(windows.firsts) if tokens else 0
-        needed = windows.max_length + 1 if windows.tail == "drop" else 2
+        needed = window.max_length + 1 if window.tail == "drop" else 2
+        one = " of one document with its end-of-text" if window.documents == "separate" else ""
+        documents = counted(len(store.documents(split)[0]), "document")
         raise ValueError(
-            f"the {split} split has {counted(tokens, 'token')} in {counted(segments, 'segment')}, but a window of "
-            f"window.max_length={windows.max_length} needs {counted(needed, 'token')} of one; {remedy}"
+            f"the {split} split has {counted(tokens, 'token')} in {documents}, but a window of "
+            f"window.max_length={window.max_length} needs {counted(needed, 'token')}{one}; {remedy}"
         )
     return stored
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # A data set that is complete is not written again, and its store neither.
 REMEDY = "run the write stage with a new shards.path, which makes the token store again"
 FORMAT = 4
+LONG_SPAN = 64  # tokens: a slice takes as long as this many of numpy's indices
 OLD_FORMAT = 3  # of release 0.1.0: a chunk is known by its names too, and has them
 
 
@@ -96,6 +97,18 @@ class TokenStream:
         for one in np.flatnonzero(~in_one_file):
             start = int(starts[one])
             out[rows[one]] = self.read(start, start + width)
+
+    def copy_spans(self, starts: np.ndarray, sizes: np.ndarray, *, out: np.ndarray, at: np.ndarray) -> None:
+        """Copy the tokens [start, start + size) of each span to `out[at : at + size]`, file by file; `out` is flat."""
+        firsts = starts + self._start
+        files = np.searchsorted(self._ends, firsts, side="right")
+        in_one_file = firsts + sizes <= self._ends[files]
+        for file in np.unique(files[in_one_file]):
+            chosen = np.flatnonzero(in_one_file & (files == file))
+            _copy_spans(self._map(int(file)), firsts[chosen] + self._shift(int(file)), sizes[chosen], out, at[chosen])
+        for one in np.flatnonzero(~in_one_file):
+            start, size, to = int(starts[one]), int(sizes[one]), int(at[one])
+            out[to : to + size] = self.read(start, start + size)
 
     def _shift(self, file: int) -> int:
         """Return what a token's position in a file is beyond its position in all files."""
@@ -286,6 +299,18 @@ def forget_files() -> None:
 @cache
 def _check_once(path: Path, checksum: int) -> None:
     check_file(path, checksum)
+
+
+def _copy_spans(tokens: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, out: np.ndarray, at: np.ndarray) -> None:
+    """Copy spans: long ones one by one, which is the fastest for each token, and all short ones at once."""
+    is_long = sizes >= LONG_SPAN
+    tokens = tokens.view(np.ndarray)  # a memmap takes several times as long to slice
+    for first, size, to in zip(firsts[is_long].tolist(), sizes[is_long].tolist(), at[is_long].tolist(), strict=True):
+        out[to : to + size] = tokens[first : first + size]
+    firsts, sizes, at = (values[~is_long] for values in (firsts, sizes, at))
+    stops = np.cumsum(sizes)
+    within = np.arange(stops[-1] if len(stops) else 0) - np.repeat(stops - sizes, sizes)
+    out[np.repeat(at, sizes) + within] = tokens[np.repeat(firsts, sizes) + within]
 
 
 def _map_complete(path: Path) -> np.ndarray:
