@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.loader.draws import Draws, Origin
+from pipeline.loader.many_orders import windows_of_many
 from pipeline.loader.order import Span
 from pipeline.loader.weights import find_shares
 
@@ -195,10 +196,9 @@ class Mixture:
             mine = np.flatnonzero(part_of == number)
             row = i[mine] % self.num_rows
             source, draw = self._part(number).find(row, i[mine] // self.num_rows)
-            for one in np.unique(source).tolist():
-                chosen = np.flatnonzero(source == one)
-                windows = self._windows_of(one, draw[chosen] * self.num_rows + row[chosen])
-                found[mine[chosen]] = windows + self.offsets[one]
+            sizes = np.diff(self.offsets)[source]
+            epochs, indices = np.divmod(draw * self.num_rows + row, sizes)
+            found[mine] = windows_of_many(self.orders, source, sizes, indices, epochs) + self.offsets[source]
         return found
 
     def spans(self, start: int, _epoch: int = 0, *, rank: int = 0, world_size: int = 1) -> Iterator[Span]:
@@ -245,18 +245,6 @@ class Mixture:
                 yield Span(group, span.low, span.high, index, index_of(last + 1, slack[0] + 2))
             epoch += 1
             entry = (row - epoch * size) % rows  # the row's first entry in this epoch: (k * rows + row) - epoch * size
-
-    def _windows_of(self, source: int, draws: Int64) -> Int64:
-        """Return the windows that a source yields at its draws [P], which are numbered through all rows."""
-        order = self.orders[source]
-        epochs, indices = np.divmod(draws, len(order))
-        if order.shuffle != "lanes":
-            return order.windows(indices, epochs)
-        found = np.empty(len(draws), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            found[chosen] = order.windows(indices[chosen], epoch)
-        return found
 
     def _number(self, index: int) -> int:
         return int(np.searchsorted(self._starts, index, side="right")) - 1

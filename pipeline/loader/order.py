@@ -87,7 +87,7 @@ def rank_indices(start: int, count: int, *, rank: int, world_size: int, stop: in
     return np.arange(first, stop, world_size, dtype=np.int64)
 
 
-_GROUPS, _IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
+GROUPS, IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
 
 
 class Span(NamedTuple):
@@ -192,7 +192,7 @@ class Order:
         if self.shuffle == "none":
             return i
         if self.shuffle == "full":
-            return permute(i, len(self), make_key(self.seed, epoch, _IN_BLOCK))
+            return permute(i, len(self), make_key(self.seed, epoch, IN_BLOCK))
         assert isinstance(epoch, int), "each epoch has a sequence of its own"
         sequence = self.shuffle_row_groups(epoch)
         lane, entry = i % self.lanes, i // self.lanes
@@ -200,7 +200,7 @@ class Order:
         block = np.searchsorted(sequence.blocks, at, side="right") - 1
         low = np.maximum(sequence.blocks[block], sequence.lanes[lane])
         high = np.minimum(sequence.blocks[block + 1], sequence.lanes[lane + 1])
-        at = low + permute(at - low, high - low, make_key(self.seed, epoch, _IN_BLOCK, lane, block))
+        at = low + permute(at - low, high - low, make_key(self.seed, epoch, IN_BLOCK, lane, block))
         number = np.searchsorted(sequence.borders, at, side="right") - 1
         return self.starts[sequence.groups[number]] + at - sequence.borders[number]
 
@@ -238,13 +238,21 @@ class Order:
 
     def shuffle_row_groups(self, epoch: int) -> RowGroupSequence:
         """Return the row groups of one epoch in their order: shuffled under `lanes`, else as stored, in one lane."""
-        if (known := self._sequences.get(epoch)) is not None:
+        if (known := self.known_sequence(epoch)) is not None:
             return known
-        counts, num_lanes = np.diff(self.starts), 1
-        groups = np.arange(len(counts))
+        groups = np.arange(len(self.starts) - 1)
         if self.shuffle == "lanes":
-            num_lanes = self.lanes
-            groups = permute(groups, len(counts), make_key(self.seed, epoch, _GROUPS))
+            groups = permute(groups, len(groups), make_key(self.seed, epoch, GROUPS))
+        return self.remember_sequence(epoch, groups)
+
+    def known_sequence(self, epoch: int) -> RowGroupSequence | None:
+        """Return the row groups of an epoch in their order, None if they are not known yet."""
+        return self._sequences.get(epoch)
+
+    def remember_sequence(self, epoch: int, groups: Int64) -> RowGroupSequence:
+        """Return how lanes and blocks divide the row groups of an epoch, which are in this order, and remember it."""
+        counts = np.diff(self.starts)
+        num_lanes = self.lanes if self.shuffle == "lanes" else 1
         borders = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[groups])])
         block = {"none": 1, "full": max(1, len(counts)), "lanes": self.block}[self.shuffle]
         lane = np.arange(num_lanes + 1)
