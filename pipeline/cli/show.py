@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.base.atomic import write_text
 from pipeline.base.wording import counted, visible
+from pipeline.cli.explorer import explorer, script_policy
 from pipeline.cli.html import ICON, POLICY
 from pipeline.corpus.compression import SUFFIXES
 from pipeline.corpus.documents import describe_location
@@ -40,17 +41,20 @@ if TYPE_CHECKING:
     from pipeline.settings import Config
     from pipeline.shards.manifest import Manifest
     from pipeline.tokenizer.tokenizer import Tokenizer
+    from pipeline.windows import Documents
 
 BACKGROUNDS = (153, 223, 183, 217)  # of a terminal's 256 colours; neighbouring tokens take different ones
 SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")
 STYLE = """
-body { font: 15px/1.5 sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; background: #fff; color: #111; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+.wide { overflow-x: auto; }
 .tokens { display: flex; flex-wrap: wrap; gap: 4px 2px; font: 13px monospace; }
 .pair { display: inline-flex; flex-direction: column; align-items: center; border-top: 4px solid transparent; }
-.pair span { white-space: pre; padding: 0 2px; }
+.pair span { white-space: pre; padding: 0 2px; color: #111; }
 .before { border-top-color: #0072b2; } .after { border-top-color: #d55e00; } .both { border-top-color: #009e73; }
 .padding { opacity: .5; border-top-color: #777; }
-small { color: #666; } pre { white-space: pre-wrap; background: #eee; padding: .5rem; }
+small { opacity: .7; } pre { white-space: pre-wrap; background: #8882; padding: .5rem; }
 """
 MARKS = {"before": "<", "after": ">", "both": "=", "padding": "."}
 
@@ -112,7 +116,14 @@ def show_windows(config: Config) -> ShowReport:
     if len(shown) < len(numbers):
         notes.append(f"{counted(len(numbers) - len(shown), 'row')} only to fill the batch")
     if show.html:
-        write_text(Path(show.html).absolute(), page(title, shown, tokenizer))
+        slide = explorer(
+            manifest,
+            windows,
+            shown[0].window,
+            documents=find_segments(manifest, store, split),
+            show_pieces=lambda ids: show_pieces(ids, tokenizer),
+        )
+        write_text(Path(show.html).absolute(), page(title, shown, tokenizer, explorer=slide))
         print(f"show\n  in        {visible(show.html)}")
         return ShowReport(windows=shown, html=show.html)
     width = shutil.get_terminal_size((110, 24)).columns
@@ -214,11 +225,20 @@ def find_segment(manifest: Manifest, store: TokenStore | None, split: str, start
     """Return the first token and the size of the text that a window is cut from: a document, or the split."""
     if manifest.windows["documents"] != "separate":
         return 0, manifest.splits[split].num_tokens
-    if store is None:
+    segments = find_segments(manifest, store, split)
+    if segments is None:
         raise ValueError("windows of separate documents need the token store to be shown; cache.path names its folder")
-    firsts, sizes = store.documents(split)
+    firsts, sizes = segments
     at = int(np.searchsorted(firsts, start, side="right")) - 1
-    return int(firsts[at]), int(sizes[at]) + manifest.windows.get("end_of_text_is_target", False)
+    return int(firsts[at]), int(sizes[at])
+
+
+def find_segments(manifest: Manifest, store: TokenStore | None, split: str) -> Documents | None:
+    """Return the first token and the size of each document that windows do not cross; None if they cross them."""
+    if manifest.windows["documents"] == "join" or store is None:
+        return None
+    firsts, sizes = store.documents(split)
+    return firsts, sizes + int(manifest.windows.get("end_of_text_is_target", False))
 
 
 def find_documents(store: TokenStore, split: str, start: int, stop: int) -> list[str]:
@@ -342,9 +362,13 @@ def overlap_mark(window: Shown, position: int) -> str:
     return "both" if before and after else "before" if before else "after" if after else ""
 
 
-def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None) -> str:
+def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None, *, explorer: str = "") -> str:
     """Return the windows as an HTML page that fetches nothing."""
-    body = [f"<h1>{escape(title)}</h1>", "<p>Each column: an input token, its ID, and its target, the next token.</p>"]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        explorer,
+        "<p>Each column: an input token, its ID, and its target, the next token.</p>",
+    ]
     colours = {"before": "blue", "after": "orange", "both": "green", "padding": "grey"}
     for window in windows:
         body.append(f"<h2>Window {window.window}</h2><p>{_describe_span(window)} of the {window.split} split.</p>")
@@ -360,8 +384,10 @@ def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None) -> str:
         if tokenizer is not None:
             body.append(f"<pre>{escape(tokenizer.decode(window.input_ids[: window.length]))}</pre>")
         body += [f"<p>{escape(document)}</p>" for document in window.documents]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title>{ICON}<style>{STYLE}</style>'
-    head += f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    policy = f"{POLICY}; {script_policy()}" if explorer else POLICY
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title>{ICON}<style>{STYLE}</style>"
+    head += f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     text = "\n".join(body)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'
 
