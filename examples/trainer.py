@@ -1,7 +1,7 @@
 """Hugging Face Trainer: torchrun --nproc-per-node 2 examples/trainer.py SHARDS [--steps 40]
 
 Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped.
-Four traps:
+Five traps:
 
 - The models shift `labels` once more. `shift_labels` are targets that are shifted already; the models compute a loss
   only if there are `labels` too.
@@ -9,6 +9,8 @@ Four traps:
   is, and with `ignore_data_skip` it stays where its state has put it.
 - With a `len`, the Trainer counts a resumed epoch from its start, and omits the last step of the epoch unless
   `gradient_accumulation_steps` divides it. So it gets an endless stream here, and counts steps only.
+- `position_ids` keep documents apart only without a cache and without an `attention_mask`. So the config says
+  `use_cache=False`, and the items have no mask.
 - A kill in the middle of a save leaves an incomplete folder. The loader's state is written last, so a checkpoint
   without it is incomplete.
 """
@@ -44,7 +46,8 @@ class Batches:
         while True:
             for batch in loader:
                 self.windows = tuple(batch.window_ids.tolist())
-                yield {"input_ids": batch.input_ids, "labels": batch.target_ids, "shift_labels": batch.target_ids}
+                items = {"input_ids": batch.input_ids, "labels": batch.target_ids, "shift_labels": batch.target_ids}
+                yield {**items, "position_ids": batch["position_ids"]}
 
 
 class WindowTrainer(Trainer):
@@ -81,7 +84,11 @@ options = TrainingArguments(
     report_to="none",
     disable_tqdm=True,
 )
-loader = ShardLoader(arguments.shards, batch_size=arguments.batch // options.world_size)  # its rank is torch's
+loader = ShardLoader(
+    arguments.shards,
+    batch_size=arguments.batch // options.world_size,  # its rank is torch's
+    document_ids=True,
+)
 batches = Batches()
 manifest = read_manifest(arguments.shards)
 torch.manual_seed(0)
@@ -89,6 +96,7 @@ config = GPT2Config(
     vocab_size=manifest.tokenizer["vocab_size"],
     bos_token_id=None,
     eos_token_id=None,
+    use_cache=False,
     n_positions=manifest.splits["train"].max_length,
     n_embd=32,
     n_layer=1,

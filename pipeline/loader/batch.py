@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -71,6 +71,29 @@ class Batch:
     def max_seqlen(self) -> int | None:
         """The most tokens between two of `cu_seqlens`."""
         return None if self.documents is None else self.documents.max_seqlen
+
+    def huggingface_arguments(self) -> dict[str, Any]:
+        """Return what tells a Hugging Face model where documents are.
+
+            model(batch.input_ids, **batch.huggingface_arguments(), use_cache=False)
+
+        These are `position_ids`, and `cu_seq_lens_q`, `cu_seq_lens_k` (int32), `max_length_q`, `max_length_k` (int),
+        which FlashAttention takes. Do not pass an `attention_mask` too: models then attend across documents.
+
+        Raises:
+            ValueError: the batches have no documents.
+
+        """
+        if self.documents is None:
+            raise ValueError("this batch does not know its documents; make the loader with document_ids=True")
+        bounds, longest = self.documents.cu_seqlens, self.documents.max_seqlen
+        return {
+            "position_ids": self.documents.position_ids,
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
     @property
     def num_targets(self) -> int:
