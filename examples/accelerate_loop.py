@@ -1,7 +1,8 @@
 """Accelerate: accelerate launch --num_processes 2 examples/accelerate_loop.py SHARDS [--steps 40]
 
 Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped.
-`register_for_checkpointing` puts the loader's state into what `save_state` saves. Two traps:
+`register_for_checkpointing` puts the loader's state into what `save_state` saves. At the end it prints the validation
+loss, if the data set has a validation split. Two traps:
 
 - Pass the model and the optimizer to `prepare`, not the loader. It divides a DataLoader around the loader among the
   processes a second time, and the samples left over never arrive.
@@ -54,6 +55,22 @@ def save(step: int) -> None:
     accelerator.wait_for_everyone()
 
 
+def validate() -> float:
+    """Return the mean loss of the validation split: sums over batches and ranks, divided once."""
+    batches = ShardLoader(
+        arguments.shards, split="validation", batch_size=16, shuffle="none", drop_last=False, restart=True
+    )
+    totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # the losses of all targets, their number
+    with torch.no_grad():
+        for batch in batches:
+            here = batch.to(accelerator.device)
+            logits = model(here.input_ids)
+            totals[0] += nn.functional.cross_entropy(logits.flatten(0, 1), here.target_ids.flatten(), reduction="sum")
+            totals[1] += batch.num_targets
+    totals = accelerator.reduce(totals, "sum")
+    return float(totals[0] / totals[1])
+
+
 step = 0
 if latest := max(arguments.checkpoint.glob("step-*"), key=number, default=None):
     accelerator.load_state(latest)  # the loader's state is the same small dict on every rank
@@ -76,4 +93,6 @@ while step < arguments.steps:
         if step == arguments.steps:
             break
 
+if "validation" in manifest.splits:
+    accelerator.print(f"validation loss {validate():.6f}")
 accelerator.end_training()

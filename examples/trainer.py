@@ -1,7 +1,7 @@
 """Hugging Face Trainer: torchrun --nproc-per-node 2 examples/trainer.py SHARDS [--steps 40]
 
 Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped.
-Five traps:
+At the end it prints the validation loss, if the data set has a validation split. Six traps:
 
 - The models shift `labels` once more. `shift_labels` are targets that are shifted already; the models compute a loss
   only if there are `labels` too.
@@ -11,6 +11,8 @@ Five traps:
   `gradient_accumulation_steps` divides it. So it gets an endless stream here, and counts steps only.
 - `position_ids` keep documents apart only without a cache and without an `attention_mask`. So the config says
   `use_cache=False`, and the items have no mask.
+- The Trainer's own evaluation averages the means of batches: the last one, mostly rows that only fill it, weighs as
+  much as the others. `evaluate` below adds up losses and targets over batches and processes, and divides once.
 - A kill in the middle of a save leaves an incomplete folder. The loader's state is written last, so a checkpoint
   without it is incomplete.
 """
@@ -60,6 +62,29 @@ class WindowTrainer(Trainer):
             with arguments.seen.open("a") as file:
                 file.write(f"{self.state.global_step + 1} {loss.item():.9f} {','.join(map(str, batches.windows))}\n")
         return loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Return the mean loss of the validation split: sums over batches and ranks, divided once."""
+        batch_size = self.args.per_device_eval_batch_size
+        validation = ShardLoader(
+            arguments.shards, split="validation", batch_size=batch_size, shuffle="none", drop_last=False, restart=True
+        )
+        assert isinstance(self.model, torch.nn.Module), "the Trainer was given a model"
+        model = self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)  # the losses of all targets, their number
+        with torch.no_grad():
+            for batch in validation:
+                here = batch.to(self.args.device)
+                logits = model(input_ids=here.input_ids, use_cache=False).logits
+                totals[0] += torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), here.target_ids.flatten(), reduction="sum"
+                )
+                totals[1] += batch.num_targets
+        totals = self.accelerator.reduce(totals, "sum")
+        metrics = {f"{metric_key_prefix}_loss": float(totals[0] / totals[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 class SaveLoader(TrainerCallback):
@@ -115,3 +140,7 @@ if step:
     loader.load_state_dict(json.loads(complete[step].read_text()))
 if step < arguments.steps:  # the Trainer does a step before it looks
     trainer.train(resume_from_checkpoint=str(complete[step].parent) if step else None)
+if "validation" in manifest.splits:
+    loss = trainer.evaluate()["eval_loss"]
+    if trainer.is_world_process_zero():
+        print(f"validation loss {loss:.6f}")

@@ -150,6 +150,25 @@ class EmbeddedBatch(Batch):
         return replace(moved, embed=lambda: self.embeddings.to(device, non_blocking=non_blocking))
 
 
+def look_up(embedding: nn.Module, *given: torch.Tensor) -> torch.Tensor:
+    """Return the vectors of token IDs.
+
+    Raises:
+        ValueError: a module around the embedding has sharded its weights, and gathers them in its own `forward` alone.
+
+    """
+    try:
+        vectors_BTD: torch.Tensor = embedding(*given)
+    except RuntimeError as error:
+        if "DTensor" not in str(error):
+            raise
+        raise ValueError(
+            "embedding: its weights are sharded over processes, and gathered in the forward of the model alone; call "
+            "it there: self.embedding(batch.input_ids, batch.position_ids)"
+        ) from error
+    return vectors_BTD
+
+
 def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Generator[EmbeddedBatch, None, None]:
     """Yield each batch with `embeddings` [B, T, D], computed by `embedding` on the device of its weights.
 
@@ -167,7 +186,7 @@ def embed_batches(batches: Iterable[Batch], embedding: nn.Module) -> Generator[E
         if takes_positions and moved.position_ids is not None:
             given.append(moved.position_ids)
         tensors = {field.name: getattr(moved, field.name) for field in fields(Batch)}
-        return EmbeddedBatch(**tensors, embed=partial(embedding, *given))
+        return EmbeddedBatch(**tensors, embed=partial(look_up, embedding, *given))
 
     iterate = getattr(batches, "iterate", None)  # a ShardLoader's batch counts once it has its vectors
     return iterate(add_vectors) if iterate is not None else (add_vectors(batch) for batch in batches)

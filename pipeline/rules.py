@@ -161,6 +161,29 @@ def check_seconds(key: str, value: float) -> float:
     return float(value)
 
 
+def check_limit(key: str, value: Any) -> int | float | list[int | float | None]:
+    """Return a number of windows (a whole number) or a fraction of them (a float); or a list of these, for sources."""
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's
+    if isinstance(value, list | tuple):
+        return [None if one is None else cast("int | float", check_limit(key, one)) for one in value]
+    if isinstance(value, float):
+        if not 0 < value <= 1:
+            reject(key, "as a fraction must be above 0 and at most 1.0, which is all windows", value)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        reject(key, "must be a number of windows, such as 1000, or a fraction of them, such as 0.1", value)
+    return check_range(key, value, 1, MAX_COUNT)
+
+
+def check_exclude(key: str, value: Any) -> Any:
+    """Return a file's path as text, or window numbers as they are: the data set says which ones are valid."""
+    if isinstance(value, str | os.PathLike):
+        return check_path(key, value, "must name a file of window numbers")
+    if not hasattr(value, "__iter__"):
+        reject(key, "must be a list of window numbers, or a file of them", value)
+    return value
+
+
 def check_path(key: str, path: object, rule: str = "must name a folder") -> str:
     """Return a path as text; refuse anything else, and URIs: `s3://bucket/x` would be a local folder of that name."""
     name = os.fspath(path) if isinstance(path, os.PathLike) else path

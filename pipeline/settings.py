@@ -20,7 +20,9 @@ from pipeline.rules import (
     check_batch_size,
     check_bool,
     check_choice,
+    check_exclude,
     check_fraction,
+    check_limit,
     check_list,
     check_path,
     check_paths,
@@ -291,6 +293,8 @@ class LoaderConfig(Section):
     shuffle: str = _choice(*SHUFFLES)
     seed: int = _number(0, least=0, most=MAX_EPOCH)
     lanes: int = _number(64, least=1, most=MAX_DIM)
+    limit: Any = _checked(None, check_limit)  # noqa: RUF009 - it makes a field
+    exclude: Any = _checked(None, check_exclude)  # noqa: RUF009 - it makes a field
     drop_last: bool = _checked(True, check_bool)
     document_ids: bool = _checked(False, check_bool)
     score_document_starts: bool = _checked(True, check_bool)

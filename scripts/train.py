@@ -130,6 +130,8 @@ def open_loader(
         shuffle=loader.shuffle,
         seed=loader.seed if seed is None else seed,
         lanes=loader.lanes,
+        limit=loader.limit,
+        exclude=loader.exclude,
         drop_last=loader.drop_last,
         score_document_starts=loader.score_document_starts,
         threads=loader.threads or threads,

@@ -57,7 +57,8 @@ def load_batches(
     manifest = read_manifest(path)
     batch_size, split = loader.batch_size, loader.split
     if batch_size == "all":
-        batch_size = manifest.splits[split].num_windows if split in manifest.splits else 1
+        read = {"limit": loader.limit, "exclude": loader.exclude, "rank": 0, "world_size": 1}
+        batch_size = len(ShardLoader(path, split=split, batch_size=1, shuffle="none", **read).order)
     assert isinstance(batch_size, int), "the config allows a whole number or 'all'"
     batches = ShardLoader(
         path,
@@ -68,6 +69,8 @@ def load_batches(
         shuffle=loader.shuffle,
         seed=loader.seed,
         lanes=loader.lanes,
+        limit=loader.limit,
+        exclude=loader.exclude,
         drop_last=loader.drop_last,
         score=score,
         document_ids=loader.document_ids,

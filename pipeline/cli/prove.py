@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline import ShardLoader
 from pipeline.base.wording import counted
+from pipeline.loader.order import Order
 from pipeline.shards.format import open_shard, read_columns
 from pipeline.shards.manifest import read_manifest
 
@@ -60,6 +61,8 @@ class Case:
             shuffle=self.shuffle,
             seed=self.loader.seed,
             lanes=self.loader.lanes,
+            limit=self.loader.limit,
+            exclude=self.loader.exclude,
             memory_budget=self.loader.memory_budget,
             drop_last=False,
             **options,
@@ -75,7 +78,7 @@ def prove_loader(path: str, *, loader: LoaderConfig, prove: ProveConfig) -> Prov
         ValueError: there is no such data set or split.
 
     """
-    windows = len(ShardLoader(path, split=loader.split, shuffle="none", drop_last=False).order)
+    windows = len(Case(path=path, loader=loader, shuffle="none", epoch=0).open().order)
     compared: dict[str, int] = {}
     unproven = []
     print("prove")
@@ -90,7 +93,9 @@ def prove_loader(path: str, *, loader: LoaderConfig, prove: ProveConfig) -> Prov
         try:
             epoch = prove_once(case)
             compared[shuffle] = prove_resume(case, epoch, prove)
-            show_quality(shuffle, epoch, window_spans(path, loader.split))
+            chosen = np.sort(epoch)  # all windows, or those of loader.limit and loader.exclude
+            starts, stops = window_spans(path, loader.split)
+            show_quality(shuffle, np.searchsorted(chosen, epoch), (starts[chosen], stops[chosen]))
         except BrokenPromiseError as error:
             _say(shuffle, f"FAILED: {error}")
             unproven.append(shuffle)
@@ -107,9 +112,14 @@ def prove_once(case: Case) -> np.ndarray:
     loader = case.open()
     windows = read_batches(loader, len(loader))
     windows = windows[windows >= 0]
-    counts = np.bincount(windows, minlength=len(loader.order))
-    wrong = np.flatnonzero(counts != 1)
-    if len(wrong) or len(counts) != len(loader.order):
+    order = loader.order
+    assert isinstance(order, Order), "one data set"
+    expected = np.arange(len(order)) if order.selection is None else order.selection.stored(np.arange(len(order)))
+    counts = np.bincount(windows, minlength=int(order.starts[-1]))
+    times = np.zeros(len(counts), np.int64)
+    times[expected] = 1
+    wrong = np.flatnonzero(counts != times)
+    if len(wrong):
         raise BrokenPromiseError(f"epoch {case.epoch} has window {wrong[0]} {counts[wrong[0]]} times")
     _say(case.shuffle, f"epoch {case.epoch} contains each of {counted(len(windows), 'window')} once")
     return windows

@@ -145,7 +145,8 @@ def batch_windows(config: Config) -> list[int]:
     options, show = config.loader, config.show
     batch_size = options.batch_size
     if not isinstance(batch_size, int):
-        batch_size = len(WindowDataset(config.shards_path, split=options.split))
+        read = {"limit": options.limit, "exclude": options.exclude, "rank": 0, "world_size": 1}
+        batch_size = len(ShardLoader(config.shards_path, split=options.split, batch_size=1, **read).order)
     loader = ShardLoader(
         config.shards_path,
         split=options.split,
@@ -153,6 +154,8 @@ def batch_windows(config: Config) -> list[int]:
         shuffle=options.shuffle,
         seed=options.seed,
         lanes=options.lanes,
+        limit=options.limit,
+        exclude=options.exclude,
         drop_last=options.drop_last,
         rank=show.rank,
         world_size=show.world_size,

@@ -26,6 +26,7 @@ from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, document_rule, open_split
+from pipeline.loader.selection import select_windows
 from pipeline.loader.state import read_state, write_state
 from pipeline.loader.weights import plan_weights, weights_from
 from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.loader.readers import Source
+    from pipeline.loader.selection import Windows
     from pipeline.loader.weights import Weights
 
     Item = TypeVar("Item")
@@ -75,6 +77,11 @@ class ShardLoader(IterableDataset[Batch]):
         seed: of the order.
         lanes: under `lanes`, how many parts of the data set are read in parallel and interleaved into each batch; a
             multiple of the world size.
+        limit: read only so many windows (1000) or this fraction of them (0.1), evenly spread over the data set and the
+            same for every seed, epoch and world size. 1 is one window, 1.0 all of them.
+        exclude: the numbers of windows to leave out: a list, an array, or a file of them, one number a line or `.npy`.
+            A limit is taken of the remaining windows. For a mixture, a list with one entry for each source (None:
+            nothing); so may `limit` be, which otherwise holds for each source.
         drop_last: drop the last partial global batch; otherwise fill it with rows whose targets are -100.
         restart: each iteration starts the epoch again, however the last one ended, as a `DataLoader`'s does.
         rank, world_size: of this process; left out, those of `torch.distributed`, and 0 of 1 without it.
@@ -110,6 +117,8 @@ class ShardLoader(IterableDataset[Batch]):
         shuffle: str = "auto",
         seed: int = 0,
         lanes: int = 64,
+        limit: float | Sequence[float | None] | None = None,
+        exclude: Windows | Sequence[Windows | None] | None = None,
         drop_last: bool = True,
         restart: bool = False,
         rank: int | None = None,
@@ -131,6 +140,8 @@ class ShardLoader(IterableDataset[Batch]):
             shuffle=shuffle,
             seed=seed,
             lanes=lanes,
+            limit=limit,
+            exclude=exclude,
             drop_last=drop_last,
             document_ids=document_ids,
             score_document_starts=score_document_starts,
@@ -158,7 +169,17 @@ class ShardLoader(IterableDataset[Batch]):
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
         self.threads = values.threads or min(4, os.cpu_count() or 1)
         kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
-        orders = [make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes) for reader in readers]
+        selections = select_windows(
+            [sum(reader.groups) for reader in readers],
+            split=values.split,
+            limit=values.limit,
+            exclude=values.exclude,
+            is_mixture=is_mixture,
+        )
+        orders = [
+            make_order(reader, shuffle=kind, seed=values.seed, lanes=values.lanes, selection=selection)
+            for reader, selection in zip(readers, selections, strict=True)
+        ]
         order: Order | Mixture = orders[0]
         if is_mixture:
             shares = [len(one) for one in orders] if weights is None else weights
@@ -180,7 +201,8 @@ class ShardLoader(IterableDataset[Batch]):
         self._cursor = Cursor(Progress(0, 0, order))
         if not len(self):
             raise ValueError(
-                f"batch_size: the {self.reader.split} split has {counted(len(order), 'window')}, fewer than a batch of "
+                f"batch_size: the {self.reader.split} split has {counted(len(order), 'window')}"
+                f"{' after limit and exclude' if any(selections) else ''}, fewer than a batch of "
                 f"{self.batch_size} on each of {counted(self.world_size, 'rank')}; "
                 f"lower batch_size, or set drop_last=False"
             )

@@ -24,6 +24,19 @@ def windows_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indic
 
     The orders have the same shuffle, seed and lanes.
     """
+    numbers = _numbers_of_many(orders, sources, sizes, indices, epochs)
+    selecting = [source for source, order in enumerate(orders) if order.selection is not None]
+    if selecting:
+        numbers = numbers.copy()
+    for source in np.intersect1d(sources, selecting).tolist():
+        here, selection = sources == source, orders[source].selection
+        assert selection is not None, "one of those that select"
+        numbers[here] = selection.stored(numbers[here])
+    return numbers
+
+
+def _numbers_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indices: Int64, epochs: Int64) -> Int64:
+    """Return the windows by their numbers among those that are read: int64 [P]."""
     shuffle, seed, lanes = orders[0].shuffle, orders[0].seed, orders[0].lanes
     if shuffle == "none" or not len(indices):
         return indices
@@ -36,7 +49,7 @@ def windows_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indic
     blocks, first_block = _join([sequence.blocks for sequence in sequences], of)
     borders, _ = _join([sequence.borders for sequence in sequences], of)
     windows = [
-        np.append(orders[source].starts[sequence.groups], 0)
+        np.append(orders[source].kept_starts[sequence.groups], 0)
         for (source, _), sequence in zip(pairs, sequences, strict=True)
     ]
     lane = indices % lanes

@@ -72,6 +72,8 @@ class Mixture:
     epoch_start: tuple[int, int] = (0, 0)  # an epoch, and its first index: another one after a change of sources
     offsets: Int64 = field(init=False, repr=False)  # [S + 1] windows are numbered through all sources
     group_offsets: Int64 = field(init=False, repr=False)  # [S + 1] row groups too
+    _sizes: Int64 = field(init=False, repr=False)  # [S] the windows of each source that are read
+    _size: int = field(init=False, repr=False)  # all of them
     _starts: Int64 = field(init=False, repr=False)  # the indices of `weights`
     _parts: dict[int, Draws] = field(init=False, repr=False, default_factory=dict)  # by number, as they are needed
 
@@ -79,10 +81,12 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name, sizes in (
-            ("offsets", [len(order) for order in self.orders]),
+            ("offsets", [int(order.starts[-1]) for order in self.orders]),
             ("group_offsets", [len(order.starts) - 1 for order in self.orders]),
         ):
             object.__setattr__(self, name, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)]))
+        object.__setattr__(self, "_sizes", np.array([len(order) for order in self.orders], np.int64))
+        object.__setattr__(self, "_size", sum(self._sizes.tolist()))
         empty = [source for source, order in enumerate(self.orders) if not len(order)]
         if empty:
             raise ValueError(f"source {empty[0]} of the mixture has no windows; leave it out")
@@ -98,7 +102,12 @@ class Mixture:
 
     def __len__(self) -> int:
         """Return the windows of all sources: an epoch of the mixture has as many samples; some may come twice."""
-        return int(self.offsets[-1])
+        return self._size
+
+    @property
+    def num_groups(self) -> int:
+        """The row groups with a window that is read, of all sources."""
+        return sum(order.num_groups for order in self.orders)
 
     @property
     def shuffle(self) -> Shuffle:
@@ -147,7 +156,7 @@ class Mixture:
     def num_buffered(self, world_size: int) -> int:
         """Return how many row groups a rank must buffer at once."""
         return sum(
-            len(order.starts) - 1 if self._is_tiny(order) else order.num_buffered(world_size) for order in self.orders
+            order.num_groups if self._is_tiny(order) else order.num_buffered(world_size) for order in self.orders
         )
 
     def _is_tiny(self, order: Order) -> bool:
@@ -196,7 +205,7 @@ class Mixture:
             mine = np.flatnonzero(part_of == number)
             row = i[mine] % self.num_rows
             source, draw = self._part(number).find(row, i[mine] // self.num_rows)
-            sizes = np.diff(self.offsets)[source]
+            sizes = self._sizes[source]
             epochs, indices = np.divmod(draw * self.num_rows + row, sizes)
             found[mine] = windows_of_many(self.orders, source, sizes, indices, epochs) + self.offsets[source]
         return found
@@ -212,10 +221,12 @@ class Mixture:
         drawn, (before, after) = part.before(start), part.slack()
         streams: list[Iterator[Span]] = []
         for which, source in enumerate(part.active.tolist()):
-            order, groups = self.orders[source], np.diff(self.orders[source].starts).tolist()
+            order, groups = self.orders[source], np.diff(self.orders[source].kept_starts).tolist()
             first_group = int(self.group_offsets[source])
             if self._is_tiny(order):  # all of it is always needed
-                streams.append(iter([Span(first_group + n, 0, size, start, FOREVER) for n, size in enumerate(groups)]))
+                streams.append(
+                    iter([Span(first_group + n, 0, size, start, FOREVER) for n, size in enumerate(groups) if size])
+                )
             else:
                 for row in rows:
                     slack = float(before[row]), float(after[row])

@@ -1,7 +1,8 @@
 """The sample order: which stored window comes at each index of each epoch, by arithmetic alone.
 
 Stored windows are numbered 0 .. N-1 through all row groups of all shards. An epoch has the indices 0 .. N-1, and
-`Order.windows(indices, epoch)` returns the window at each of them. It is a permutation and a pure function of the row
+`Order.windows(indices, epoch)` returns the window at each of them. With a `Selection` (`pipeline.loader.selection`), N
+is the number of selected windows, and the order is one of these. It is a permutation and a pure function of the row
 groups' sizes, `shuffle`, `seed`, `epoch`, `lanes` and `block`. World size, batch size, threads and what was read before
 play no part, so the whole state of a reader is one index, and resuming means asking from there.
 
@@ -41,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.permutation import Int64, make_key, permute
+from pipeline.loader.selection import Selection
 
 if TYPE_CHECKING:
     from pipeline.loader.readers import Reader
@@ -118,7 +120,9 @@ class Order:
     seed: int = 0
     lanes: int = 64
     block: int = 1  # row groups per shuffle block; only `lanes` uses it
-    starts: Int64 = field(init=False, repr=False)  # [G + 1] the first window of each row group; the last is N
+    selection: Selection | None = None  # the windows that are read; None: all of them
+    starts: Int64 = field(init=False, repr=False)  # [G + 1] the first stored window of each row group, and their number
+    kept_starts: Int64 = field(init=False, repr=False)  # [G + 1] the same, of the selected windows; the last is N
     _sequences: dict[int, RowGroupSequence] = field(init=False, repr=False, default_factory=dict)  # by epoch, at most 2
 
     endless = False  # an epoch ends with its last window
@@ -137,9 +141,15 @@ class Order:
             raise ValueError(f"loader.seed={self.seed} must be from 0 to 2**64 - 1")
         starts.setflags(write=False)
         object.__setattr__(self, "starts", starts)
+        object.__setattr__(self, "kept_starts", starts if self.selection is None else self.selection.starts(starts))
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self.kept_starts[-1])
+
+    @property
+    def num_groups(self) -> int:
+        """The row groups with a window that is read."""
+        return int(np.count_nonzero(np.diff(self.kept_starts)))
 
     def first(self, epoch: int) -> int:  # noqa: ARG002 - a mixture counts on from epoch to epoch
         """Return an epoch's first index."""
@@ -167,7 +177,7 @@ class Order:
 
     def num_buffered(self, world_size: int) -> int:
         """Return how many row groups a rank must buffer at once."""
-        count = len(self.starts) - 1
+        count = self.num_groups
         lanes = self.lanes // gcd(world_size, self.lanes) * self.block
         return min(count, {"none": 1, "full": count, "lanes": lanes}[self.shuffle])
 
@@ -188,7 +198,11 @@ class Order:
 
         Under `none` and `full` each index may have an epoch of its own, int64 [P].
         """
-        i = self._checked(indices, "index", "indices")
+        numbers = self._numbers(self._checked(indices, "index", "indices", len(self)), epoch)
+        return numbers if self.selection is None else self.selection.stored(numbers)
+
+    def _numbers(self, i: Int64, epoch: int | Int64) -> Int64:
+        """Return the windows at indices [P] by their numbers among those that are read: int64 [P]."""
         if self.shuffle == "none":
             return i
         if self.shuffle == "full":
@@ -202,11 +216,11 @@ class Order:
         high = np.minimum(sequence.blocks[block + 1], sequence.lanes[lane + 1])
         at = low + permute(at - low, high - low, make_key(self.seed, epoch, IN_BLOCK, lane, block))
         number = np.searchsorted(sequence.borders, at, side="right") - 1
-        return self.starts[sequence.groups[number]] + at - sequence.borders[number]
+        return self.kept_starts[sequence.groups[number]] + at - sequence.borders[number]
 
     def locate(self, windows: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return the row group of each stored window [P] and its row there: int64 [P] each."""
-        window = self._checked(windows, "window", "windows")
+        window = self._checked(windows, "window", "windows", int(self.starts[-1]))
         group = np.searchsorted(self.starts, window, side="right") - 1
         return group, window - self.starts[group]
 
@@ -251,7 +265,7 @@ class Order:
 
     def remember_sequence(self, epoch: int, groups: Int64) -> RowGroupSequence:
         """Return how lanes and blocks divide the row groups of an epoch, which are in this order, and remember it."""
-        counts = np.diff(self.starts)
+        counts = np.diff(self.kept_starts)
         num_lanes = self.lanes if self.shuffle == "lanes" else 1
         borders = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[groups])])
         block = {"none": 1, "full": max(1, len(counts)), "lanes": self.block}[self.shuffle]
@@ -263,14 +277,16 @@ class Order:
         self._sequences[epoch] = sequence
         return sequence
 
-    def _checked(self, values: npt.ArrayLike, one: str, many: str) -> Int64:
+    def _checked(self, values: npt.ArrayLike, one: str, many: str, count: int) -> Int64:
         checked = np.array(values, dtype=np.int64)
-        if checked.size and not (checked.min() >= 0 and checked.max() < len(self)):
-            raise ValueError(f"{many} {checked.min()} to {checked.max()}: each {one} must be from 0 to {len(self) - 1}")
+        if checked.size and not (checked.min() >= 0 and checked.max() < count):
+            raise ValueError(f"{many} {checked.min()} to {checked.max()}: each {one} must be from 0 to {count - 1}")
         return checked
 
 
-def make_order(reader: "Reader", *, shuffle: Shuffle, seed: int, lanes: int) -> Order:
-    """Return the order of one data set's windows."""
+def make_order(
+    reader: "Reader", *, shuffle: Shuffle, seed: int, lanes: int, selection: Selection | None = None
+) -> Order:
+    """Return the order of one data set's windows, or of the selected ones."""
     block = default_block(reader.groups, max_length=reader.max_length)
-    return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block)
+    return Order(groups=reader.groups, shuffle=shuffle, seed=seed, lanes=lanes, block=block, selection=selection)

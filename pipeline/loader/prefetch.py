@@ -93,7 +93,7 @@ class Prefetcher:
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
         self._kept: RowGroupCache | None = None  # from one epoch to the next
-        in_all = len(reader.groups) * slot_bytes(reader)
+        in_all = order.num_groups * slot_bytes(reader)
         # `full` needs all row groups at once; under `lanes` they are kept if that takes half of the budget at most.
         self.caches_all = order.shuffle == "full" or (order.shuffle == "lanes" and in_all <= memory_budget // 2)
         self.count_slots(order)
@@ -162,7 +162,7 @@ class Prefetcher:
             ValueError: the order needs more than the memory budget allows.
 
         """
-        groups = len(self.reader.groups)
+        groups = order.num_groups
         needed, each = order.num_buffered(self.world_size), max(1, slot_bytes(self.reader))
         if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]

@@ -49,14 +49,14 @@ class RowGroupCache:
     Args:
         reader: where they come from.
         slots: how many are cached at once.
-        keep: never drop one; there must be a slot for each.
+        keep: never drop one; there must be a slot for each that is read.
         counters: count what is decoded here.
 
     """
 
     def __init__(self, reader: Reader, *, slots: int, keep: bool, counters: Counters | None = None) -> None:
-        assert slots >= (len(reader.groups) if keep else 1), f"{slots} slots for {len(reader.groups)} row groups"
-        self.reader = reader
+        assert slots >= 1, "no slot to decode into"
+        self.reader, self._slots = reader, slots
         self._keep = keep
         self._has_bounds = has_bounds(reader)
         self._height = max(reader.groups, default=0)
@@ -171,7 +171,7 @@ class RowGroupCache:
         return RowBatch(ids_BT1, bounds_B2, ends_BE)
 
     def _decode_ahead(self) -> None:
-        if self._keep and len(self._decoded) == len(self.reader.groups):
+        if self._keep and len(self._decoded) == self._slots:
             self._needs = iter(())  # nothing is left to decode, ever
         while (need := self._waiting or next(self._needs, None)) is not None:
             self._waiting = need

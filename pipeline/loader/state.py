@@ -20,6 +20,7 @@ from pipeline.loader.draws import Origin
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
 from pipeline.loader.readers import MixtureReader
+from pipeline.loader.selection import SELECTING, describe_selections
 from pipeline.loader.weights import find_shares, weights_from
 from pipeline.rules import MAX_COUNT, check_range, is_number, shorten
 from pipeline.settings import MAX_EPOCH
@@ -38,6 +39,11 @@ WEIGHTS_RULE = (
 )
 OWN_CLOCKS = "drawn"  # in place of the sources' clocks: those of each row say what it has drawn
 NAMES_SHOWN = 3
+OF_SOURCES = (
+    int,
+    dict,
+    type(None),
+)  # what states have one of for each source: shuffle blocks, limits, excluded windows
 
 
 class Resumed(NamedTuple):
@@ -67,7 +73,8 @@ def identify(order: Order | Mixture, reader: Reader) -> dict[str, Any]:
     if order.shuffle == "lanes":
         blocks = [one.block for one in order.orders] if isinstance(order, Mixture) else order.block
         identity |= {"lanes": order.lanes, "block": blocks}
-    return identity
+    selections = [one.selection for one in order.orders] if isinstance(order, Mixture) else order.selection
+    return identity | describe_selections(selections)
 
 
 def write_state(epoch: int, consumed: int, order: Order | Mixture, reader: Reader) -> dict[str, Any]:
@@ -83,7 +90,11 @@ def write_state(epoch: int, consumed: int, order: Order | Mixture, reader: Reade
             state["epoch_start"] = list(order.epoch_start)
     elif isinstance(order, CarriedOrder):
         state |= {"version": CARRIED_FORMAT, "drawn": encode_draws(order.drawn[:, None])}
-    return {**state, "data_sets": describe_data_sets(reader)}
+    data_sets = describe_data_sets(reader)
+    for one, described in zip(order.orders if isinstance(order, Mixture) else [order], data_sets, strict=True):
+        if one.selection is not None:
+            described["selected"] = len(one)
+    return {**state, "data_sets": data_sets}
 
 
 def describe_data_sets(reader: Reader) -> list[dict[str, Any]]:
@@ -207,7 +218,7 @@ def _check_state(state: Mapping[str, Any], order: Order | Mixture, reader: Reade
     _check_order(state, identify(order, reader), found)
     epoch = check_range("the state's epoch", state.get("epoch"), 0, MAX_EPOCH)
     if is_mixture:
-        old = _read_mixture(state, order, [one.get("windows") for one in was], found)
+        old = _read_mixture(state, order, [one.get("selected", one.get("windows")) for one in was], found)
         consumed = check_range("the state's consumed", state.get("consumed"), old.weights[0][0], MAX_COUNT)
         is_known = set(range(len(old.orders))) <= set(found)  # the windows of all sources
         if is_known and epoch != old.next_epoch(epoch, consumed)[0]:
@@ -226,13 +237,14 @@ def _check_state(state: Mapping[str, Any], order: Order | Mixture, reader: Reade
 def _check_order(state: Mapping[str, Any], identity: Mapping[str, Any], found: list[int | None]) -> None:
     """Raise ValueError, with both values, if a state has another order."""
     is_one = not isinstance(state.get("fingerprint"), list | tuple)
-    for key, here in identity.items():
+    pairs = [(source, number) for source, number in enumerate(found) if number is not None]
+    for key, here in {**dict.fromkeys(SELECTING), **identity}.items():
         was, value = state.get(key), here
-        if key == "block":  # the shuffle blocks of each source
-            pairs = [(source, number) for source, number in enumerate(found) if number is not None]
-            value = [_as_list(here)[source] for source, _ in pairs]
-            blocks = [one if type(one) is int else shorten(repr(one), 60) for one in _as_list(was)]
-            was = [blocks[number] for _, number in pairs if number < len(blocks)]
+        if key == "block" or (key in SELECTING and not (was is None and here is None)):  # those of each source
+            value = [None if here is None else _as_list(here)[source] for source, _ in pairs]
+            given = [one if type(one) in OF_SOURCES else shorten(repr(one), 60) for one in _as_list(was)]
+            given = [None] * len(_as_list(state["fingerprint"])) if was is None and key in SELECTING else given
+            was = [given[number] for _, number in pairs if number < len(given)]
         is_of_one = key == "seed" and is_one and state.get("shuffle") == "none"  # an order without a seed
         if key != "fingerprint" and not is_of_one and not _is_same(was, value):
             shown = shorten(repr(was), 60)
