@@ -27,6 +27,7 @@ parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
 parser.add_argument("--fsdp", action="store_true", help="shard the weights instead of copying them")
+parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
 parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
@@ -61,7 +62,12 @@ complete = StateDictOptions(full_state_dict=True)  # for any number of processes
 def validate() -> float:
     """Return the mean loss of the validation split: sums over batches and ranks, divided once."""
     batches = ShardLoader(
-        arguments.shards, split="validation", batch_size=16, shuffle="none", drop_last=False, restart=True
+        arguments.shards,
+        split="validation",
+        batch_size=arguments.eval_batch,
+        shuffle="none",
+        drop_last=False,
+        restart=True,
     )
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # the losses of all targets, and their number
     with torch.no_grad():

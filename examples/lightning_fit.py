@@ -29,6 +29,7 @@ parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
 parser.add_argument("--devices", type=int, default=1)
 parser.add_argument("--limit", type=int, help="batches of an epoch, if not all: Lightning's limit_train_batches")
+parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints"))
 parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
@@ -58,7 +59,12 @@ class LanguageModel(lightning.LightningModule):
         if "validation" not in read_manifest(arguments.shards).splits:
             return []
         return ShardLoader(
-            arguments.shards, split="validation", batch_size=16, shuffle="none", drop_last=False, restart=True
+            arguments.shards,
+            split="validation",
+            batch_size=arguments.eval_batch,
+            shuffle="none",
+            drop_last=False,
+            restart=True,
         )
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:  # Lightning has moved the batch to the device

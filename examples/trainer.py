@@ -33,6 +33,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints"))
 parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
@@ -65,9 +66,13 @@ class WindowTrainer(Trainer):
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Return the mean loss of the validation split: sums over batches and ranks, divided once."""
-        batch_size = self.args.per_device_eval_batch_size
         validation = ShardLoader(
-            arguments.shards, split="validation", batch_size=batch_size, shuffle="none", drop_last=False, restart=True
+            arguments.shards,
+            split="validation",
+            batch_size=arguments.eval_batch,
+            shuffle="none",
+            drop_last=False,
+            restart=True,
         )
         assert isinstance(self.model, torch.nn.Module), "the Trainer was given a model"
         model = self.model.eval()

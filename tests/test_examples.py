@@ -1,5 +1,6 @@
 """The examples as a user runs them: stopped by kill -9, started again on another number of processes."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -13,17 +14,17 @@ import torch
 from support import ROOT, environment
 from torch import nn
 
-from pipeline import ShardLoader, TokenEmbedding, read_manifest
+from pipeline import ShardLoader, TokenEmbedding, WindowDataset, read_manifest
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
-STEPS, BATCH = 30, 32  # an epoch has 12 batches
+STEPS, BATCH = 30, 32  # an epoch has 11 batches
 
 
 @pytest.fixture(scope="module")
 def shards(write_text):
     text = "".join(f"{number} bottles of beer. " for number in range(300))
-    return write_text(text, tokenizer="bytes", max_length=16, windows_per_group=16)
+    return write_text(text, tokenizer="bytes", max_length=16, windows_per_group=16, validation=0.065)
 
 
 def needs(package):
@@ -37,7 +38,10 @@ def batches_of(path):
 
 
 def trained(path, model, optimizer, logits_of=lambda output: output, clip=None):
-    """The twin of every example: no framework, no stop. The loss and the windows of each step, numbered from 1."""
+    """The twin of every example: no framework, no stop.
+
+    The loss and the windows of each step, numbered from 1, and at the end the validation loss, window by window.
+    """
     seen = {}
     for step, batch in enumerate(islice(batches_of(path), STEPS), start=1):
         logits = logits_of(model(batch.input_ids))
@@ -49,27 +53,45 @@ def trained(path, model, optimizer, logits_of=lambda output: output, clip=None):
         optimizer.step()
         seen[step] = loss.item(), batch.window_ids.tolist()
     assert seen[STEPS][0] < seen[1][0]
-    return seen
+    return seen, validation_loss(path, model, logits_of)
+
+
+def validation_loss(path, model, logits_of=lambda output: output):
+    """The slow twin of a validation: window by window, the losses of all targets in one list."""
+    losses = []
+    with torch.no_grad():
+        for inputs, targets in WindowDataset(path, split="validation", pairs=True):
+            logits = logits_of(model.eval()(inputs[None]))[0]
+            losses += nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
+    return sum(losses) / len(losses)
+
+
+def make_small_model(shards):
+    vocab_size = read_manifest(shards).tokenizer["vocab_size"]
+    torch.manual_seed(0)
+    return nn.Sequential(TokenEmbedding(vocab_size, 32, 16), nn.LayerNorm(32), nn.Linear(32, vocab_size))
 
 
 @pytest.fixture(scope="module")
 def small_model(shards):
-    vocab_size = read_manifest(shards).tokenizer["vocab_size"]
-    torch.manual_seed(0)
-    model = nn.Sequential(TokenEmbedding(vocab_size, 32, 16), nn.LayerNorm(32), nn.Linear(32, vocab_size))
+    model = make_small_model(shards)
     return trained(shards, model, torch.optim.SGD(model.parameters(), lr=0.5))
 
 
-@pytest.fixture(scope="module")
-def gpt2(shards):
+def make_gpt2(shards):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_positions": 16, "n_embd": 32, "n_layer": 1, "n_head": 2}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
+    return GPT2LMHeadModel(
         GPT2Config(vocab_size=read_manifest(shards).tokenizer["vocab_size"], **sizes, **dropout)
     ).train()
+
+
+@pytest.fixture(scope="module")
+def gpt2(shards):
+    model = make_gpt2(shards)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     return trained(shards, model, optimizer, logits_of=lambda output: output.logits, clip=1.0)
 
@@ -83,8 +105,8 @@ def one_process(program, *arguments):
     return {"args": [sys.executable, str(ROOT / "examples" / program), *arguments], "env": {**ENVIRONMENT, **place}}
 
 
-def torchrun(program, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(program, *arguments, ranks=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return {"args": [*command, str(ROOT / "examples" / program), *arguments], "env": ENVIRONMENT}
 
 
@@ -109,6 +131,7 @@ def lines_of(seen):
     ("program", "twin", "again", "ranks"),
     [
         pytest.param("ddp.py", "small_model", torchrun, 2),
+        pytest.param("ddp.py --fsdp", "small_model", torchrun, 2),
         pytest.param("lightning_fit.py", "small_model", two_devices, 2, marks=needs("lightning")),
         pytest.param("trainer.py", "gpt2", torchrun, 2, marks=needs("transformers")),
         pytest.param("accelerate_loop.py", "small_model", torchrun, 2, marks=needs("accelerate")),
@@ -118,8 +141,16 @@ def lines_of(seen):
 def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
     shards, tmp_path, request, program, twin, again, ranks
 ):
-    whole = request.getfixturevalue(twin)
-    arguments = [str(shards), f"--batch={BATCH}", f"--steps={STEPS}", f"--checkpoint={tmp_path / 'checkpoint'}"]
+    whole, validation = request.getfixturevalue(twin)
+    program, *options = program.split()
+    options += ["--eval-batch=12"] if program != "stateful_dataloader.py" else []  # 25 windows: one rank has 13
+    arguments = [
+        *options,
+        str(shards),
+        f"--batch={BATCH}",
+        f"--steps={STEPS}",
+        f"--checkpoint={tmp_path / 'checkpoint'}",
+    ]
     killed, resumed = tmp_path / "killed.txt", tmp_path / "resumed.txt"
     with subprocess.Popen(
         **one_process(program, *arguments, f"--seen={killed}", "--pause=0.05"),
@@ -147,6 +178,35 @@ def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
             assert len(lines) == processes
             assert sorted(window for _, part in lines for window in part) == sorted(windows)
             assert sum(loss for loss, _ in lines) / processes == pytest.approx(loss, rel=1e-4)
+    if program != "stateful_dataloader.py":
+        assert printed_loss(done) == pytest.approx(validation, rel=1e-4)
+
+
+def printed_loss(done):
+    (loss,) = re.findall(r"^validation loss ([\d.]+)$", done.stdout, re.MULTILINE)
+    return float(loss)
+
+
+@pytest.mark.parametrize(
+    ("program", "ranks", "batch_size"),
+    [
+        pytest.param("ddp.py", 3, 4),  # 25 windows in batches of 12: two ranks get none of the last one
+        pytest.param("trainer.py", 3, 4, marks=needs("transformers")),
+        pytest.param("trainer.py", 1, 1000, marks=needs("transformers")),
+    ],
+)
+def test_a_validation_is_that_of_single_windows_at_any_batch_size_and_number_of_ranks(
+    shards, tmp_path, program, ranks, batch_size
+):
+    arguments = [str(shards), "--steps=0", f"--eval-batch={batch_size}", f"--checkpoint={tmp_path / 'checkpoint'}"]
+    run = one_process(program, *arguments) if ranks == 1 else torchrun(program, *arguments, ranks=ranks)
+    done = subprocess.run(**run, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if program == "trainer.py":
+        expected = validation_loss(shards, make_gpt2(shards), lambda output: output.logits)
+    else:
+        expected = validation_loss(shards, make_small_model(shards))
+    assert printed_loss(done) == pytest.approx(expected, abs=1e-5)
 
 
 @needs("accelerate")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import torch
@@ -27,8 +28,20 @@ TENSORS = ("input_ids", "target_ids", *NAMES)
 OF_DOCUMENTS = ("document_ids", "position_ids", "cu_seqlens", "max_seqlen")
 
 
+class NotCollated:
+    """What the collators of the Hugging Face Trainer cannot take apart: they ask each sample for its `__dict__`."""
+
+    __slots__ = ()
+
+    @property
+    def __dict__(self) -> NoReturn:  # type: ignore[override]
+        if "collat" in sys._getframe(1).f_globals.get("__name__", ""):  # noqa: SLF001
+            refuse_to_collate()
+        raise AttributeError(f"a {type(self).__name__} has no __dict__")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Batch:
+class Batch(NotCollated):
     """A batch: B windows of T tokens.
 
         x, y = batch                  # inputs and targets
@@ -141,6 +154,14 @@ class Batch:
             target_ids=self.target_ids.to(device, non_blocking=non_blocking),
             documents=None if self.documents is None else self.documents.to(device),
         )
+
+
+def refuse_to_collate(*_: object, **__: object) -> NoReturn:
+    """Say what to do instead of collating batches, which a DataLoader with a `batch_size` or a Trainer would do."""
+    raise ValueError(
+        "a ShardLoader yields batches already: give the DataLoader batch_size=None, or use the loader without it; for "
+        "the Hugging Face Trainer, return it from get_train_dataloader (docs/loading.md, Where you train)"
+    )
 
 
 class Int64Block:

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.loader.batch import Batch, convert_all
+from pipeline.loader.batch import Batch, convert_all, refuse_to_collate
 from pipeline.loader.damage import Damage
 from pipeline.loader.metrics import Counters
 from pipeline.loader.prefetch import PrefetchUnit
@@ -164,11 +164,6 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
         return _unpack, self.parts
-
-
-def refuse_to_collate(*_: object, **__: object) -> NoReturn:
-    """Say what to do instead of collating batches, which a DataLoader with a `batch_size` would do."""
-    raise ValueError("a ShardLoader yields batches already: give the DataLoader batch_size=None, or leave it out")
 
 
 # Where torch's `default_collate` looks first.
