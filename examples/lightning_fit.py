@@ -9,7 +9,7 @@ each epoch and prints the loss at the end. Four traps:
 - Make it in `train_dataloader`. Before that the processes do not know their ranks, so the loader would be rejected.
 - The sanity check and `limit_val_batches` leave the validation loader early: with `restart` it starts again each time.
 - `limit_train_batches` leaves an epoch early too. Then the training loader needs `restart`, and `set_epoch` at the
-  start of each epoch, which Lightning calls for samplers only.
+  start of each epoch and of a resumed one, which Lightning calls for samplers only.
 """
 
 import argparse
@@ -54,6 +54,8 @@ class LanguageModel(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         if arguments.limit:
             self.loader.set_epoch(self.current_epoch)
+
+    on_train_start = on_train_epoch_start  # a resume calls this one alone
 
     def val_dataloader(self) -> ShardLoader | list[ShardLoader]:
         if "validation" not in read_manifest(arguments.shards).splits:

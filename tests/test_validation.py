@@ -83,7 +83,7 @@ def test_collating_batches_says_what_to_do(shards):
     for options in ({"batch_size": 4}, {}, {"batch_size": 2, "drop_last": True}):
         with pytest.raises(ValueError, match=words):
             next(iter(DataLoader(ShardLoader(shards), **options)))
-    loader = ShardLoader(shards)
+    loader = ShardLoader(shards, restart=True)
     for options in (
         {"shuffle": True},
         {"sampler": RandomSampler(loader)},
@@ -128,6 +128,9 @@ def recorder(shards):
 
         def val_dataloader(self):
             return ShardLoader(shards, batch_size=8, shuffle="none", drop_last=False, restart=True)
+
+        def on_train_start(self):  # a resume calls this hook alone
+            self.loader.set_epoch(self.current_epoch)
 
         def on_train_epoch_start(self):
             self.loader.set_epoch(self.current_epoch)
