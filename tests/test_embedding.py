@@ -1,6 +1,7 @@
 """The embedding is a one-hot product, and its gradient reaches the rows that were looked up."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,7 +114,8 @@ def test_vectors_have_the_dtype_of_the_saved_weight(positions):
 
 def test_a_plain_layer_and_one_without_weights_embed_batches_too():
     ids = torch.tensor([[1, 2]])
-    batch = Batch(input_ids=ids, target_ids=ids, window_ids=torch.tensor([0]), position_ids=ids)
+    documents = SimpleNamespace(document_ids=ids, position_ids=ids, cu_seqlens=None, max_seqlen=None)
+    batch = Batch(input_ids=ids, target_ids=ids, window_ids=torch.tensor([0]), documents=documents)
     (embedded,) = embed_batches([batch], torch.nn.Embedding(5, 4))
     assert embedded.embeddings.shape == (1, 2, 4)
 

@@ -177,10 +177,32 @@ def test_each_source_of_a_mixture_has_its_own_selection(shards):
         other = open_mixture(limit=[0.5, None], exclude=[None, [0, 1, 2]], **options)
         other.load_state_dict(json.loads(json.dumps(loader.state_dict())))
         assert by_source(other) == by_source(loader)
-        with pytest.raises(ValueError, match=r"loader\.limit was \[42, None\], here it is None"):
+        with pytest.raises(ValueError, match=r"loader\.limit was \[42, None\], here it is \[None, None\]"):
             open_mixture(exclude=[None, [0, 1, 2]], **options).load_state_dict(loader.state_dict())
     assert len(open_mixture(limit=10).order) == 20, "one value holds for each source"
     assert set(open_mixture(limit=[None, 8]).state_dict()["limit"]) == {None, 8}
+
+
+@pytest.mark.filterwarnings("ignore:the sources are not those of the state")
+@pytest.mark.parametrize("kind", ["full", "lanes"])
+def test_sources_take_their_selection_along_when_others_come_and_go(shards, write_text, kind):
+    other = write_text("".join(f"{number:04} " for number in range(900, 990)), tokenizer="bytes", max_length=12)
+    order = {"batch_size": 4, "shuffle": kind, "lanes": 2, "restart": False}
+    loader = ShardLoader([shards, other], limit=[20, None], exclude=[None, [0]], **order)
+    loader.skip(3)
+    state, drawn = json.loads(json.dumps(loader.state_dict())), loader.source_samples
+    swapped = ShardLoader([other, shards], limit=[None, 20], exclude=[[0], None], **order)
+    swapped.load_state_dict(state)
+    assert swapped.source_samples == drawn[::-1]
+    alone = ShardLoader(shards, limit=20, **order)
+    alone.load_state_dict(state)
+    assert alone.epoch * 20 + alone.consumed == drawn[0]
+    for wrong, words in (
+        ({"limit": 21}, r"limit was \[20\], here it is \[21\]"),
+        ({}, r"limit was \[20\], here it is \[None\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ShardLoader(shards, **wrong, **order).load_state_dict(state)
 
 
 def test_window_numbers_come_from_lists_arrays_and_files(shards, tmp_path):
