@@ -17,7 +17,7 @@ import multiprocessing.connection
 import os
 import threading
 from copy import copy
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
