@@ -114,7 +114,7 @@ def test_vectors_have_the_dtype_of_the_saved_weight(positions):
 
 def test_a_plain_layer_and_one_without_weights_embed_batches_too():
     ids = torch.tensor([[1, 2]])
-    documents = SimpleNamespace(document_ids=ids, position_ids=ids, cu_seqlens=None, max_seqlen=None)
+    documents = SimpleNamespace(document_ids=ids, position_ids=ids, to=lambda _: documents)
     batch = Batch(input_ids=ids, target_ids=ids, window_ids=torch.tensor([0]), documents=documents)
     (embedded,) = embed_batches([batch], torch.nn.Embedding(5, 4))
     assert embedded.embeddings.shape == (1, 2, 4)
