@@ -30,6 +30,7 @@ WINDOWS = {
     "join": {"stride": 17},
     "pad": {"stride": 24, "tail": "pad"},
     "separate": {"documents": "separate", "tail": "pad"},
+    "pack": {"documents": "pack"},
 }
 
 
@@ -97,7 +98,7 @@ def batch(request, tmp_path_factory):
     return found
 
 
-of_several_documents = pytest.mark.parametrize("batch", ["join", "pad"], indirect=True)
+of_several_documents = pytest.mark.parametrize("batch", ["join", "pad", "pack"], indirect=True)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,6 +51,26 @@ def cut(texts, *, max_length, stride, tail, documents, bos=None):
             new = [place > reached for place in range(start + 1, stop + 1)]
             windows.append((tokens[inputs], tokens[targets], of[inputs], of[targets], new))
             reached = stop
+    return windows
+
+
+def read_packed(path, texts, bos=None):
+    """The same of packed windows. Which documents share one is the writer's choice; their tokens are the corpus's."""
+    stream = list(itertools.chain(*(spell(text, bos) for text in texts)))
+    endings = {tuple(spell(text, bos))[-size:] for text in texts for size in range(1, len(spell(text, bos)) + 1)}
+    windows = []
+    for row in pq.read_table(path / "data").to_pylist():
+        inputs, targets, of = [], [], []
+        for number, size in enumerate(row["segment_lengths"]):
+            tokens = row["input_ids"][len(inputs) : len(inputs) + size]
+            assert number > 0 or tokens == stream[row["start"] : row["start"] + size]
+            is_end = tokens[-1] == END
+            assert not is_end or tuple(tokens) in endings, "whole, or the rest of one"
+            inputs += tokens
+            targets += [*tokens[1:], -100 if is_end else stream[row["start"] + size]]
+            of += [number] * size
+        windows.append((inputs, targets, of, of, [True] * len(of)))
+    assert sum(len(window[0]) for window in windows) == len(stream), "each token once"
     return windows
 
 
@@ -118,7 +139,7 @@ def corpora(draw):
         "max_length": max_length,
         "stride": draw(st.integers(1, max_length)),
         "tail": draw(st.sampled_from(["drop", "pad"])),
-        "documents": draw(st.sampled_from(["join", "separate"])),
+        "documents": draw(st.sampled_from(["join", "separate", "pack"] if max_length > 1 else ["join", "separate"])),
         "bos": draw(st.sampled_from([None, 300, END, 70_000])),
     }
 
@@ -135,13 +156,17 @@ def test_batches_say_where_the_documents_of_the_corpus_are(
     tmp_path_factory, corpus, score, score_document_starts, batch_size
 ):
     folder = tmp_path_factory.mktemp("documents")
-    windows, length = cut(**corpus), corpus["max_length"]
-    if not windows:
+    length, is_packed = corpus["max_length"], corpus["documents"] == "pack"
+    windows = [] if is_packed else cut(**corpus)
+    if is_packed:
+        del corpus["stride"], corpus["tail"]  # they have no meaning there
+    elif not windows:
         return
     report = write(folder, **corpus)
+    windows = windows or read_packed(report.path, corpus["texts"], corpus["bos"])
     options = {"score": score, "score_document_starts": score_document_starts}
     given = {**options, "document_ids": True, "batch_size": batch_size, "drop_last": False}
-    cut_again = {name: corpus[name] for name in ("max_length", "stride", "tail", "documents")}
+    cut_again = {name: corpus[name] for name in ("max_length", "stride", "tail", "documents") if name in corpus}
     store = store_windows(folder / f"cache/stores/{report.manifest.store}.json", **cut_again)
     for loader in (
         ShardLoader(report.path, shuffle="none", **given),
@@ -226,17 +251,54 @@ def test_a_pickled_batch_has_its_own_documents_alone(joined):
     assert max(sizes) < 2_000, "not those of the batches that were read with it"
 
 
-def test_a_mixture_tells_the_documents_of_each_source(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one = {"texts": TEXTS, "max_length": 16, "stride": 5, "tail": "pad", "documents": "join"}
-    two = {"texts": TEXTS[::-1], "max_length": 16, "stride": 16, "tail": "pad", "documents": "separate"}
-    paths = [write(tmp_path / "a", **one).path, write(tmp_path / "b", **two).path]
-    sources = [cut(**one), cut(**two)]
+@pytest.mark.parametrize("bos", [None, END])
+def test_a_mixture_tells_the_documents_of_each_source(tmp_path, bos):
+    one = {"texts": TEXTS, "max_length": 16, "stride": 5, "tail": "pad", "documents": "join", "bos": bos}
+    two = {**one, "texts": TEXTS[::-1], "stride": 16, "documents": "separate"}
+    three = {"texts": TEXTS, "max_length": 16, "documents": "pack", "bos": bos}
+    paths = []
+    for number, corpus in enumerate((one, two, three)):
+        (tmp_path / str(number)).mkdir()
+        paths.append(write(tmp_path / str(number), **corpus).path)
+    sources = [cut(**one), cut(**two), read_packed(paths[2], TEXTS, bos)]
     for shuffle in ("full", "lanes"):
         options = {"score_document_starts": False}
         for batch in ShardLoader(paths, batch_size=5, shuffle=shuffle, lanes=4, document_ids=True, **options):
             check(batch, None, 16, sources=sources, **options)
+
+
+def test_the_name_of_the_end_token_ends_nothing_and_the_token_does(tmp_path):
+    text = "ab<|endoftext|>cd"
+    found = {}
+    for special_text in ("literal", "control"):
+        path = write_shards(
+            tmp_path / special_text,
+            corpus=[text],
+            tokenizer=TokenizerConfig(name="bytes", special_text=special_text),
+            window=WindowConfig(max_length=64, tail="pad"),
+            cache=tmp_path / "cache",
+        ).path
+        (batch,) = ShardLoader(path, batch_size=1, document_ids=True, score_document_starts=False)
+        found[special_text] = batch.cu_seqlens.tolist(), batch.num_targets
+    assert found == {"literal": ([0, 16, 64], 16), "control": ([0, 3, 4, 64], 3)}
+
+
+def test_a_damaged_row_group_belongs_to_no_document(tmp_path):
+    for documents in ("join", "pack"):
+        path = write(tmp_path, TEXTS, max_length=8, documents=documents).path
+        shard = min((path / "data").iterdir())
+        content = bytearray(shard.read_bytes())
+        at = pq.read_metadata(shard).row_group(1).column(0).data_page_offset
+        content[at + 30] ^= 255
+        shard.write_bytes(content)
+        loader = ShardLoader(path, batch_size=4, shuffle="full", document_ids=True, on_bad="fill")
+        with pytest.warns(UserWarning, match="Its windows come as rows that only fill"):
+            batches = list(loader)
+        filling = [(batch, batch.window_ids == -1) for batch in batches]
+        assert sum(int(rows.sum()) for _, rows in filling) == 3
+        for batch, rows in filling:
+            assert (batch.document_ids[rows] == -1).all()
+            assert (batch.document_ids[~rows][:, 0] == 0).all()
 
 
 def test_a_batch_moves_shows_and_names_its_documents(joined):

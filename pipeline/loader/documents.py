@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class DocumentRule(NamedTuple):
     """How documents are told apart, and what a reader does with that."""
 
-    end_of_text: int  # `StartAndEnd` if the same token starts documents, too
+    end_of_text: int | None  # `StartAndEnd` if the same token starts documents, too; None: all rows are packed
     ids: bool = True  # batches say where their documents are
     score_starts: bool = True  # a document's first token is a target that counts
 
@@ -52,15 +52,23 @@ class Pieces(NamedTuple):
         return Pieces(starts, self.sizes[first:last], self.numbers[first:last], firsts)
 
 
-def find_first_targets(rows: RowBatch, end_of_text: int) -> np.ndarray:
-    """Return which targets are a document's first token, as positions in the flattened rows: int64, ascending."""
-    ids_BT1, (height, width) = rows.ids, (len(rows.ids), rows.ids.shape[1] - 1)
-    is_first_BT: np.ndarray = ids_BT1[:, :-1] == end_of_text
+def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
+    """Return which targets are a document's first token, as positions in the flattened rows: int64, ascending.
+
+    End-of-text tokens end documents. Packed rows say themselves where they do (`RowBatch.ends`).
+    """
+    ids_BT1, width = rows.ids, rows.ids.shape[1] - 1
+    is_first_BT: np.ndarray = np.zeros((len(ids_BT1), width), bool)
+    if end_of_text is not None:
+        np.equal(ids_BT1[:, :-1], end_of_text, out=is_first_BT)
     if isinstance(end_of_text, StartAndEnd):
         is_first_BT &= ids_BT1[:, 1:] == end_of_text  # the second of two
+    if rows.ends is not None:
+        is_packed_B = rows.ends.any(axis=1)  # in a mixture, others may be not
+        bits_BT = np.unpackbits(rows.ends[is_packed_B], axis=1, count=width, bitorder="little")
+        is_first_BT[is_packed_B] = bits_BT.astype(bool)
     if rows.bounds is not None:  # padding may consist of end-of-text tokens
         is_first_BT &= np.arange(width, dtype=np.int32) < padding_starts(rows)[:, None]
-    assert is_first_BT.shape == (height, width), "one for each target"
     return np.flatnonzero(is_first_BT)
 
 

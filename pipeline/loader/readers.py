@@ -332,7 +332,11 @@ def document_rule(reader: Reader, *, ids: bool, score_starts: bool) -> DocumentR
         ValueError: as `end_of_text_id` does.
 
     """
-    return None if score_starts and not ids else DocumentRule(end_of_text_id(reader), ids, score_starts)
+    if score_starts and not ids:
+        return None
+    sources = reader.readers if isinstance(reader, MixtureReader) else [reader]
+    end_of_text = None if all(source.packed for source in sources) else end_of_text_id(reader)
+    return DocumentRule(end_of_text, ids, score_starts)
 
 
 def end_of_text_id(reader: Reader) -> int:
