@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 MAX_COUNT = 2**62  # numbers of windows and documents
+LARGEST_WEIGHT = 1e300  # of a source in a mixture
 MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
 MAX_SECONDS = 10**6  # a timer's limit is 2^31 milliseconds on some systems
 PATHS = "must be a file, folder or glob, or a list of them"
@@ -213,6 +214,48 @@ def check_list(key: str, values: object, one: Callable[..., Any], *arguments: An
     if not isinstance(values, list | tuple) or not values:
         reject(key, "must be a list of at least one value", values)
     return [one(key, value, *arguments, **options) for value in values]
+
+
+def check_sources(key: str, sources: object) -> list[dict[str, Any]]:
+    """Return the sources of a mixture as `path` and `weight`: a number, or a schedule of [step, number]."""
+    rule = "must be a list of sources, each with `path` and maybe `weight`"
+    if not isinstance(sources, list | tuple) or not sources:
+        reject(key, rule, sources)
+    read = []
+    for one in sources:
+        if not isinstance(one, Mapping) or "path" not in one or not set(one) <= {"path", "weight"}:
+            reject(key, rule, one)
+        weight = one.get("weight")
+        if isinstance(weight, list | tuple):
+            weight = _check_schedule(f"{key}: weight", weight)
+        elif weight is not None:
+            _check_weight(f"{key}: weight", weight)
+        read.append({"path": check_path(f"{key}: path", one["path"]), "weight": weight})
+    if len({one["weight"] is None for one in read}) > 1:
+        reject(key, "must have a weight for each source, or for none", [one["weight"] for one in read][:9])
+    return read
+
+
+def _check_weight(key: str, weight: object) -> float:
+    if not is_number(weight) or not 0 <= cast("float", weight) < LARGEST_WEIGHT:
+        reject(
+            key, f"must be a number from 0 to {LARGEST_WEIGHT:g}, or a schedule [[0, number], [step, number]]", weight
+        )
+    return cast("float", weight)
+
+
+def _check_schedule(key: str, schedule: Sequence[Any]) -> list[tuple[int, float]]:
+    read: list[tuple[int, float]] = []
+    for entry in schedule:
+        if not isinstance(entry, list | tuple) or len(entry) != 2:
+            reject(key, "must be a number, or a schedule [[0, number], [step, number], ...]", schedule)
+        step = check_range(f"{key}: a step", entry[0], 0, MAX_COUNT)
+        if step <= read[-1][0] if read else step:
+            reject(key, "the steps of a schedule must start with 0 and rise", schedule)
+        read.append((step, _check_weight(key, entry[1])))
+    if not read:
+        reject(key, "must be a number, or a schedule [[0, number], [step, number], ...]", schedule)
+    return read
 
 
 def check_token(key: str, value: object) -> str | int:

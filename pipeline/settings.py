@@ -28,6 +28,7 @@ from pipeline.rules import (
     check_paths,
     check_range,
     check_seconds,
+    check_sources,
     check_special_tokens,
     check_text,
     check_token,
@@ -284,7 +285,13 @@ class ShardsConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class LoaderConfig(Section):
-    """How windows become batches; `ShardLoader` says what each value means. Here `batch_size` may also be `all`."""
+    """How windows become batches; `ShardLoader` says what each value means. Here `batch_size` may also be `all`.
+
+    Args:
+        sources: of a mixture, each with `path` and `weight` (a number, or a schedule `[[0, 0.9], [10000, 0.5]]`), which
+            the stages load, show and prove read instead of the folder of `shards.path`.
+
+    """
 
     section: ClassVar[str] = "loader"
 
@@ -301,6 +308,7 @@ class LoaderConfig(Section):
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)
     memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
     on_bad: str = _choice("raise", "fill")
+    sources: Any = _checked(None, check_sources)  # noqa: RUF009 - it makes a field
 
 
 @dataclass(kw_only=True, slots=True)
@@ -459,7 +467,12 @@ class Config:
             reject("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
         for stage in self.stages:
             check_choice("stages", stage, STAGES)
-        if {"write", "load"} <= set(self.stages) and self.loader.split == "validation" and not self.split.validation:
+        if (
+            {"write", "load"} <= set(self.stages)
+            and self.loader.split == "validation"
+            and not self.split.validation
+            and self.loader.sources is None
+        ):
             rule = "there is no validation split, because split.validation is 0"
             conflict("loader.split", rule, self.loader.split)
 

@@ -38,7 +38,7 @@ def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
                 loader=LoaderConfig(batch_size=3, shuffle=shuffle, seed=5, lanes=4),
                 show=ShowConfig(step=step, epoch=2, rank=rank, world_size=2),
             )
-            assert show.batch_windows(config) == batch.window_ids.tolist()
+            assert [window for _, window in show.batch_samples(config)] == batch.window_ids.tolist()
 
 
 @pytest.mark.slow

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.base.progress import ProgressBar
+from pipeline.cli.sources import open_loader, source_paths
 from pipeline.embedding import TokenEmbedding, embed_batches
-from pipeline.loader.loader import ShardLoader
-from pipeline.shards.manifest import read_manifest
+from pipeline.loader.mixture import Mixture
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from pipeline.loader.loader import ShardLoader
     from pipeline.settings import EmbeddingConfig, LoaderConfig
 
 
@@ -37,6 +38,8 @@ class LoadReport:
     window_id: int  # the first window of the first batch, shown in the summary
     input_ids: list[int]
     target_ids: list[int]
+    bytes_decoded: int = 0  # of row groups, as they are in memory
+    source_samples: dict[str, int] | None = None  # of a mixture, how many samples each folder gave
 
 
 def load_batches(
@@ -54,34 +57,19 @@ def load_batches(
             windows than one batch.
 
     """
-    manifest = read_manifest(path)
-    batch_size, split = loader.batch_size, loader.split
-    if batch_size == "all":
-        read = {"limit": loader.limit, "exclude": loader.exclude, "rank": 0, "world_size": 1}
-        batch_size = len(ShardLoader(path, split=split, batch_size=1, shuffle="none", **read).order)
-    assert isinstance(batch_size, int), "the config allows a whole number or 'all'"
-    batches = ShardLoader(
+    batches = open_loader(
         path,
+        loader,
         rank=0,  # whatever else runs beside it: this stage reads the complete epoch
         world_size=1,
-        split=split,
-        batch_size=batch_size,
-        shuffle=loader.shuffle,
-        seed=loader.seed,
-        lanes=loader.lanes,
-        limit=loader.limit,
-        exclude=loader.exclude,
-        drop_last=loader.drop_last,
         score=score,
         document_ids=loader.document_ids,
         score_document_starts=loader.score_document_starts,
         threads=loader.threads,
-        memory_budget=loader.memory_budget,
-        on_bad=loader.on_bad,
         tokenizer=tokenizer,
     )
-    vocab_size = manifest.tokenizer["vocab_size"]
-    max_length = manifest.splits[split].max_length
+    batch_size, max_length = batches.batch_size, batches.reader.max_length
+    vocab_size = batches.reader.tokenizer["vocab_size"]
     layer = TokenEmbedding(vocab_size, embedding.dim, max_length, positions=embedding.positions, seed=embedding.seed)
     first, first_seconds, waited, num_batches, windows = None, 0.0, 0.0, 0, 0
     total = len(batches) * batch_size * max_length
@@ -118,4 +106,16 @@ def load_batches(
         window_id=int(first.window_ids[0]),
         input_ids=first.input_ids[0].tolist(),
         target_ids=first.target_ids[0].tolist(),
+        bytes_decoded=int(batches.metrics()["bytes_decoded"]),
+        source_samples=count_samples(batches, source_paths(path, loader)),
     )
+
+
+def count_samples(loader: ShardLoader, paths: list[str | os.PathLike[str]]) -> dict[str, int] | None:
+    """Return how many samples each source of a mixture gave, by its folder; None for one data set."""
+    if not isinstance(loader.order, Mixture):
+        return None
+    counts: dict[str, int] = {}
+    for path, count in zip(map(str, paths), loader.source_samples, strict=True):
+        counts[path] = counts.get(path, 0) + count  # the same data set may be there twice
+    return counts

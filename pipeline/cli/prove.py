@@ -4,6 +4,9 @@
 2. All world sizes, batch sizes and resume points give one sequence of windows.
 3. How well the windows are mixed, compared with a random order of the same windows.
 
+Of a mixture, the first part checks that each window of a source comes as often as any other, and that the loader counts
+what each source gave; there is no third part.
+
 The first part reads a complete epoch in each order. The second reads the next two batches of every rank from each
 resume point, or as many as the epoch still has, and compares them with the epoch of the first part. The third uses the
 windows' positions in the text: the windows of a data set that is stored shuffled are numbered in shuffled order.
@@ -12,22 +15,26 @@ windows' positions in the text: the windows of a data set that is stored shuffle
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import ShardLoader
 from pipeline.base.wording import counted
+from pipeline.cli.sources import open_loader
+from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
 from pipeline.shards.format import open_shard, read_columns
 from pipeline.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
+    from pipeline import ShardLoader
     from pipeline.settings import LoaderConfig, ProveConfig
 
 BATCH = 8
+SHOWN_SOURCES = 9
 SHUFFLES = ("none", "full", "lanes")
 
 
@@ -46,7 +53,7 @@ class ProveReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One order of one data set."""
+    """One order of one data set, or of the mixture of `loader.sources`."""
 
     path: str
     loader: LoaderConfig
@@ -55,18 +62,8 @@ class Case:
 
     def open(self, **options: Any) -> ShardLoader:
         """Open a loader at the start of the epoch, which it reads to the last window."""
-        loader = ShardLoader(
-            self.path,
-            split=self.loader.split,
-            shuffle=self.shuffle,
-            seed=self.loader.seed,
-            lanes=self.loader.lanes,
-            limit=self.loader.limit,
-            exclude=self.loader.exclude,
-            memory_budget=self.loader.memory_budget,
-            drop_last=False,
-            **options,
-        )
+        given = {"shuffle": self.shuffle, "drop_last": False, "batch_size": 8, "on_bad": "raise"}
+        loader = open_loader(self.path, self.loader, **given | options)
         loader.set_epoch(self.epoch)
         return loader
 
@@ -91,11 +88,12 @@ def prove_loader(path: str, *, loader: LoaderConfig, prove: ProveConfig) -> Prov
             unproven += [shuffle] if prove.shuffles else []
             continue
         try:
-            epoch = prove_once(case)
+            epoch = prove_shares(case) if loader.sources else prove_once(case)
             compared[shuffle] = prove_resume(case, epoch, prove)
-            chosen = np.sort(epoch)  # all windows, or those of loader.limit and loader.exclude
-            starts, stops = window_spans(path, loader.split)
-            show_quality(shuffle, np.searchsorted(chosen, epoch), (starts[chosen], stops[chosen]))
+            if not loader.sources:
+                chosen = np.sort(epoch)  # all windows, or those of loader.limit and loader.exclude
+                starts, stops = window_spans(path, loader.split)
+                show_quality(shuffle, np.searchsorted(chosen, epoch), (starts[chosen], stops[chosen]))
         except BrokenPromiseError as error:
             _say(shuffle, f"FAILED: {error}")
             unproven.append(shuffle)
@@ -125,6 +123,28 @@ def prove_once(case: Case) -> np.ndarray:
     return windows
 
 
+def prove_shares(case: Case) -> np.ndarray:
+    """Read an epoch of a mixture, check what each source gave, and return the windows, numbered through all sources."""
+    loader = case.open()
+    order, before = loader.order, np.array(loader.source_samples)
+    assert isinstance(order, Mixture), "several sources"
+    windows = read_batches(loader, len(loader))
+    sources = np.searchsorted(order.offsets, windows, side="right") - 1
+    counts = np.bincount(sources, minlength=len(order.orders))
+    if not np.array_equal(counts, np.array(loader.source_samples) - before):
+        raise BrokenPromiseError(f"the sources gave {counts.tolist()} samples, which source_samples does not say")
+    for source, one in enumerate(order.orders):
+        times = np.bincount(windows[sources == source] - order.offsets[source], minlength=len(one))
+        # An epoch of the mixture starts and ends within an epoch of the source, where rows are ahead of one another.
+        ahead = 0 if order.num_rows == 1 else -(-4 * (1 + len(counts)) * order.num_rows // len(one))
+        if times.max() - times.min() > 2 + ahead:
+            raise BrokenPromiseError(f"source {source} gave a window {times.max()} times, another {times.min()} times")
+    shown = ", ".join(f"{count:,}" for count in counts[:SHOWN_SOURCES].tolist())
+    more = f" and {len(counts) - SHOWN_SOURCES} more" if len(counts) > SHOWN_SOURCES else ""
+    _say(case.shuffle, f"epoch {case.epoch} has {counted(len(windows), 'sample')} of the sources: {shown}{more}")
+    return windows[: len(order)]  # its last batch goes on into the next epoch
+
+
 def prove_resume(case: Case, epoch: np.ndarray, prove: ProveConfig) -> int:
     """Resume at several points with every world size and compare with the epoch; return how many samples."""
     order = case.open().order
@@ -149,15 +169,19 @@ def prove_resume(case: Case, epoch: np.ndarray, prove: ProveConfig) -> int:
 def compare_rest(case: Case, epoch: np.ndarray, *, start: int, world_size: int, batch_size: int) -> int:
     """Resume at one point and read two batches on every rank, or to the epoch's end; return how many samples."""
     global_batch = world_size * batch_size
+    at_start = case.open()
     batches = min(2, -(-(len(epoch) - start) // global_batch))
+    if at_start.order.endless:  # a mixture's last batch goes on into its next epoch
+        batches = min(2, (len(epoch) - start) // global_batch)
     remaining = epoch[start : start + batches * global_batch]
-    assert len(remaining), "there is a sample after each resume point"
-    state = {**case.open().state_dict(), "consumed": start}
+    state = {**at_start.state_dict(), "consumed": at_start.consumed + start}
     for rank in range(world_size):
         loader = case.open(rank=rank, world_size=world_size, batch_size=batch_size)
-        loader.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a schedule counts the steps of other batches
+            loader.load_state_dict(state)
         expected = np.full(batches * batch_size, -1)  # -1: a row that only fills the epoch's last batch
-        mine = remaining[(rank - start) % world_size :: world_size]
+        mine = remaining[(rank - at_start.consumed - start) % world_size :: world_size]
         expected[: len(mine)] = mine
         if not np.array_equal(read_batches(loader, batches), expected):
             raise BrokenPromiseError(
@@ -214,9 +238,17 @@ def measure(windows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple
 
 
 def read_batches(loader: ShardLoader, count: int) -> np.ndarray:
-    """Return the windows of the next batches, int64; -1 for a row that only fills a batch."""
-    found = (batch.window_ids.numpy() for batch in itertools.islice(loader, count))
-    return np.concatenate([np.empty(0, np.int64), *found])
+    """Return the windows of the next batches, int64; -1 for a row that only fills a batch.
+
+    Those of a mixture are numbered through all sources.
+    """
+    found = [np.empty(0, np.int64)]
+    for batch in itertools.islice(loader, count):
+        windows = batch.window_ids.numpy()
+        if isinstance(loader.order, Mixture) and batch.source_ids is not None:
+            windows = windows + loader.order.offsets[batch.source_ids.numpy()]
+        found.append(windows)
+    return np.concatenate(found)
 
 
 def _world_sizes(sizes: list[int]) -> str:

@@ -21,13 +21,14 @@ from pipeline.base.atomic import write_text
 from pipeline.base.wording import counted, visible
 from pipeline.cli.explorer import explorer, script_policy
 from pipeline.cli.html import ICON, POLICY
+from pipeline.cli.sources import open_loader, source_paths
 from pipeline.corpus.compression import SUFFIXES
 from pipeline.corpus.documents import describe_location
 from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
-from pipeline.loader.loader import ShardLoader
 from pipeline.loader.map_dataset import WindowDataset
 from pipeline.loader.row_group_cache import count_tokens
 from pipeline.packing import PackedWindows
+from pipeline.rules import reject
 from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig, WindowConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
@@ -73,6 +74,7 @@ class Shown:
     after: int  # its last tokens that the next window contains too
     segments: list[int]  # of a packed window, the tokens of each document
     documents: list[str]  # their sources, and which of their tokens the window contains
+    path: str | None = None  # in a mixture, its data set's folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,37 +92,43 @@ def show_windows(config: Config) -> ShowReport:
         ValueError: there is no such data set, split, window or step.
 
     """
-    path, split, show = config.shards_path, config.loader.split, config.show
-    manifest = read_manifest(path)
-    windows = WindowDataset(path, split=split, score=config.window.score)
+    split, show = config.loader.split, config.show
+    paths = [Path(one) for one in source_paths(config.shards_path, config.loader)]
+    name = f"mixture of {counted(len(paths), 'data set')}" if config.loader.sources else str(paths[0])
     if show.step is None:
+        if config.loader.sources:
+            reject(
+                "show.step", "must be set with loader.sources: a mixture has batches, and no windows by number", None
+            )
+        windows = WindowDataset(paths[0], split=split)
         if show.window >= len(windows):
             raise ValueError(
-                f"show.window: {path}: the {split} split has the windows 0 to {len(windows) - 1}; got {show.window}"
+                f"show.window: {name}: the {split} split has the windows 0 to {len(windows) - 1}; got {show.window}"
             )
-        numbers, title = [show.window], f"window {show.window} of {path}"
+        samples, title = [(0, show.window)], f"window {show.window} of {name}"
     else:
-        numbers = batch_windows(config)
-        title = f"step {show.step} of epoch {show.epoch}, rank {show.rank} of {show.world_size}, of {path}"
-    store_file = Path(config.cache.path) / "stores" / f"{manifest.store}.json"
-    store = open_store(store_file) if store_file.is_file() else None
-    shown = [find_window(manifest, windows, number, store, split) for number in numbers if number >= 0]
+        samples = batch_samples(config)
+        title = f"step {show.step} of epoch {show.epoch}, rank {show.rank} of {show.world_size}, of {name}"
+    shown, missing = find_windows(config, paths, samples)
+    manifest = read_manifest(paths[0])
     tokenizer = find_tokenizer(manifest, config.tokenizer)
     notes = []
-    if store is None:
-        notes.append(f"sources are unknown: there is no {store_file} (cache.path names another cache)")
+    if missing:
+        notes.append(f"sources are unknown: there is no {missing[0]} (cache.path names another cache)")
     if tokenizer is None:
         notes.append(
             f"only IDs are shown: name the tokenizer {manifest.tokenizer['name']} by tokenizer= and tokenizer.path="
         )
-    if len(shown) < len(numbers):
-        notes.append(f"{counted(len(numbers) - len(shown), 'row')} only to fill the batch")
+    if len(shown) < len(samples):
+        notes.append(f"{counted(len(samples) - len(shown), 'row')} only to fill the batch")
     if show.html:
+        first = Path(shown[0].path or paths[0])
+        manifest = read_manifest(first)
         slide = explorer(
             manifest,
-            windows,
+            WindowDataset(first, split=split),
             shown[0].window,
-            documents=find_segments(manifest, store, split),
+            documents=find_segments(manifest, find_store(config, manifest), split),
             show_pieces=lambda ids: show_pieces(ids, tokenizer),
         )
         write_text(Path(show.html).absolute(), page(title, shown, tokenizer, explorer=slide))
@@ -135,40 +143,53 @@ def show_windows(config: Config) -> ShowReport:
     return ShowReport(windows=shown, html=None)
 
 
-def batch_windows(config: Config) -> list[int]:
-    """Return the windows that the loader gives a rank at a step; -1 for a row that only fills the batch.
+def batch_samples(config: Config) -> list[tuple[int, int]]:
+    """Return the samples that the loader gives a rank at a step, as source and window; -1 where a row only fills.
 
     Raises:
         ValueError: an epoch has no such step.
 
     """
-    options, show = config.loader, config.show
-    batch_size = options.batch_size
-    if not isinstance(batch_size, int):
-        read = {"limit": options.limit, "exclude": options.exclude, "rank": 0, "world_size": 1}
-        batch_size = len(ShardLoader(config.shards_path, split=options.split, batch_size=1, **read).order)
-    loader = ShardLoader(
-        config.shards_path,
-        split=options.split,
-        batch_size=batch_size,
-        shuffle=options.shuffle,
-        seed=options.seed,
-        lanes=options.lanes,
-        limit=options.limit,
-        exclude=options.exclude,
-        drop_last=options.drop_last,
-        rank=show.rank,
-        world_size=show.world_size,
-        memory_budget=options.memory_budget,
-        on_bad=options.on_bad,
-    )
+    show = config.show
+    loader = open_loader(config.shards_path, config.loader, rank=show.rank, world_size=show.world_size)
+    loader.set_epoch(show.epoch)
     steps = len(loader)
     if show.step is None or show.step >= steps:
-        raise ValueError(f"show.step: {config.shards_path}: an epoch has the steps 0 to {steps - 1}; got {show.step}")
-    loader.set_epoch(show.epoch)
-    loader.load_state_dict({**loader.state_dict(), "consumed": show.step * batch_size * show.world_size})
-    numbers: list[int] = next(iter(loader)).window_ids.tolist()
-    return numbers
+        paths = source_paths(config.shards_path, config.loader)
+        raise ValueError(f"show.step: {paths[0]}: an epoch has the steps 0 to {steps - 1}; got {show.step}")
+    if loader.order.endless:  # the epochs of a mixture follow one another: this one starts with a complete batch
+        start = -(-loader.consumed // (loader.batch_size * show.world_size))
+        loader.set_epoch(0)
+        loader.skip(start)
+    loader.skip(show.step)
+    batch = next(iter(loader))
+    sources = [0] * len(batch.window_ids) if batch.source_ids is None else batch.source_ids.tolist()
+    return list(zip(sources, batch.window_ids.tolist(), strict=True))
+
+
+def find_windows(config: Config, paths: list[Path], samples: list[tuple[int, int]]) -> tuple[list[Shown], list[Path]]:
+    """Return the windows of samples that are no filling, in their order, and the token stores that are not there."""
+    split, shown, missing = config.loader.split, {}, []
+    for source in sorted({source for source, number in samples if number >= 0}):
+        manifest = read_manifest(paths[source])
+        windows = WindowDataset(paths[source], split=split, score=config.window.score)
+        store = find_store(config, manifest)
+        missing += [store_file(config, manifest)] * (store is None)
+        for number in {number for one, number in samples if one == source and number >= 0}:
+            found = find_window(manifest, windows, number, store, split)
+            shown[source, number] = replace(found, path=str(paths[source])) if config.loader.sources else found
+    return [shown[one] for one in samples if one in shown], missing
+
+
+def store_file(config: Config, manifest: Manifest) -> Path:
+    """Return where a data set's token store is, if it is there."""
+    return Path(config.cache.path) / "stores" / f"{manifest.store}.json"
+
+
+def find_store(config: Config, manifest: Manifest) -> TokenStore | None:
+    """Return a data set's token store, None if it is not there."""
+    file = store_file(config, manifest)
+    return open_store(file) if file.is_file() else None
 
 
 def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: TokenStore | None, split: str) -> Shown:
@@ -310,7 +331,7 @@ def show_pairs(window: Shown, tokenizer: Tokenizer | None) -> list[tuple[str, st
 
 def describe(window: Shown, tokenizer: Tokenizer | None, *, coloured: bool, width: int = 110) -> str:
     """Return a window for a terminal: texts and IDs, inputs above targets, then overlap, text and sources."""
-    lines = [f"window {window.window}: {_describe_span(window)} of the {window.split} split"]
+    lines = [f"{_name(window)}: {_describe_span(window)} of the {window.split} split"]
     cells = [(*pair[:3], MARKS.get(pair[3], " ")) for pair in show_pairs(window, tokenizer)]
     position = 0
     while cells:
@@ -374,7 +395,9 @@ def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None, *, explo
     ]
     colours = {"before": "blue", "after": "orange", "both": "green", "padding": "grey"}
     for window in windows:
-        body.append(f"<h2>Window {window.window}</h2><p>{_describe_span(window)} of the {window.split} split.</p>")
+        body.append(
+            f"<h2>W{escape(_name(window))[1:]}</h2><p>{_describe_span(window)} of the {window.split} split.</p>"
+        )
         body += [f"<p>{escape(line)}.</p>" for line in describe_marks(window, colours)]
         body.append("<div class='tokens'>")
         for position, (piece, token, target, kind) in enumerate(show_pairs(window, tokenizer)):
@@ -393,6 +416,10 @@ def page(title: str, windows: list[Shown], tokenizer: Tokenizer | None, *, explo
     head += f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     text = "\n".join(body)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'
+
+
+def _name(window: Shown) -> str:
+    return f"window {window.window}{f' of {window.path}' if window.path else ''}"
 
 
 def _describe_span(window: Shown) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.tokenizer.tokenizer import Tokenizer
 
 SHOWN_TOKENS = 8
+SHOWN_SOURCES = 20
 
 
 def describe_write(report: WriteReport) -> str:
@@ -228,8 +229,17 @@ def describe_load(report: LoadReport) -> str:
                 f"first batch after {seconds(report.first_batch_seconds)}",
             ),
             *(f"  {name:<12}{shape!s:<18}{letters[name]}" for name, shape in shapes.items()),
+            *_describe_sources(report.source_samples or {}),
         ]
     )
+
+
+def _describe_sources(samples: dict[str, int]) -> list[str]:
+    shown = [
+        f"  source      {counted(count, 'sample')} of {path}" for path, count in list(samples.items())[:SHOWN_SOURCES]
+    ]
+    more = len(samples) - len(shown)
+    return [*shown, f"  and {counted(more, 'source')} more, in summary.json"] if more else shown
 
 
 def describe_window(report: LoadReport, tokenizer: Tokenizer) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import fsum, isfinite
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from pipeline.rules import MAX_COUNT, check_range, is_number, reject
+from pipeline.rules import LARGEST_WEIGHT, MAX_COUNT, check_range, is_number, reject
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-LARGEST = 1e300  # of the weights
 RULE = "must be a number for each source, or a schedule: [(0, [number, ...]), (step, [number, ...]), ...]"
 Weights: TypeAlias = Sequence[float] | Sequence[tuple[int, Sequence[float]]]
+Weight = TypeVar("Weight")
 Entries: TypeAlias = list[tuple[int, tuple[float, ...]]]  # (index, the weights from there on), by rising index
 
 
@@ -46,7 +46,21 @@ def plan_weights(weights: object, *, sources: int, step_size: int) -> Entries:
     return planned
 
 
-def weights_from(entries: Sequence[tuple[int, Sequence[float]]], index: int) -> list[tuple[int, Sequence[float]]]:
+def merge_weights(given: Sequence[Any]) -> Weights | None:
+    """Return the weights of all sources from each one's own: a number, a schedule of numbers, or None for all.
+
+    >>> merge_weights([1, [[0, 2], [100, 3]]])
+    [(0, [1, 2]), (100, [1, 3])]
+    """
+    if all(one is None for one in given):
+        return None
+    schedules = [one if isinstance(one, list) else [(0, one)] for one in given]
+    steps = sorted({step for schedule in schedules for step, _ in schedule})
+    entries = [(step, [weights_from(schedule, step)[0][1] for schedule in schedules]) for step in steps]
+    return entries if len(entries) > 1 else entries[0][1]
+
+
+def weights_from(entries: Sequence[tuple[int, Weight]], index: int) -> list[tuple[int, Weight]]:
     """Return the weights that hold at an index, and those of later ones."""
     started = sum(1 for start, _ in entries if start <= index)
     return [(index, entries[started - 1][1]), *entries[started:]]
@@ -73,8 +87,8 @@ def find_shares(weights: Sequence[float], *, num_sources: int) -> npt.NDArray[np
     if len(weights) != num_sources:
         reject("weights", f"must be {num_sources}, one for each source", len(weights))
     for weight in weights:
-        if not is_number(weight) or not 0 <= weight < LARGEST or not isfinite(weight):
-            reject("weights", f"must be numbers from 0 to {LARGEST:g}", weight)
+        if not is_number(weight) or not 0 <= weight < LARGEST_WEIGHT or not isfinite(weight):
+            reject("weights", f"must be numbers from 0 to {LARGEST_WEIGHT:g}", weight)
     total = fsum(weights)
     if not total:
         reject("weights", "must not all be 0", list(weights)[:9])

@@ -1,0 +1,58 @@
+"""What the stages `load`, `show` and `prove` read: one data set, or the mixture of `loader.sources`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.loader.loader import ShardLoader
+from pipeline.loader.weights import merge_weights
+
+if TYPE_CHECKING:
+    import os
+
+    from pipeline.settings import LoaderConfig
+
+PASSED_ON = (
+    "split",
+    "batch_size",
+    "shuffle",
+    "seed",
+    "lanes",
+    "limit",
+    "exclude",
+    "drop_last",
+    "memory_budget",
+    "on_bad",
+)
+
+
+def source_paths(path: str | os.PathLike[str], loader: LoaderConfig) -> list[str | os.PathLike[str]]:
+    """Return the folders that are read: `path`, or those of the mixture."""
+    return [path] if loader.sources is None else [one["path"] for one in loader.sources]
+
+
+def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: Any) -> ShardLoader:
+    """Return the loader of a data set or, if `loader.sources` is set, of the mixture; `batch_size="all"` takes all.
+
+    Options beat what the section says.
+    """
+    names = (
+        "split",
+        "batch_size",
+        "shuffle",
+        "seed",
+        "lanes",
+        "limit",
+        "exclude",
+        "drop_last",
+        "memory_budget",
+        "on_bad",
+    )
+    given = {name: getattr(loader, name) for name in names} | options
+    if given["batch_size"] == "all":
+        one = given | {"batch_size": 1, "shuffle": "none", "rank": 0, "world_size": 1}
+        given["batch_size"] = len(open_loader(path, loader, **one).order)
+    paths = source_paths(path, loader)
+    if loader.sources is None:
+        return ShardLoader(path, **given)
+    return ShardLoader(paths, weights=merge_weights([one["weight"] for one in loader.sources]), **given)
