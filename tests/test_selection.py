@@ -116,6 +116,15 @@ def test_row_groups_without_a_selected_window_are_not_decoded(shards, kind, monk
     assert decoded == {0, 1, 7, 8}
 
 
+def test_an_order_needs_memory_for_the_row_groups_that_it_reads_alone(shards):
+    slot = 2 * (10 * 12 + 1)  # bytes of a row group: 10 windows of one text, and the next token
+    for kind in ("full", "lanes"):
+        with pytest.raises(ValueError, match="buffers 9 row groups"):
+            ShardLoader(shards, shuffle=kind, memory_budget=4 * slot, batch_size=1)
+        loader = ShardLoader(shards, shuffle=kind, memory_budget=4 * slot, batch_size=1, exclude=range(33, 83))
+        assert sorted(read(loader)) == list(range(33))
+
+
 @given(kind=kinds, limit=st.integers(9, 40), exclude=excluded, stop=st.integers(0, 8))
 @settings(max_examples=15)
 def test_a_resume_goes_on_with_the_selected_windows_that_remained(shards, kind, limit, exclude, stop):
