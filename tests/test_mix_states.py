@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 import warnings
 from collections import Counter
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import sections, store_windows
+from support import ROOT, sections, store_windows
 
 from pipeline import ShardLoader, WindowDataset, read_manifest, write_shards
 from pipeline.loader.carry import CarriedOrder, decode_draws, draws_by_row, encode_draws, skipped_draws
@@ -244,19 +245,22 @@ def test_a_token_store_and_shards_of_the_same_windows_share_their_states(folder)
         other_windows.load_state_dict(saved(ShardLoader(folder / "a", shuffle="full")))
 
 
-def test_growing_data_goes_on_with_nothing_repeated(folder, tmp_path):
-    """Yesterday's data set and today's as a new source: the recipe of docs/loading.md."""
-    yesterday, today = folder / "a", write(tmp_path, "today", 60)
-    loader = ShardLoader(yesterday, batch_size=6)
-    seen = Counter(window for _, window in samples(loader, 60))
-    state = saved(loader)
-    left = len(loader.order) - loader.consumed
-    grown = ShardLoader([yesterday, today], weights=[left, 60], batch_size=6)
-    resume(grown, state)
-    for source, window in samples(grown, left + 60):
-        seen[window if source == 0 else SIZES["a"] + window] += 1
-    assert max(seen.values()) == 1
-    assert len(seen) == SIZES["a"] + 60
+def test_growing_data_goes_on_with_nothing_repeated(tmp_path, monkeypatch):
+    """The recipe of docs/loading.md, as it stands there."""
+    section = (ROOT / "docs/loading.md").read_text().split("### Data that grows", 1)[1]
+    recipe = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    (tmp_path / "shards").mkdir()
+    sizes = [144, 56]
+    for day, windows in enumerate(sizes, start=1):
+        write(tmp_path / "shards", f"day-{day}", windows)
+    monkeypatch.chdir(tmp_path)
+    loader = ShardLoader("shards/day-1", batch_size=8)
+    seen = Counter((0, window) for _, window in samples(loader, 64))
+    names = {"ShardLoader": ShardLoader, "read_manifest": read_manifest, "state": saved(loader)}
+    with pytest.warns(UserWarning, match="day-2 is new"):
+        exec(recipe, names)
+    seen.update(samples(names["loader"], sum(sizes) - 64))
+    assert seen == Counter((source, window) for source, size in enumerate(sizes) for window in range(size))
 
 
 # --- what a state keeps of the past -----------------------------------------------------------------------------------
