@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.embedding import embed_batches as embed_batches
     from pipeline.loader.batch import Batch as Batch
     from pipeline.loader.loader import ShardLoader as ShardLoader
+    from pipeline.loader.locate import DocumentSpan as DocumentSpan
+    from pipeline.loader.locate import locate as locate
     from pipeline.loader.map_dataset import WindowDataset as WindowDataset
     from pipeline.loader.readers import StoreWindows as StoreWindows
     from pipeline.rules import ConfigError as ConfigError
@@ -46,6 +48,7 @@ _HOMES = {
     "CacheConfig": "settings",
     "ConfigError": "rules",
     "CorpusConfig": "settings",
+    "DocumentSpan": "loader.locate",
     "EmbeddedBatch": "embedding",
     "EmbeddingConfig": "settings",
     "ExecutorConfig": "settings",
@@ -66,6 +69,7 @@ _HOMES = {
     "WriteReport": "shards.write",
     "embed_batches": "embedding",
     "load_tokenizer": "tokenizer.load",
+    "locate": "loader.locate",
     "plan_shards": "shards.plan",
     "read_manifest": "shards.manifest",
     "verify_shards": "shards.verify",

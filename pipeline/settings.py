@@ -262,6 +262,7 @@ class ShardsConfig(Section):
         compression: the codec of the Parquet pages.
         order: `sequential` as in the text, or `shuffled`, an exact shuffle of all windows of a split.
         seed: of a shuffled order.
+        documents: write the documents' table of each split, which `locate` needs.
         overwrite: replace another data set in the folder.
 
     """
@@ -274,6 +275,7 @@ class ShardsConfig(Section):
     compression: str = _choice("zstd", "lz4", "snappy", "none")
     order: str = _choice(*ORDERS)
     seed: int = _number(0, least=0, most=MAX_SEED)
+    documents: bool = _checked(True, check_bool)
     overwrite: bool = _checked(False, check_bool)
 
     def __post_init__(self) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from pipeline.base.reading import open_regular
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.shards.manifest import Manifest, ShardEntry
+    from pipeline.shards.manifest import DocumentsEntry, Manifest, ShardEntry
 
 WRITING = ".writing"  # has the lock, the plan and the records of a data set that is being written
 
@@ -35,12 +35,12 @@ class Fault:
 
 def is_complete(folder: Path, manifest: Manifest) -> bool:
     """Tell whether a data set lacks nothing, as far as can be told without reading its shards."""
-    entries = [shard for split in manifest.splits.values() for shard in split.shards]
-    return not any(find_shard_problem(folder, entry) for entry in entries) and not any(list_missing(folder, manifest))
+    entries = [file for split in manifest.splits.values() for file in split.files]
+    return not any(find_file_problem(folder, entry) for entry in entries) and not any(list_missing(folder, manifest))
 
 
-def find_shard_problem(folder: Path, entry: ShardEntry) -> str | None:
-    """Return what is wrong with a shard's size or footer, or None."""
+def find_file_problem(folder: Path, entry: ShardEntry | DocumentsEntry) -> str | None:
+    """Return what is wrong with a file's size or footer, or None."""
     try:
         with open_regular(folder / entry.path) as file:
             size = file.seek(0, 2)
@@ -77,6 +77,8 @@ def list_leftovers(folder: Path) -> Iterator[Fault]:
 def list_strays(folder: Path, manifest: Manifest) -> list[str]:
     """Return the names in a data set's folder that do not belong to it. They do no harm outside `data/`."""
     own = {MANIFEST_NAME, CARD_NAME, "data", WRITING} | ({QUARANTINE_NAME} if manifest.corpus["bad"] else set())
+    if any(split.documents for split in manifest.splits.values()):
+        own.add(DOCUMENTS_FOLDER)
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in own)
 
 

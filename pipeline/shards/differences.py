@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN_FILES = 5
 SHOWN_CHARACTERS = 60
 # Keys that change no row of a data set.
-_NO_EFFECT = {"corpus.on_bad", "corpus.max_bad_fraction", "tokenizer.engine", "tokenizer.audit"}
+_NO_EFFECT = {"corpus.on_bad", "corpus.max_bad_fraction", "tokenizer.engine", "tokenizer.audit", "shards.documents"}
 _TEXT = ("corpus.", "tokenizer.", "split.")  # sections that decide the token store
 
 

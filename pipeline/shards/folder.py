@@ -30,7 +30,7 @@ from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.shards.card import CARD_NAME, is_card
 from pipeline.shards.complete import WRITING, is_complete
 from pipeline.shards.differences import explain, explain_plan, job_facts
-from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from pipeline.shards.own_files import find_parts, refuse_links, refuse_others, remove_all
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def remove_leftovers(folder: Path, identity: str) -> None:
                 pass
 
 
-def prepare_folder(lock: FolderLock, names: set[str]) -> None:
-    """Record the plan, then remove what the new data set will not contain. `names` are the file names of its shards.
+def prepare_folder(lock: FolderLock, files: set[str]) -> None:
+    """Record the plan, then remove what the new data set will not contain: `files` are its shards and tables, by path.
 
     The plan comes first and the old manifest goes second. So at no instant are our files in a folder that has neither,
     or a manifest next to files that it does not describe.
@@ -128,9 +128,12 @@ def prepare_folder(lock: FolderLock, names: set[str]) -> None:
     remove_all(find_parts(folder))
     remove_all(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
     make_folder(folder / "data")
-    for file in (folder / "data").iterdir():
-        if file.name not in names:
-            file.unlink()
+    for name in ("data", DOCUMENTS_FOLDER):
+        for file in (folder / name).iterdir() if (folder / name).is_dir() else ():
+            if f"{name}/{file.name}" not in files:
+                file.unlink()
+    with contextlib.suppress(OSError):  # not there, or not empty
+        (folder / DOCUMENTS_FOLDER).rmdir()
     sync_folder(folder)
 
 

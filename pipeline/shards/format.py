@@ -29,7 +29,7 @@ from pipeline.windows import IGNORED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.shards.manifest import ShardEntry
+    from pipeline.shards.manifest import DocumentsEntry, ShardEntry
 
 PAGE_BYTES = 16 << 20  # fits a column of a row group; two pages would take 6 % more space at stride 1
 PAGE_SLACK = 1 << 16  # bytes of page headers and levels of a column without windows, generously
@@ -142,8 +142,8 @@ def find_footer(path: Path) -> tuple[int, bytes]:
         return start, file.read(size - start)
 
 
-def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMetaData:
-    """Read a shard's footer and compare it with the manifest, before anything parses it or relies on it.
+def read_footer_bytes(path: Path, entry: ShardEntry | DocumentsEntry) -> bytes:
+    """Read a file's footer and compare it with the manifest, before anything parses it.
 
     Parquet has no checksum for a footer, and a flipped bit in it can end the process inside the library. The manifest
     has the footer's hash. Of a shard of release 0.1.0 it has only the hash of the complete file, which is then read
@@ -164,7 +164,12 @@ def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMeta
     if digest.hexdigest() != (entry.footer_sha256 or entry.sha256):
         part = "its footer does" if entry.footer_sha256 else "it does"
         raise ValueError(f"{part} not have the sha256 of the manifest: it was changed, or is another file")
-    footer = pq.read_metadata(pa.BufferReader(content or find_footer(path)[1]))
+    return content or find_footer(path)[1]
+
+
+def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMetaData:
+    """Read a shard's footer as `read_footer_bytes` does, and compare what it says with the manifest."""
+    footer = pq.read_metadata(pa.BufferReader(read_footer_bytes(path, entry)))
     check_footer(footer, entry, schema)
     return footer
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+DOCUMENTS_FOLDER = "documents"
 REPR_CHARACTERS = 300
 MAX_MANIFEST_BYTES = 1 << 29  # 100,000 shards of 128 row groups take 82 MB
 MAX_VOCAB_SIZE = 2**31  # IDs are int32
@@ -46,6 +47,19 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentsEntry:
+    """The documents' table of a split."""
+
+    path: str  # relative to the data set's folder
+    num_rows: int  # documents
+    stop: int  # the end of the last document in the split's token stream
+    bytes: int
+    sha256: str
+    footer_start: int
+    footer_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEntry:
     """One split: `train` or `validation`."""
 
@@ -55,6 +69,12 @@ class SplitEntry:
     max_length: int
     stride: int
     shards: list[ShardEntry]
+    documents: DocumentsEntry | None = None  # with shards.documents=true; not in release 0.1.0
+
+    @property
+    def files(self) -> list[ShardEntry | DocumentsEntry]:
+        """All files of the split: its shards, and the documents' table if it has one."""
+        return [*self.shards, *([self.documents] if self.documents else [])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -108,6 +128,8 @@ def manifest_fields(manifest: Manifest) -> dict[str, Any]:
     fields = dataclasses.asdict(manifest)
     for split in fields["splits"].values():
         split["shards"] = [{key: value for key, value in one.items() if value is not None} for one in split["shards"]]
+        if split["documents"] is None:
+            del split["documents"]
     return fields
 
 
@@ -196,7 +218,10 @@ def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"splits: {name!r:.99} is not the name of a split")
     shards = [ShardEntry(**shard) for shard in entry.pop("shards")]
-    split = SplitEntry(shards=shards, **entry)
+    documents = entry.pop("documents", None)
+    if documents is not None:
+        documents = _check_documents(DocumentsEntry(**documents), name)
+    split = SplitEntry(shards=shards, documents=documents, **entry)
     for key in ("num_documents", "num_tokens", "num_windows"):
         check_range(f"splits.{name}.{key}", getattr(split, key), 0, MAX_COUNT)
     check_range(f"splits.{name}.max_length", split.max_length, 1, MAX_LENGTH)
@@ -208,6 +233,18 @@ def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
     if sum(shard.num_windows for shard in shards) != split.num_windows:
         raise ValueError(f"splits.{name}: the shards' num_windows do not add up to {split.num_windows}")
     return split
+
+
+def _check_documents(table: DocumentsEntry, split: str) -> DocumentsEntry:
+    if table.path != (path := f"{DOCUMENTS_FOLDER}/{split}.parquet"):
+        raise ValueError(f"splits.{split}.documents: {table.path!r:.99} is not {path}")
+    check_range(f"{path}: num_rows", table.num_rows, 0, MAX_COUNT)
+    check_range(f"{path}: stop", table.stop, 0, MAX_COUNT)
+    check_range(f"{path}: bytes", table.bytes, 0, MAX_COUNT)
+    check_range(f"{path}: footer_start", table.footer_start, 4, table.bytes)
+    check_text(f"{path}: sha256", table.sha256)
+    check_text(f"{path}: footer_sha256", table.footer_sha256)
+    return table
 
 
 def _check_shard(shard: ShardEntry, max_length: int) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.atomic import final_name
 from pipeline.corpus.quarantine import QUARANTINE_NAME
+from pipeline.settings import SPLITS
 from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
 from pipeline.shards.complete import WRITING
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from pipeline.shards.manifest import Manifest
 
 _SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
+TABLES = tuple(f"{split}.parquet" for split in SPLITS)
 _NAMES = (MANIFEST_NAME, CARD_NAME, QUARANTINE_NAME)
 
 
 def refuse_links(folder: Path) -> None:
     """Refuse links where our own files or folders belong, before anything is written."""
-    below = [folder / name for name in (WRITING, "data")]
+    below = [folder / name for name in (WRITING, "data", DOCUMENTS_FOLDER)]
     inside = [path for parent in below if parent.is_dir() and not parent.is_symlink() for path in parent.iterdir()]
     for path in (*below, *inside, *(folder / name for name in _NAMES)):
         if path.is_symlink():
@@ -54,20 +56,35 @@ def refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) ->
     if has_plan or (manifest.corpus["bad"] if manifest else MANIFEST_NAME in ours and has_card):
         ours.add(QUARANTINE_NAME)
     has_shards = has_plan or (MANIFEST_NAME in ours and (folder / MANIFEST_NAME).exists())
+    if has_plan or (has_tables(manifest) if manifest else has_shards):
+        ours.add(DOCUMENTS_FOLDER)
     others = []
     for path in sorted(folder.iterdir()):
-        is_folder = path.name in ("data", WRITING)
+        is_folder = path.name in ("data", DOCUMENTS_FOLDER, WRITING)
         is_ours = path.name in ours or final_name(path.name) in _NAMES
         if not is_ours or not _is_kind(path, stat.S_IFDIR if is_folder else stat.S_IFREG):
             others.append(path)
         elif is_folder:
-            for file in sorted(path.iterdir()):
-                is_ours = _is_working(file.name) if path.name == WRITING else has_shards and is_shard(file.name)
-                if not is_ours or not _is_kind(file, stat.S_IFREG):
-                    others.append(file)
+            others += [file for file in sorted(path.iterdir()) if not _is_ours_in(file, has_shards=has_shards)]
     if others:
         name = others[0].relative_to(folder).as_posix()
         raise ValueError(f"{folder} contains {name!r}, which is not part of a data set; choose another shards.path")
+
+
+def has_tables(manifest: Manifest) -> bool:
+    """Tell whether a data set has documents' tables."""
+    return any(split.documents for split in manifest.splits.values())
+
+
+def _is_ours_in(file: Path, *, has_shards: bool) -> bool:
+    """Tell whether a file in one of our folders has a name of ours."""
+    if file.parent.name == WRITING:
+        is_ours = _is_working(file.name)
+    elif file.parent.name == "data":
+        is_ours = has_shards and is_shard(file.name)
+    else:
+        is_ours = file.name in TABLES
+    return is_ours and _is_kind(file, stat.S_IFREG)
 
 
 def _claims_to_be_manifest(path: Path) -> bool:
@@ -81,7 +98,7 @@ def _claims_to_be_manifest(path: Path) -> bool:
 def _is_working(name: str) -> bool:
     """Return whether a file in `.writing` has a name of ours, those of earlier releases included."""
     name = final_name(name) or name.removesuffix(".part")
-    return name in ("lock", "plan.json") or is_shard(name.removesuffix(".json"))
+    return name in ("lock", "plan.json", *TABLES) or is_shard(name.removesuffix(".json"))
 
 
 def is_shard(name: str) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.windows import StoredWindows
 
 
-class _HashingFile:
+class HashingFile:
     """A file for pyarrow to write to. It hashes what is written, so the manifest's sha256 needs no second read."""
 
     closed = False
@@ -45,20 +45,24 @@ class _HashingFile:
         self.size = 0
 
     def write(self, content: bytes) -> int:
+        """Write, hash and count."""
         self._digest.update(content)
         self.size += len(content)
         return self._file.write(content)
 
     def tell(self) -> int:
+        """Return the bytes so far."""
         return self.size
 
     def flush(self) -> None:
+        """Hand everything to the operating system."""
         self._file.flush()
 
     def close(self) -> None:
         """Do nothing: `write_shard` flushes the file to the disk before it closes it."""
 
     def hexdigest(self) -> str:
+        """Return the sha256 of what was written."""
         return self._digest.hexdigest()
 
 
@@ -107,7 +111,7 @@ def write_shard(folder: Path, name: str, first: int, last: int, *, stored: Store
     rows = min(layout.windows_per_group, last - first)
     scratch_2BT = np.empty((2, rows, max_length), np.int32)  # takes no memory until it is used
     with temporary.open("xb") as file:
-        sink = _HashingFile(file)
+        sink = HashingFile(file)
         schema = shard_schema(max_length, padded=padded, packed=packed)
         with shard_writer(sink, schema, compression=layout.compression) as writer:
             for start in range(first, last, layout.windows_per_group):

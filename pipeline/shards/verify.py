@@ -29,9 +29,10 @@ from pipeline.executor.local import run_tasks
 from pipeline.rules import names_arguments
 from pipeline.settings import WindowConfig
 from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
+from pipeline.shards.documents import list_problems
 from pipeline.shards.format import find_footer, open_shard, read_footer, read_segments, shard_schema
 from pipeline.shards.job import fingerprint_of
-from pipeline.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
 from pipeline.shards.write import count_corpus
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
 from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, open_store
@@ -129,6 +130,7 @@ def verify_shards(
         tasks += [(rows, index) for index in range(len(split.shards))]
     entries = [rows.entry.shards[index] for rows, index in tasks]
     faults += [*_check_names(folder, manifest), *list_missing(folder, manifest), *list_leftovers(folder)]
+    faults += _check_documents(folder, manifest, store)
     total = sum(entry.bytes for entry in entries)
     with ProgressBar("verify", total, "B") as bar:
         found = run_tasks(partial(_check_shard, folder), tasks, workers=workers)
@@ -299,6 +301,18 @@ def _check_names(folder: Path, manifest: Manifest) -> Iterator[Fault]:
     for file in sorted(folder.glob("data/*")):
         if f"data/{file.name}" not in named:
             yield Fault(file=f"data/{file.name}", problem="is not in the manifest")
+
+
+def _check_documents(folder: Path, manifest: Manifest, store: TokenStore | None) -> Iterator[Fault]:
+    tables = {f"{name}.parquet": split for name, split in manifest.splits.items() if split.documents}
+    for name, split in manifest.splits.items():
+        if split.documents:
+            known = store if store and name in store.splits() else None
+            for problem in list_problems(folder, name, split, known):
+                yield Fault(file=split.documents.path, problem=problem)
+    for file in sorted(folder.glob(f"{DOCUMENTS_FOLDER}/*")) if tables else ():
+        if file.name not in tables:
+            yield Fault(file=f"{DOCUMENTS_FOLDER}/{file.name}", problem="is not in the manifest")
 
 
 def _check_shard(folder: Path, task: tuple[_Rows, int]) -> list[Fault]:

@@ -25,9 +25,10 @@ from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.rules import names_arguments
 from pipeline.shards.card import write_card
+from pipeline.shards.documents import write_documents
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
 from pipeline.shards.job import Job, as_sections, prepare_job
-from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
+from pipeline.shards.manifest import DOCUMENTS_FOLDER, Manifest, SplitEntry, write_manifest
 from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
@@ -152,7 +153,7 @@ def write_shards(
     )
     with translate_os_errors(folder, "shards.path"):
         finished = find_finished(folder, job.fingerprint)
-        if finished:
+        if finished and not lacks_documents(finished, sections.shards):
             bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
             if corpus_section.on_bad == "raise":
                 refuse_bad(bad, folder / QUARANTINE_NAME)
@@ -197,6 +198,8 @@ def write_shards(
             write_card(folder, manifest, [name for names in store.names for name in names])
             write_quarantine(rejected_lines(store), folder / QUARANTINE_NAME)
             sync_folder(folder / "data")
+            if sections.shards.documents:
+                sync_folder(folder / DOCUMENTS_FOLDER)
             write_manifest(folder, manifest)
             sync_folder(folder)
     return report(
@@ -235,8 +238,9 @@ def _write_splits(
 ) -> tuple[dict[str, SplitEntry], dict[str, dict[str, Any]]]:
     """Write the shards of all splits. Return the splits' entries, and what the manifest counts of their windows."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
-    names = {file for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
-    prepare_folder(lock, names)
+    has_tables = job.sections.shards.documents
+    files = {f"data/{file}" for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
+    prepare_folder(lock, files | ({f"{DOCUMENTS_FOLDER}/{name}.parquet" for name in plans} if has_tables else set()))
     splits, unused, padding, cut = {}, {}, {}, {}
     with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():
@@ -259,11 +263,17 @@ def _write_splits(
                 max_length=stored.windows.max_length,
                 stride=stored.windows.stride,
                 shards=entries,
+                documents=write_documents(lock.folder, name, store) if has_tables else None,
             )
     counts: dict[str, dict[str, Any]] = {"left_over": unused, "padding": padding}
     if job.sections.window.documents == "pack":
         counts["cut"] = cut
     return splits, counts
+
+
+def lacks_documents(finished: Manifest, shards: ShardsConfig) -> bool:
+    """Tell whether a finished data set has no documents' table, and the config asks to replace it by one that has."""
+    return shards.overwrite and shards.documents and not all(split.documents for split in finished.splits.values())
 
 
 def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
