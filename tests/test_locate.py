@@ -79,7 +79,8 @@ WINDOWS = {
     "shuffled": {"max_length": 16, "order": "shuffled", "stride": 5},
     "separate": {"max_length": 16, "documents": "separate", "tail": "pad"},
     "separate, shuffled": {"max_length": 16, "stride": 4, "documents": "separate", "order": "shuffled"},
-    "bos": {"max_length": 16, "tokenizer_eos": "<|endoftext|>"},
+    "pack": {"max_length": 200, "documents": "pack"},
+    "pack, shuffled": {"max_length": 60, "documents": "pack", "order": "shuffled"},
 }
 
 
@@ -107,8 +108,7 @@ def test_the_named_tokens_of_the_named_documents_are_the_window(tmp_path, corpus
         numbers = np.random.default_rng(3).permutation(len(dataset))[:150].tolist()
         for number, documents in zip(numbers, locate(path, numbers, split=split), strict=True):
             item = dataset[number]
-            length = int((item["target_ids"] != -100).sum())
-            row, tokens = item["input_ids"].tolist()[:length], []
+            row, tokens = item["input_ids"].tolist(), []
             for document in documents:
                 place = document.line if name == "jsonl" else document.row
                 text = known[document.file][place]
@@ -119,9 +119,29 @@ def test_the_named_tokens_of_the_named_documents_are_the_window(tmp_path, corpus
                 seen.add((document.file, place))
                 assert (document.line is None) == (name != "jsonl")
                 assert (document.row is None) == (name != "parquet")
-            ends = [tokenizer.eos] * (row[0] == tokenizer.eos), row[-1] == tokenizer.eos
-            assert ends[0] + tokens[: len(tokens) if ends[1] or not tokens else -1] == row
+            # A window may begin with the end of a document that it has no token of; padding is the same token.
+            tokens = [tokenizer.eos] * (row[0] == tokenizer.eos) + tokens
+            assert tokens[: len(row)] == row[: len(tokens)]
+            assert set(row[len(tokens) :]) <= {tokenizer.eos}
     assert len(seen) > 15
+
+
+@pytest.mark.parametrize("group", [1, 300])
+def test_packed_windows_name_their_documents_whatever_the_groups(tmp_path, monkeypatch, group):
+    monkeypatch.setattr("pipeline.packing.GROUP_TOKENS", group)
+    monkeypatch.setattr("pipeline.packing.GROUP_WINDOWS", (1, 8))
+    monkeypatch.setattr(tables, "GROUP_ROWS", 3)
+    window = WindowConfig(max_length=40, documents="pack")
+    path = write_shards(tmp_path / "ds", corpus=TEXTS, tokenizer="bytes", window=window, cache=tmp_path / "cache").path
+    assert read_manifest(path).windows["pack_group_tokens"] < 1000
+    dataset, parts = WindowDataset(path), {number: [] for number in range(len(TEXTS))}
+    for number, documents in enumerate(locate(path, range(len(dataset)))):
+        row = [token for one in documents for token in [*TEXTS[one.row].encode()[one.first : one.stop], 256]]
+        assert row[:40] == dataset[number]["input_ids"].tolist()[: len(row)]
+        for one in documents:
+            parts[one.row].append((one.first, one.stop))
+    for number, found in parts.items():
+        assert sorted(found) == [(at, min(at + 40, len(TEXTS[number]))) for at in range(0, len(TEXTS[number]), 40)]
 
 
 def test_every_window_of_a_document_in_several_segments_and_chunks_names_it(tmp_path, monkeypatch):
