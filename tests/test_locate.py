@@ -115,14 +115,13 @@ def test_the_named_tokens_of_the_named_documents_are_the_window(tmp_path, corpus
                 part = tokenizer.encode(text)[document.first : document.stop]
                 assert part, "a document of a window has a token in it"
                 assert contained(row, part)
-                tokens += [*part, tokenizer.eos]
+                tokens += part
                 seen.add((document.file, place))
                 assert (document.line is None) == (name != "jsonl")
                 assert (document.row is None) == (name != "parquet")
-            # A window may begin with the end of a document that it has no token of; padding is the same token.
-            tokens = [tokenizer.eos] * (row[0] == tokenizer.eos) + tokens
-            assert tokens[: len(row)] == row[: len(tokens)]
-            assert set(row[len(tokens) :]) <= {tokenizer.eos}
+            # The last target of a padded tail is among its inputs, too, and does not count as one.
+            real = [token for token in row if token != tokenizer.eos]
+            assert tokens == real[: len(real) - (window == "pad" and -100 in item["target_ids"])]
     assert len(seen) > 15
 
 
@@ -136,8 +135,8 @@ def test_packed_windows_name_their_documents_whatever_the_groups(tmp_path, monke
     assert read_manifest(path).windows["pack_group_tokens"] < 1000
     dataset, parts = WindowDataset(path), {number: [] for number in range(len(TEXTS))}
     for number, documents in enumerate(locate(path, range(len(dataset)))):
-        row = [token for one in documents for token in [*TEXTS[one.row].encode()[one.first : one.stop], 256]]
-        assert row[:40] == dataset[number]["input_ids"].tolist()[: len(row)]
+        row = [token for one in documents for token in TEXTS[one.row].encode()[one.first : one.stop]]
+        assert row == [token for token in dataset[number]["input_ids"].tolist() if token != 256]
         for one in documents:
             parts[one.row].append((one.first, one.stop))
     for number, found in parts.items():
@@ -462,6 +461,7 @@ def test_another_data_set_replaces_the_tables_or_removes_them(tmp_path, write_bo
     assert verify_shards(path, cache_path=tmp_path / "cache").faults == []
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=20))
 def test_any_file_name_comes_back_as_it_was(text):
     name = text.encode("utf-8", "replace").decode() + os.fsdecode(b"\xff\xe4")
