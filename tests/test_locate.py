@@ -32,7 +32,8 @@ from pipeline import (
     write_shards,
 )
 from pipeline.shards import documents as tables
-from pipeline.shards.documents import escape_name, unescape_name
+from pipeline.shards.document_format import SCHEMA, escape_name, unescape_name
+from pipeline.shards.format import find_footer
 from pipeline.shards.manifest import write_manifest
 from pipeline.tokens.store import open_store
 
@@ -381,8 +382,8 @@ def replace_table(path, change):
     entry = manifest.splits["train"].documents
     file = path / entry.path
     table = change(pq.read_table(file))
-    pq.write_table(table.cast(tables.SCHEMA), file, write_statistics=["first"], use_dictionary=False)
-    start, footer = tables.find_footer(file)
+    pq.write_table(table.cast(SCHEMA), file, write_statistics=["first"], use_dictionary=False)
+    start, footer = find_footer(file)
     new = type(entry)(
         path=entry.path,
         num_rows=len(table),

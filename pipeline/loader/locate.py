@@ -1,6 +1,6 @@
 """Find the documents that are in a window, from the data set alone: its shards and its documents' tables.
 
-A window's row says where its tokens start in the split's stream, and the documents' table (`pipeline.shards.documents`)
+A window's row says where its tokens start in the split's stream, and the documents' table (`shards/document_format.py`)
 is sorted by that. So only the row groups of the windows that are asked for, and those of the table that they fall into,
 are read: about 3 milliseconds for each. Tokens are not decoded, and neither the corpus nor the cache is opened.
 
@@ -22,7 +22,7 @@ from pipeline.loader.shard_files import ShardFiles
 from pipeline.packing import pack_documents
 from pipeline.rules import check_choice, check_path, reject
 from pipeline.settings import SPLITS
-from pipeline.shards.documents import Documents, group_firsts, open_documents, read_documents, unescape_name
+from pipeline.shards.document_format import Documents, group_firsts, open_documents, read_documents, unescape_name
 
 if TYPE_CHECKING:
     import os
