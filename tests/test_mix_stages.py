@@ -123,6 +123,15 @@ def test_a_mixture_has_no_window_by_number(folder):
 
 
 @pytest.mark.slow
+def test_a_mixture_of_parts_of_its_sources_is_proven(folder):
+    section = mixture(folder, (20, 1, 1), lanes=4, limit=[0.1, None, None], exclude=[None, list(range(20)), None])
+    report = prove.prove_loader("", loader=section, prove=ProveConfig(stops=2, world_sizes=[2]))
+    assert report.windows == 9 + 21 + 3
+    assert report.unproven == []
+    assert all(report.compared.values())
+
+
+@pytest.mark.slow
 def test_a_mixture_is_proven(folder, capsys, monkeypatch):
     proven = ProveConfig(epoch=1, stops=3, world_sizes=[1, 2, 4])
     section = mixture(folder, ([[0, 5], [9, 1]], 4, 1), lanes=4)

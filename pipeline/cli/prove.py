@@ -112,7 +112,7 @@ def prove_once(case: Case) -> np.ndarray:
     windows = windows[windows >= 0]
     order = loader.order
     assert isinstance(order, Order), "one data set"
-    expected = np.arange(len(order)) if order.selection is None else order.selection.stored(np.arange(len(order)))
+    expected = selected_windows(order)
     counts = np.bincount(windows, minlength=int(order.starts[-1]))
     times = np.zeros(len(counts), np.int64)
     times[expected] = 1
@@ -121,6 +121,12 @@ def prove_once(case: Case) -> np.ndarray:
         raise BrokenPromiseError(f"epoch {case.epoch} has window {wrong[0]} {counts[wrong[0]]} times")
     _say(case.shuffle, f"epoch {case.epoch} contains each of {counted(len(windows), 'window')} once")
     return windows
+
+
+def selected_windows(order: Order) -> np.ndarray:
+    """Return the stored windows that an order has: all, or those of `loader.limit` and `loader.exclude`; int64 [N]."""
+    numbers = np.arange(len(order))
+    return numbers if order.selection is None else order.selection.stored(numbers)
 
 
 def prove_shares(case: Case) -> np.ndarray:
@@ -134,7 +140,10 @@ def prove_shares(case: Case) -> np.ndarray:
     if not np.array_equal(counts, np.array(loader.source_samples) - before):
         raise BrokenPromiseError(f"the sources gave {counts.tolist()} samples, which source_samples does not say")
     for source, one in enumerate(order.orders):
-        times = np.bincount(windows[sources == source] - order.offsets[source], minlength=len(one))
+        counted_windows = np.bincount(windows[sources == source] - order.offsets[source], minlength=int(one.starts[-1]))
+        times = counted_windows[selected_windows(one)]
+        if times.sum() < counted_windows.sum():
+            raise BrokenPromiseError(f"source {source} gave a window that loader.limit or loader.exclude leaves out")
         # An epoch of the mixture starts and ends within an epoch of the source, where rows are ahead of one another.
         ahead = 0 if order.num_rows == 1 else -(-4 * (1 + len(counts)) * order.num_rows // len(one))
         if times.max() - times.min() > 2 + ahead:

@@ -36,19 +36,7 @@ def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: A
 
     Options beat what the section says.
     """
-    names = (
-        "split",
-        "batch_size",
-        "shuffle",
-        "seed",
-        "lanes",
-        "limit",
-        "exclude",
-        "drop_last",
-        "memory_budget",
-        "on_bad",
-    )
-    given = {name: getattr(loader, name) for name in names} | options
+    given = {name: getattr(loader, name) for name in PASSED_ON} | options
     if given["batch_size"] == "all":
         one = given | {"batch_size": 1, "shuffle": "none", "rank": 0, "world_size": 1}
         given["batch_size"] = len(open_loader(path, loader, **one).order)
