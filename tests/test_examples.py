@@ -188,24 +188,19 @@ def printed_loss(done):
 
 
 @pytest.mark.parametrize(
-    ("program", "ranks", "batch_size"),
-    [
-        pytest.param("ddp.py", 3, 4),  # 25 windows in batches of 12: two ranks get none of the last one
-        pytest.param("trainer.py", 3, 4, marks=needs("transformers")),
-        pytest.param("trainer.py", 1, 1000, marks=needs("transformers")),
-    ],
+    ("ranks", "batch_size"),
+    [(3, 4), (1, 1000)],  # 25 windows in batches of 12: two of the three ranks get none of the last one
 )
-def test_a_validation_is_that_of_single_windows_at_any_batch_size_and_number_of_ranks(
-    shards, tmp_path, program, ranks, batch_size
+@needs("transformers")
+def test_the_trainers_validation_is_that_of_single_windows_at_any_batch_size_and_number_of_ranks(
+    shards, tmp_path, ranks, batch_size
 ):
+    program = "trainer.py"
     arguments = [str(shards), "--steps=0", f"--eval-batch={batch_size}", f"--checkpoint={tmp_path / 'checkpoint'}"]
     run = one_process(program, *arguments) if ranks == 1 else torchrun(program, *arguments, ranks=ranks)
     done = subprocess.run(**run, timeout=200, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    if program == "trainer.py":
-        expected = validation_loss(shards, make_gpt2(shards), lambda output: output.logits)
-    else:
-        expected = validation_loss(shards, make_small_model(shards))
+    expected = validation_loss(shards, make_gpt2(shards), lambda output: output.logits)
     assert printed_loss(done) == pytest.approx(expected, abs=1e-5)
 
 

@@ -18,6 +18,7 @@ KINDS = {
     "full": {"shuffle": "full"},
     "lanes": {"shuffle": "lanes", "lanes": 4, "memory_budget": 4000},
     "mixture": {"shuffle": "full", "weights": [3, 1]},
+    "mixture with a schedule": {"shuffle": "full", "weights": [(0, [3, 1]), (2, [1, 1]), (9, [0, 1]), (40, [1, 0])]},
     "mixture of lanes": {"shuffle": "lanes", "lanes": 4, "weights": [1, 2]},
 }
 kinds = st.sampled_from(list(KINDS))
