@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import lzma
 import os
 import re
@@ -1458,6 +1459,43 @@ def test_a_failed_download_names_no_secret(tmp_path):
         find("the_verdict", None, tmp_path, url=url, sha256="0" * 64)
     assert "s3cret" not in str(refusal.value)
     assert "token" not in str(refusal.value)
+
+
+def test_a_download_is_written_through_no_link(tmp_path, monkeypatch):
+    text = b"a short story"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+
+    class Opener:
+        def open(self, *_, **__):
+            return io.BytesIO(text)
+
+    monkeypatch.setattr(urllib.request, "build_opener", lambda *_: Opener())
+    given = {"url": "https://example.org/v.txt", "sha256": hashlib.sha256(text).hexdigest()}
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "downloads").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="downloads is a symbolic link"):
+        find("the_verdict", None, tmp_path / "cache", **given)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "cache" / "downloads").unlink()
+    (tmp_path / "cache" / "downloads").mkdir()
+    for name, target in ((".the-verdict.txt.part", "mine.txt"), ("the-verdict.txt", "nowhere.txt")):
+        (tmp_path / "cache" / "downloads" / name).symlink_to(tmp_path / target)
+    assert find("the_verdict", None, tmp_path / "cache", **given)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "nowhere.txt").exists()
+    assert [file.name for file in (tmp_path / "cache" / "downloads").iterdir()] == ["the-verdict.txt"]
+    assert not (tmp_path / "cache" / "downloads" / "the-verdict.txt").is_symlink()
+
+
+def test_the_log_names_a_parquet_file_before_a_page_of_it_is_read(tmp_path, monkeypatch, caplog):
+    pq.write_table(pa.table({"text": [f"text {n}" for n in range(200)]}), tmp_path / "x.parquet", row_group_size=70)
+    (partition,) = find("parquet", str(tmp_path / "x.parquet"), tmp_path)
+    said = []
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: said.extend(caplog.messages) or iter(()))
+    with caplog.at_level(logging.INFO):
+        assert list(read_partition(partition, max_document_bytes=None, on_bad="raise", cut_safe=True)) == []
+    assert f"reading {tmp_path / 'x.parquet'}, row groups 0 to 2" in said
 
 
 FLIP_BITS = """

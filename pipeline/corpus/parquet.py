@@ -9,6 +9,7 @@ Cost: decoding 300 MB/s to 2 GB/s on one core, hashing 1.8 GB/s of the compresse
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+LOG = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 1 << 16
 MAX_DECODED_BYTES = 128 << 20  # that a batch may have if each of its rows were the longest one
 MAX_DELTA_ROWS = 64
@@ -100,9 +102,13 @@ def _try_footers(paths: Sequence[Path]) -> None:
 
 
 def read_parquet(partition: Partition) -> Iterator[DocumentBatch]:
-    """Yield the documents of some row groups, null if the field is null, in batches of about `BATCH_BYTES`."""
+    """Yield the documents of some row groups, null if the field is null, in batches of about `BATCH_BYTES`.
+
+    The file is named in the run's log before: a damaged page may end the process without an exception.
+    """
     (path,) = partition.paths
     assert partition.stop is not None, "a partition of Parquet names its row groups"
+    LOG.info("reading %s, row groups %d to %d", path, partition.start, partition.stop - 1)
     row = partition.first_row
     try:
         with _open(path) as file:
