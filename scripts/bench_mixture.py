@@ -1,8 +1,8 @@
 """`python scripts/bench.py mixture`: what many sources cost, compared with few, and a change of weights.
 
 * start: from the folders to the first batch of a mixture, compared with opening each data set for itself.
-* speed: batches of a mixture of many sources, compared with one of three of them. All windows are decoded before, so
-  this is what the order and the gathering cost.
+* speed: batches of a mixture of many sources, compared with one of three that have as many windows in all. All are
+  decoded before, so this is what the order and the gathering cost.
 * changes: the last changes of weights, compared with the first. Each is `set_weights` and the batch after it,
   `state_dict`, `load_state_dict` and `source_samples`.
 
@@ -38,26 +38,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--changes", type=int, default=150)
     parser.add_argument("--orders", nargs="+", choices=["lanes", "full", "none"], default=["lanes", "full"])
     options = parser.parse_args(arguments)
-    paths = make_sources(options)
+    paths = make_sources(options, options.sources, options.windows)
+    few = make_sources(options, FEW, options.windows * options.sources // FEW)  # as many windows in all
     for shuffle in options.orders:
         print(f"order {shuffle}, {len(paths)} sources, batches of {options.batch_size} x {options.max_length}")
         compare_start(paths, shuffle, options)
-        compare_speed(paths, shuffle, options)
-        compare_changes(paths[:FEW], shuffle, options)
+        compare_speed(paths, few, shuffle, options)
+        compare_changes(few, shuffle, options)
         compare_changes(paths, shuffle, options)
 
 
-def make_sources(options: argparse.Namespace) -> list[Path]:
+def make_sources(options: argparse.Namespace, count: int, windows: int) -> list[Path]:
     """Write the sources, unless they exist; return their folders."""
-    folder, draw = Path(f"outputs/bench/mixture-{options.max_length}-{options.windows}"), random.Random(0)
+    folder, draw = Path(f"outputs/bench/mixture-{options.max_length}-{windows}"), random.Random(0)
     paths = []
-    for number in range(options.sources):
+    for number in range(count):
         paths.append(path := folder / str(number))
         if not (path / "manifest.json").exists():
-            text = " ".join(draw.choices(WORDS, k=options.windows * options.max_length // 4))
+            text = " ".join(draw.choices(WORDS, k=windows * options.max_length // 4))
             write_shards(
                 path,
-                corpus=[text[: options.windows * options.max_length + 1]],
+                corpus=[text[: windows * options.max_length + 1]],
                 tokenizer="bytes",
                 window=WindowConfig(max_length=options.max_length),
                 shards=ShardsConfig(windows_per_group=32),
@@ -83,12 +84,11 @@ def compare_start(paths: list[Path], shuffle: str, options: argparse.Namespace) 
     print(f"  first batch          {statistics.median(first):.3f} s, {ratio:.2f} of opening them; target: at most 2")
 
 
-def compare_speed(paths: list[Path], shuffle: str, options: argparse.Namespace) -> None:
+def compare_speed(paths: list[Path], few: list[Path], shuffle: str, options: argparse.Namespace) -> None:
     """Print the speed of a mixture of all sources, and its ratio to that of a mixture of few."""
     budget = 1 << 31
     mixtures = [
-        ShardLoader(some, batch_size=options.batch_size, shuffle=shuffle, memory_budget=budget)
-        for some in (paths, paths[:FEW])
+        ShardLoader(some, batch_size=options.batch_size, shuffle=shuffle, memory_budget=budget) for some in (paths, few)
     ]
     rates: list[list[float]] = [[], []]
     tokens = options.batch_size * options.max_length

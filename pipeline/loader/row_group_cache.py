@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from concurrent.futures import Future
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.loader.readers import Reader
 
 
+AHEAD = 64  # row groups to decode ahead that are asked for at once, if all are kept: more would delay a first batch
 DECODED: Future[Any] = Future()
 DECODED.set_result(None)
 
@@ -173,7 +174,9 @@ class RowGroupCache:
     def _decode_ahead(self) -> None:
         if self._keep and len(self._decoded) == self._slots:
             self._needs = iter(())  # nothing is left to decode, ever
-        while (need := self._waiting or next(self._needs, None)) is not None:
+        for _ in range(AHEAD) if self._keep else count():
+            if (need := self._waiting or next(self._needs, None)) is None:
+                return
             self._waiting = need
             if need.group not in self._decoded and not self._free and not self._drop_idle():
                 return
