@@ -41,8 +41,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GROUP_TOKENS = 1 << 25  # a group has this many tokens where windows have 1,024 to 524,288: the last window is not full
-GROUP_WINDOWS = (64, 32_768)  # the fewest and the most windows' worth of tokens in a group
+GROUP_TOKENS = 1 << 27  # a group has this many tokens where windows have 1,024 to 2,097,152 of them
+GROUP_WINDOWS = (64, 131_072)  # the fewest and the most windows' worth of tokens in a group
 
 
 class SpanStream(Protocol):
@@ -192,19 +192,30 @@ def _pack_group(
     firsts: np.ndarray, sizes: np.ndarray, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pack one group. Return firsts and sizes of its segments, and for each window its segments and `continued`."""
-    pieces = -(-sizes // max_length)  # of each document: full windows and a rest, or the complete document
-    document = np.repeat(np.arange(len(sizes)), pieces)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    piece_firsts = firsts[document] + number * max_length
-    piece_sizes = np.minimum(sizes[document] - number * max_length, max_length)
-    bins, longest = pack_sizes(piece_sizes, max_length)  # a piece of `max_length` has a window of its own
-    order = sort_stably(longest)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    window = place[bins]
-    by_window = sort_stably(window)
-    is_continued = number + 1 < pieces[document]
-    return piece_firsts[by_window], piece_sizes[by_window], np.bincount(window), is_continued[longest[order]]
+    full, rests = np.divmod(sizes, max_length)
+    packed = np.flatnonzero(rests)  # documents with a rest, or shorter than a window
+    rest_firsts, rest_sizes = firsts[packed] + full[packed] * max_length, rests[packed]
+    bins, longest = pack_sizes(rest_sizes, max_length)
+    # In the text's order, a document has its full windows, and then the one in which its rest is the longest segment.
+    leading = packed[longest]
+    windows_of = full.copy()
+    windows_of[leading] += 1
+    first_window = np.cumsum(windows_of) - windows_of
+    place = first_window[leading] + full[leading]  # of each bin
+    number = np.arange(windows_of.sum())
+    window_firsts = number * max_length + np.repeat(firsts - first_window * max_length, windows_of)
+    is_continued = number + 1 < np.repeat(first_window + full + (rests > 0), windows_of)
+    # The segments of a window are in the text's order; those of a full window are one.
+    counts = np.ones(len(number), np.int64)
+    in_bins = np.bincount(bins, minlength=len(place))
+    counts[place] = in_bins
+    begins = np.cumsum(counts) - counts
+    by_bin = sort_stably(bins)
+    at = np.arange(len(bins)) + np.repeat(begins[place] - np.cumsum(in_bins) + in_bins, in_bins)
+    segment_firsts, segment_sizes = np.empty(counts.sum(), np.int64), np.full(counts.sum(), max_length, np.int32)
+    segment_firsts[begins] = window_firsts
+    segment_firsts[at], segment_sizes[at] = rest_firsts[by_bin], rest_sizes[by_bin]
+    return segment_firsts, segment_sizes, counts, is_continued
 
 
 def pack_sizes(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:

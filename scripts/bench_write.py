@@ -1,4 +1,4 @@
-"""Compare writing with a minimal script: `python scripts/bench.py write [end] [windows] [--megabytes 60]`.
+"""Compare writing with a minimal script: `python scripts/bench.py write [end] [windows] [pack] [--megabytes 60]`.
 
 `end`: a JSONL file to finished shards. stridemill, with all guarantees on, is compared with a bare script of gigatoken,
 numpy and `write_table` that has none: no check of the text, no cross-check, no hash, no flush to the disk, no manifest,
@@ -6,6 +6,10 @@ no resume, everything in memory. Each run is a separate process with an empty ca
 
 `windows`: only the pass from token store to shards, compared with `write_table` of the same prepared tables with the
 same settings and the same number of threads.
+
+`pack`: token store to shards of packed windows, compared with windows that cross documents (`join`), as whole calls of
+`write_shards` that find all tokens in the cache; then packing alone, in documents per second of one core, and the
+padding at several lengths.
 
 Runs are interleaved; figures are medians, and the ratio is the median of the rounds' ratios.
 """
@@ -27,13 +31,15 @@ import pyarrow.parquet as pq
 from bench_corpus import make_jsonl
 from bench_rounds import ROOT, print_ratio, run_interleaved, run_program
 
-from pipeline.settings import ShardsConfig, WindowConfig
+from pipeline import write_shards
+from pipeline.packing import choose_group_tokens, pack_documents
+from pipeline.settings import CorpusConfig, ExecutorConfig, ShardsConfig, WindowConfig
 from pipeline.shards.folder import FolderLock
 from pipeline.shards.format import PAGE_BYTES, ZSTD_LEVEL, group_table
 from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.shard import write_split
 from pipeline.tokenizer.load import load_tokenizer
-from pipeline.tokens.store import TokenStream
+from pipeline.tokens.store import TokenStream, open_store
 from pipeline.windows import StoredWindows, Windows, read_windows
 
 OURS = """
@@ -82,7 +88,7 @@ print(time.perf_counter() - started, n)
 def main(arguments: list[str]) -> None:
     """Run the parts that the command line names; both by default."""
     parser = argparse.ArgumentParser(prog="bench.py write", description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["end", "windows"], help="end, windows")
+    parser.add_argument("parts", nargs="*", default=["end", "windows", "pack"], help="end, windows, pack")
     parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
     parser.add_argument("--megabytes", type=int, default=60, help="size of the file that is made")
     parser.add_argument("--max-length", type=int, default=1024)
@@ -94,6 +100,8 @@ def main(arguments: list[str]) -> None:
         bench_end(file, max_length=given.max_length, workers=given.workers, rounds=given.rounds)
     if "windows" in given.parts:
         bench_windows(file, workers=given.workers, rounds=given.rounds)
+    if "pack" in given.parts:
+        bench_pack(file, max_length=given.max_length, workers=given.workers, rounds=given.rounds)
 
 
 def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None:
@@ -114,6 +122,50 @@ def bench_end(file: Path, *, max_length: int, workers: int, rounds: int) -> None
     for name, taken in times.items():
         print(f"  {name:<14}{megabytes / statistics.median(taken):8.1f} MB/s   median {statistics.median(taken):.2f} s")
     print_ratio(times, "stridemill", "bare script")
+
+
+def bench_pack(file: Path, *, max_length: int, workers: int, rounds: int) -> None:
+    """Measure packed windows: writing them next to windows that cross documents, packing alone, and padding."""
+    pa.array([0])  # imports pandas, where it is installed
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(documents: str) -> float:
+            with tempfile.TemporaryDirectory() as shards:
+                report = write_shards(
+                    f"{shards}/shards",
+                    corpus=CorpusConfig(name="jsonl", path=str(file)),
+                    window=WindowConfig(max_length=max_length, documents=documents),
+                    executor=ExecutorConfig(workers=workers),
+                    cache=folder,
+                )
+                tokens[documents] = report.manifest.splits["train"].num_tokens
+                return report.write_seconds
+
+        tokens: dict[str, int] = {}
+        run("join")  # fills the cache
+        print(f"pack: {file.name}, max_length {max_length}, {workers} workers, {rounds} rounds")
+        times = run_interleaved({"pack": lambda: run("pack"), "join": lambda: run("join")}, rounds)
+        for name, taken in times.items():
+            print(f"  {name:<14}{tokens[name] / statistics.median(taken) / 1e6:8.1f} Mtokens/s")
+        print_ratio(times, "pack", "join")
+        (path,) = Path(folder, "stores").glob("*.json")
+        store = open_store(path)
+        firsts, counts = store.documents("train")
+    many = np.random.default_rng(0).choice(counts + 1, 200_000)  # lengths of this corpus: enough to fill groups
+    for length in (1024, 2048, 4096, 8192):
+        padding = pack_all(firsts, counts + 1, length)[1]
+        rate = statistics.median(pack_all(np.cumsum(many) - many, many, length)[0] for _ in range(rounds))
+        print(
+            f"  packing {length:<6}{rate / 1e6:8.2f} Mdocuments/s   padding {padding:.3%} of {len(counts):,} documents"
+        )
+
+
+def pack_all(firsts: np.ndarray, sizes: np.ndarray, max_length: int) -> tuple[float, float]:
+    """Pack documents without writing them: return the documents per second, and the share of padding."""
+    started = time.process_time()
+    packed = pack_documents(firsts, sizes, max_length=max_length, group_tokens=choose_group_tokens(max_length))
+    rate = len(sizes) / (time.process_time() - started)
+    return rate, packed.count_padding() / (len(packed) * max_length)
 
 
 def bench_windows(file: Path, *, workers: int, rounds: int) -> None:

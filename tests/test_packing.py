@@ -1,17 +1,24 @@
 """Packed windows: laws that hold for all documents, and slow twins with lists."""
 
+import dataclasses
+import hashlib
 import itertools
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import sections, store_windows
 
-from pipeline import ShardLoader, WindowConfig, WindowDataset, verify_shards, write_shards
+from pipeline import ShardLoader, WindowConfig, WindowDataset, read_manifest, verify_shards, write_shards
+from pipeline.cli.show import describe, find_window
 from pipeline.packing import choose_group_tokens, pack_documents, pack_sizes
 from pipeline.rules import ConfigError
+from pipeline.shards.format import find_footer, shard_writer
+from pipeline.shards.manifest import write_manifest
 from pipeline.tokens.store import open_store
 from pipeline.windows import count_cut, count_padding
 
@@ -108,8 +115,8 @@ def test_windows_are_in_the_texts_order_by_their_longest_segments(sizes, max_len
 
 
 @pytest.mark.parametrize("max_length", [1, 4, 256, 1024, 8192, 1 << 17, 1 << 24])
-def test_a_group_has_between_64_and_32768_windows(max_length):
-    assert 64 * max_length <= choose_group_tokens(max_length) <= 32_768 * max_length
+def test_a_group_has_between_64_and_131072_windows(max_length):
+    assert 64 * max_length <= choose_group_tokens(max_length) <= 131_072 * max_length
 
 
 @pytest.mark.parametrize("max_length", [1024, 8192])
@@ -265,3 +272,59 @@ def test_other_tools_read_packed_rows(write_books):
     assert pl.scan_parquet(files).select(pl.col("segment_lengths").list.sum().sum()).collect().item() == sum(
         row["length"] for row in rows
     )
+
+
+def shift_lengths(lists):
+    """Move a token from a document to the next one of the same window."""
+    at = next(number for number, one in enumerate(lists) if len(one) > 1)
+    lists[at] = [lists[at][0] - 1, lists[at][1] + 1, *lists[at][2:]]
+
+
+def drop_length(lists):
+    lists[0] = lists[0][:-1] or [1]
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+@pytest.mark.parametrize(("change", "is_read"), [(shift_lengths, True), (drop_length, False)])
+def test_verify_finds_wrong_segment_lengths(write_books, tmp_path, change, is_read, has_store):
+    """Right hashes and checksums, as a faulty writer would leave them."""
+    path = write_books(max_length=16, documents="pack", special_text="literal").path
+    if not has_store:
+        shutil.rmtree(tmp_path / "cache")
+    manifest = read_manifest(path)
+    split = manifest.splits["train"]
+    file = path / split.shards[0].path
+    table = pq.read_table(file)
+    lists = table["segment_lengths"].to_pylist()
+    change(lists)
+    kind = table.schema.field("segment_lengths").type
+    table = table.set_column(table.num_columns - 1, table.schema.field("segment_lengths"), pa.array(lists, kind))
+    with shard_writer(file, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+    start, footer = find_footer(file)
+    sums = {"sha256": file.read_bytes(), "footer_sha256": footer}
+    sums = {name: hashlib.sha256(part).hexdigest() for name, part in sums.items()}
+    entry = dataclasses.replace(split.shards[0], bytes=file.stat().st_size, footer_start=start, **sums)
+    split = dataclasses.replace(split, shards=[entry])
+    write_manifest(path, dataclasses.replace(manifest, splits={"train": split}))
+    assert verify_shards(path, cache_path=tmp_path / "cache").faults, change
+    if not is_read:
+        with pytest.raises(OSError, match="segment_lengths do not add up to the windows' lengths"):
+            list(ShardLoader(path, shuffle="none"))
+
+
+def test_a_window_is_shown_with_its_documents(tmp_path):
+    given = sections(tokenizer="bytes", max_length=6, documents="pack", cache_path=tmp_path / "cache")
+    path = write_shards(tmp_path / "shards", corpus=["abc", "fghijklmn", "de", "x"], **given).path
+    dataset, store = WindowDataset(path), open_store(next((tmp_path / "cache" / "stores").iterdir()))
+    shown = [find_window(read_manifest(path), dataset, number, store, "train") for number in range(len(dataset))]
+    assert [one.segments for one in shown] == [[4, 2], [6], [4], [3]]
+    assert [one.documents for one in shown] == [
+        ["texts, row 0, tokens 0-2", "texts, row 3, token 0"],
+        ["texts, row 1, tokens 0-5"],
+        ["texts, row 1, tokens 6-8"],
+        ["texts, row 2, tokens 0-1"],
+    ]
+    assert "packed    2 documents: 4 + 2 tokens" in describe(shown[0], None, coloured=False)
+    alone = find_window(read_manifest(path), dataset, 0, None, "train")
+    assert (alone.segments, alone.documents) == ([4, 2], [])

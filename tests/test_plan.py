@@ -1,19 +1,24 @@
 """The plan: exact if the sample is the complete input, else with margins that hold."""
 
+import bz2
+import gzip
 import json
+import lzma
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import sections
 
-from pipeline import plan_shards, verify_shards, write_shards
+from pipeline import CorpusConfig, WindowConfig, plan_shards, verify_shards, write_shards
 from pipeline.base.wording import percent
-from pipeline.cli.summary import describe_plan, describe_write
-from pipeline.corpus import partitions
+from pipeline.cli.summary import describe_comparison, describe_plan, describe_write
+from pipeline.corpus import compression, partitions, sample
 from pipeline.shards.plan import estimate_total
+from pipeline.shards.planned import compare_with_plan
 
 REST = {"tokenizer": "bytes", "windows_per_shard": 64, "windows_per_group": 32, "audit": 0.0, "workers": 2}
 
@@ -203,3 +208,80 @@ def test_a_plan_says_that_the_disk_is_too_small(plan, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     planned, _ = plan()
     assert [stop.split(":")[0] for stop in planned.stops] == ["shards.path"]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_plan_is_exact_where_the_cache_has_all_tokens(plan, tmp_path, monkeypatch, window):
+    monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 partitions
+    estimated, options = plan(**window)
+    report = write_shards(tmp_path / "shards", **sections(**options))
+    assert estimated.windows.margin > 0
+    compared = compare_with_plan(plan(**window)[0], report)
+    for name, one in compared.items():
+        if name != "bytes":
+            assert (one["planned"], one["margin"]) == (one["found"], 0), name
+    said = describe_comparison(compared).splitlines()
+    assert said[0].startswith("  planned   exactly: documents, tokens, windows, shards")
+    assert [line.split()[1] for line in said[1:]] == ["bytes"]
+    wrong = {
+        "windows": {"planned": 7.0, "margin": 0.0, "found": 8.0},
+        "shards": {"planned": 9, "margin": 1, "found": 3},
+    }
+    assert describe_comparison(wrong).splitlines() == [
+        "  planned   windows 7   found 8   the corpus was changed since the plan",
+        "  planned   shards 9 ± 1   found 3   outside the margin",
+    ]
+
+
+PACK = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lambda content: lzma.compress(content, preset=0),
+    "zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("packing", "kind"), [*((packing, "jsonl") for packing in PACK), ("gz", "delimited"), ("gz", "text")]
+)
+def test_of_a_large_compressed_file_a_plan_reads_the_start(tmp_path, monkeypatch, packing, kind):
+    monkeypatch.setattr(compression, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(compression, "INPUT_BYTES", 10_000)
+    monkeypatch.setattr(sample, "START_BYTES", 1_000_000)
+    draw = np.random.default_rng(3)
+    texts = [" ".join(map(str, draw.integers(0, 10**9, draw.integers(5, 60)))) for _ in range(12_000)]
+    content = {"jsonl": "\n".join(json.dumps({"text": text}) for text in texts), "delimited": "<>".join(texts)}
+    file = tmp_path / f"texts.{'jsonl' if kind == 'jsonl' else 'txt'}.{packing}"
+    file.write_bytes(PACK[packing](content.get(kind, " ".join(texts)).encode()))
+    corpus = CorpusConfig(
+        name="jsonl" if kind == "jsonl" else "text", path=str(file), delimiter="<>" if kind == "delimited" else None
+    )
+    given = {"corpus": corpus, "tokenizer": "bytes", "window": WindowConfig(max_length=64), "cache": tmp_path / "cache"}
+    planned = plan_shards(tmp_path / "shards", **given)
+    assert planned.sampled_starts == 1
+    assert planned.sampled_bytes < planned.input_bytes / 2
+    assert "of 1 compressed file only the start; the rest is assumed to be like it" in describe_plan(planned)
+    found = compare_with_plan(planned, write_shards(tmp_path / "shards", **given))
+    for name in ("documents", "tokens", "windows"):
+        assert found[name]["margin"] > 0, "it is no exact count"
+        assert found[name]["planned"] == pytest.approx(found[name]["found"], rel=0.5 if packing == "bz2" else 0.15), name
+    again = compare_with_plan(plan_shards(tmp_path / "shards", **given), write_shards(tmp_path / "shards", **given))
+    assert again["tokens"] == {"planned": found["tokens"]["found"], "margin": 0, "found": found["tokens"]["found"]}
+
+
+@pytest.mark.parametrize(
+    ("window", "needs"),
+    [
+        ({}, "needs 9 tokens; lower window.max_length or set window.tail=pad"),
+        ({"documents": "separate"}, "needs 9 tokens of one document with its end-of-text; lower window.max_length or"),
+        ({"tail": "pad"}, "needs 2 tokens; check the corpus"),
+        ({"tail": "pad", "stride": 2}, "needs 2 tokens; check the corpus"),
+    ],
+)
+def test_a_text_that_is_too_short_is_told_what_a_window_needs(tmp_path, window, needs):
+    given = {"tokenizer": "bytes", "cache": tmp_path / "cache"}
+    enough = {"tail": "pad", "documents": "separate"} if needs.startswith("needs 2") else {**window, "tail": "pad"}
+    text = "a" if needs.startswith("needs 2") else "abcdefg"
+    with pytest.raises(ValueError, match=needs):
+        write_shards(tmp_path / "no", corpus=[text], window=WindowConfig(max_length=8, **window), **given)
+    write_shards(tmp_path / "yes", corpus=[text], window=WindowConfig(max_length=8, **enough), **given)

@@ -73,10 +73,13 @@ def run(composed: DictConfig) -> None:
             save_config(composed, output)
         config = read_config(composed)
         lines.interval = config.progress.every
+        reports: dict[str, Any] = {}
         for stage in config.stages:
             with logged_stage(stage):
-                report = RUNNERS[stage](config)
+                report = reports[stage] = RUNNERS[stage](config)
                 summary[stage] = dataclasses.asdict(report)
+                if stage == "write" and "plan" in reports:
+                    summary["planned"] = compare_stages(reports["plan"], report)
                 print(flush=True)
                 if failure := find_failure(report):
                     raise ValueError(f"{config.shards_path}: {failure}")
@@ -123,6 +126,16 @@ def run_write(config: Config) -> WriteReport:
     report = write_shards(config.shards_path, **write_sections(config))
     say(describe_write(report))
     return report
+
+
+def compare_stages(plan: PlanReport, report: WriteReport) -> dict[str, dict[str, float]]:
+    """Say how far what was written is from the plan."""
+    from pipeline.cli.summary import describe_comparison
+    from pipeline.shards.planned import compare_with_plan
+
+    compared = compare_with_plan(plan, report)
+    say(describe_comparison(compared))
+    return compared
 
 
 def run_verify(config: Config) -> VerifyReport:

@@ -139,11 +139,19 @@ def describe_plan(report: PlanReport) -> str:
     share = f"{report.sampled_bytes / max(1, report.input_bytes):.0%}".replace("%", " %")
     lines = [
         _line("sample", f"{size(report.sampled_bytes)} of {size(report.input_bytes)}", f"{share} of the input"),
+        *_describe_starts(report),
         *(_line(name, _margin(getattr(report, name), show)) for name, show in PLANNED.items()),
         *_describe_plan_details(report),
         *_describe_passed_over(report.passed_over),
     ]
     return "\n".join(["plan of the write stage", *lines, f"  {'for':<10}{report.path}"])
+
+
+def _describe_starts(report: PlanReport) -> Iterable[str]:
+    """Say if only the starts of compressed files were read."""
+    if report.sampled_starts:
+        files = counted(report.sampled_starts, "compressed file")
+        yield _line("sample", f"of {files} only the start; the rest is assumed to be like it")
 
 
 def _describe_plan_details(report: PlanReport) -> Iterable[str]:
@@ -166,6 +174,21 @@ def _describe_plan_details(report: PlanReport) -> Iterable[str]:
     yield _line("load", "not part of this plan")
     for stop in report.stops:
         yield _line("stops", f"the write stage would stop with exit code 1: {stop}")
+
+
+def describe_comparison(compared: dict[str, dict[str, float]]) -> str:
+    """Return which counts of the write stage are those of the plan, and what the plan said of the others."""
+    same = [name for name, one in compared.items() if one["found"] == one["planned"]]
+    lines = [_line("planned", f"exactly: {', '.join(same)}")] if same else []
+    for name, one in compared.items():
+        if name in same:
+            continue
+        show = PLANNED.get(name, _count)
+        margin = f" ± {show(one['margin'])}" if one["margin"] else ""
+        inside = abs(one["found"] - one["planned"]) <= one["margin"]
+        note = "" if inside else "outside the margin" if one["margin"] else "the corpus was changed since the plan"
+        lines.append(_line("planned", f"{name} {show(one['planned'])}{margin}", f"found {show(one['found'])}", note))
+    return "\n".join(lines)
 
 
 def _margin(estimate: Estimate, show: Callable[[float], str]) -> str:

@@ -91,6 +91,30 @@ def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) ->
         raise _unreadable(path, error) from error
 
 
+def read_start(path: str | Path, limit: int) -> tuple[bytes, int, bool]:
+    """Return the start of a compressed file: its content, the bytes that it takes on disk, and whether there is more.
+
+    The content has `limit` bytes or up to a block more, unless the file ends before.
+
+    Raises:
+        ValueError: as `read_blocks`.
+
+    """
+    parts: list[bytes] = []
+    size = at = 0
+    path = Path(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for block in _unpack(path, file):
+                if size >= limit:
+                    return b"".join(parts), at, True
+                parts.append(block)
+                size, at = size + len(block), file.tell()
+            return b"".join(parts), file.tell(), False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def read_raw(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file as they are on disk, in blocks that fit a CPU's cache; otherwise like `read_blocks`."""
     path = Path(path)

@@ -1,10 +1,11 @@
 """The plan stage: estimate from a sample what a write job will produce and cost, before any shard is written.
 
-Algorithm: up to `SAMPLED_PARTITIONS` evenly spread partitions are tokenized, and a few row groups of their windows are
+Algorithm: some evenly spread partitions are tokenized (`plan_sample.py`), and a few row groups of their windows are
 encoded. Totals follow from ratios to the input's bytes (the ratio estimator; Cochran, Sampling Techniques, 1977,
 chapter 6). Their margins follow from how much the partitions differ: half a 95 % interval by Student's t. The sample's
 tokens stay in the cache, so the write stage does not tokenize them again. If the sample is the complete corpus, all is
-exact but the bytes, whose margin is at least 5 %. That is also so if the cache has the tokens of all partitions.
+exact but the bytes, whose margin is at least 5 %. That is also so if the cache has the tokens of all partitions. Of a
+large compressed file that is not in the cache, only the start is unpacked, and the rest is assumed to be like it.
 
 Time and memory are measured on the sample under the machine's present load; their margins are fixed.
 """
@@ -25,18 +26,17 @@ import pyarrow.parquet as pq
 
 from pipeline.base.memory import peak_memory
 from pipeline.base.paths import translate_os_errors
-from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
-from pipeline.executor.local import run_tasks
 from pipeline.packing import PackedWindows, choose_group_tokens
 from pipeline.rules import names_arguments
 from pipeline.shards.format import group_table, shard_schema, shard_writer
 from pipeline.shards.job import as_sections, prepare_job
+from pipeline.shards.plan_sample import is_cached, tokenize_sample
 from pipeline.shards.write import cut_split
-from pipeline.tokens.chunk import DamagedChunk, count_bad, count_skipped, find_chunk
+from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_tasks import plan_chunks
-from pipeline.tokens.encode import describe_tokenizer, tokenize_partition
+from pipeline.tokens.encode import describe_tokenizer
 from pipeline.tokens.store import TokenStore
 from pipeline.windows import count_cut, count_padding
 
@@ -55,9 +55,7 @@ if TYPE_CHECKING:
         WindowConfig,
     )
     from pipeline.shards.job import Job
-    from pipeline.tokens.chunk_tasks import ChunkTask
 
-SAMPLED_PARTITIONS = 6
 SAMPLED_GROUPS = 4
 STUDENT_T = (12.71, 4.30, 3.18, 2.78, 2.57)  # 97.5 % quantiles for 1 to 5 degrees of freedom
 TIME_MARGIN = 0.5  # equal work on a shared machine differs up to 1.8-fold from run to run
@@ -87,6 +85,7 @@ class PlanReport:
     path: Path
     input_bytes: int
     sampled_bytes: int
+    sampled_starts: int  # compressed files of which only the start was read
     documents: Estimate
     tokens: Estimate
     windows: Estimate
@@ -167,34 +166,16 @@ def plan_job(job: Job) -> PlanReport:
     cache, workers = sections.cache_folder, sections.executor.num_workers
     tasks = plan_chunks(job.partitions, cache=cache, rules=job.rules)
     inputs = [task.partition for task in tasks]
-    uncached = [task for task in tasks if not _is_cached(job, task)]
-    most = SAMPLED_PARTITIONS if uncached else len(inputs)
-    chosen = np.unique(np.linspace(0, len(inputs) - 1, min(most, len(inputs))).round().astype(int))
-    sample = [inputs[index] for index in chosen]
-    run_task = partial(
-        tokenize_partition,
-        cache=cache,
-        tokenizer=job.encoder,
-        corpus=sections.corpus,
-        split=sections.split,
-        audit=sections.tokenizer.audit,
-    )
-    started = time.perf_counter()
-    made = []
-    with (
-        translate_os_errors(cache, "cache.path"),
-        ProgressBar("plan", sum(part.num_bytes for part in sample), "B") as bar,
-    ):
-        for part, done in zip(sample, run_tasks(run_task, [tasks[at] for at in chosen], workers=workers), strict=True):
-            made.append(done)
-            bar.update(part.num_bytes)
-    taken = time.perf_counter() - started
-    chunks = [chunk for chunk, _ in made]
-    new_bytes = sum(part.num_bytes for part, (_, origin) in zip(sample, made, strict=True) if origin != "found")
+    with translate_os_errors(cache, "cache.path"):
+        sample, taken = tokenize_sample(job, tasks)
+    chunks = [part.made[0] for part in sample]
+    new_bytes = sum(part.size for part in sample if part.made[1] != "found")
     total = sum(part.num_bytes for part in inputs)
-    sizes = [part.num_bytes for part in sample]
-    extend = partial(estimate_total, sizes=sizes, total=total, population=len(inputs))
-    documents = extend([sum(chunk.num_documents.values()) for chunk in chunks])
+    sizes = [part.size for part in sample]
+    starts = len({part.task.partition.names for part in sample if part.is_start})
+    population = max(len(sample) + 1, round(len(sample) * total / max(1.0, sum(sizes)))) if starts else len(inputs)
+    extend = partial(estimate_total, sizes=sizes, total=total, population=population)
+    documents = extend([sum(part.made[0].num_documents.values()) * part.weight for part in sample])
     if documents.value == 0:
         bad = count_bad(chunks)
         raise ValueError(
@@ -206,19 +187,19 @@ def plan_job(job: Job) -> PlanReport:
     store = TokenStore(
         cache=cache, chunks=chunks, tokenizer=describe_tokenizer(job.encoder), validation=sections.split.validation
     )
-    is_complete = len(sample) == len(inputs)
+    is_complete = len(sample) == len(inputs) and not starts
     parts = {name: _plan_split(job, store, name, is_complete=is_complete, extend=extend) for name in store.splits()}
     tokens, windows = (_add([getattr(part, name) for part in parts.values()]) for name in ("tokens", "windows"))
     shards = _add([_count_shards(job, part.windows) for part in parts.values()])
     per_window, per_shard, seconds_per_window = _encode_sample(job, store, is_complete=is_complete)
     rate = new_bytes / taken if new_bytes else FALLBACK_RATE * workers
-    remaining = sum(task.partition.num_bytes for task in tasks if not _is_cached(job, task))
+    remaining = sum(task.partition.num_bytes for task in tasks if not is_cached(job, task))
     stored = windows.value * per_window.value + shards.value * per_shard
     busy = min(workers, max(1.0, shards.value))
     seconds = job.seconds + remaining / rate + windows.value * seconds_per_window / busy
     itemsize = job.encoder.dtype.itemsize
-    cached = extend([0 if origin == "found" else sum(chunk.tokens.values()) * itemsize for chunk, origin in made])
-    written = sum(sum(chunk.tokens.values()) * itemsize for chunk, origin in made if origin != "found")
+    cached = extend([part.missing_tokens * itemsize for part in sample])
+    written = sum(part.new_tokens for part in sample) * itemsize
     cache_bytes = Estimate(value=max(0.0, cached.value - written), margin=cached.margin)
     free = {"shards.path": _free_bytes(sections.folder), "cache.path": _free_bytes(cache)}
     bad = count_bad(chunks)
@@ -233,7 +214,8 @@ def plan_job(job: Job) -> PlanReport:
     return PlanReport(
         path=sections.folder,
         input_bytes=total,
-        sampled_bytes=sum(sizes),
+        sampled_bytes=round(sum(sizes)),
+        sampled_starts=starts,
         passed_over={kind: one._asdict() for kind, one in job.passed_over.items()},
         documents=documents,
         tokens=tokens,
@@ -280,15 +262,6 @@ def estimate_total(found: Sequence[float], *, sizes: Sequence[float], total: flo
     spread = math.sqrt(n / (n - 1) * float(np.square(values - ratio * weights).sum()))
     unseen = 1 - n / population
     return Estimate(value=value, margin=STUDENT_T[min(n - 2, 4)] * total / weights.sum() * spread * math.sqrt(unseen))
-
-
-def _is_cached(job: Job, task: ChunkTask) -> bool:
-    """Tell whether the write stage will find the tokens of a task."""
-    try:
-        chunk = find_chunk(job.sections.cache_folder, task.chunk)
-    except DamagedChunk:
-        return False
-    return chunk is not None and job.encoder.accepts(chunk.engine)
 
 
 def _list_small_splits(
