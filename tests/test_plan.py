@@ -262,9 +262,10 @@ def test_of_a_large_compressed_file_a_plan_reads_the_start(tmp_path, monkeypatch
     assert planned.sampled_bytes < planned.input_bytes / 2
     assert "of 1 compressed file only the start; the rest is assumed to be like it" in describe_plan(planned)
     found = compare_with_plan(planned, write_shards(tmp_path / "shards", **given))
+    near = {"bz2": 0.5, "zst": 0.25}.get(packing, 0.15)  # these two read far ahead, compared with so small a file
     for name in ("documents", "tokens", "windows"):
         assert found[name]["margin"] > 0, "it is no exact count"
-        assert found[name]["planned"] == pytest.approx(found[name]["found"], rel=0.5 if packing == "bz2" else 0.15), name
+        assert found[name]["planned"] == pytest.approx(found[name]["found"], rel=near), name
     again = compare_with_plan(plan_shards(tmp_path / "shards", **given), write_shards(tmp_path / "shards", **given))
     assert again["tokens"] == {"planned": found["tokens"]["found"], "margin": 0, "found": found["tokens"]["found"]}
 
