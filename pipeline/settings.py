@@ -305,6 +305,7 @@ class LoaderConfig(Section):
     limit: Any = _checked(None, check_limit)  # noqa: RUF009 - it makes a field
     exclude: Any = _checked(None, check_exclude)  # noqa: RUF009 - it makes a field
     drop_last: bool = _checked(True, check_bool)
+    step_size: int | None = _number(None, least=1, most=MAX_COUNT)
     document_ids: bool = _checked(False, check_bool)
     score_document_starts: bool = _checked(True, check_bool)
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)

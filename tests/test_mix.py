@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from pipeline import ShardLoader, embed_batches, write_shards
 from pipeline.base.permutation import make_key
 from pipeline.embedding import TokenEmbedding
+from pipeline.loader.division import divide
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
 from pipeline.loader.weights import find_shares
@@ -178,15 +179,16 @@ def test_spans_hold_every_row_when_it_is_needed(given_):
     """What a reader decodes by them, and drops after their last index, is there at every index."""
     mix, data = draw_mixture(given_)
     start = data.draw(st.integers(0, 130))
-    world_size = data.draw(st.sampled_from([w for w in (1, 2, 4) if mix.lanes % w == 0]))
-    world_size = world_size if mix.shuffle == "lanes" else 1
+    world_size, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     starts = np.cumsum([0, *(count for order in mix.orders for count in np.diff(order.starts))])
     for rank in range(world_size):
-        indices = np.arange(start, min(start + 120, mix.next_change(start) or start + 120))
-        indices = indices[indices % world_size == rank]
+        part = divide(rank=rank, world_size=world_size, batch_size=batch_size, lanes=mix.num_rows)
+        indices = part.indices(start, 120 // part.global_batch + 1).ravel()
+        indices = indices[indices < (mix.next_change(start) or start + 120)]
         windows = mix.windows(indices)
-        all_spans = mix.spans(start, rank=rank, world_size=world_size)
-        spans = list(itertools.takewhile(lambda span: span.first < start + 120, all_spans))
+        all_spans = mix.spans(start, rows=part.lanes_read(start).tolist())
+        last = int(indices[-1])
+        spans = list(itertools.takewhile(lambda span, last=last: span.first <= last, all_spans))
         assert [span.first for span in spans] == sorted(span.first for span in spans)
         group = np.searchsorted(starts, windows, side="right") - 1
         row = windows - starts[group]
@@ -413,8 +415,6 @@ def test_what_cannot_be_mixed_is_refused(sources, tmp_path):
         ShardLoader(paths[0], weights=[1])
     with pytest.raises(ValueError, match=r"a mixture needs at least one data set"):
         ShardLoader([])
-    with pytest.raises(ValueError, match=r"world_size=3 does not divide loader.lanes=4"):
-        ShardLoader(paths, shuffle="lanes", lanes=4, rank=0, world_size=3)
     alone_ = ShardLoader(paths[0])
     with pytest.raises(ValueError, match=r"this loader has one data set"):
         alone_.set_weights([1])

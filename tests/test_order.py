@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from pipeline.base.permutation import make_key, permute
 from pipeline.loader import order as order_module
+from pipeline.loader.division import divide
 from pipeline.loader.order import (
     BLOCK_TOKENS,
     FULL_SHUFFLE_TOKENS,
     Order,
     default_block,
     num_batches,
-    rank_indices,
     resolve_shuffle,
 )
 
@@ -110,8 +110,8 @@ def test_the_example_in_the_module_docstring_is_what_happens():
     order = Order(groups=[3, 3, 2], shuffle="lanes", seed=10, lanes=2, block=1)
     assert whole_epoch(order, 0) == [4, 2, 3, 1, 5, 7, 0, 6]
     assert whole_epoch(order, 0)[0::2] == [4, 3, 5, 0]  # rank 0 of 2: lane 0, row group 1 and a part of row group 0
-    assert [tuple(s) for s in order.spans(0, 0, rank=0, world_size=2)] == [(1, 0, 3, 0, 4), (0, 0, 1, 6, 6)]
-    assert [tuple(s) for s in order.spans(0, 0, rank=1, world_size=2)] == [(0, 1, 3, 1, 3), (2, 0, 2, 5, 7)]
+    assert [tuple(s) for s in order.spans(0, 0, [0])] == [(1, 0, 3, 0, 4), (0, 0, 1, 6, 6)]
+    assert [tuple(s) for s in order.spans(0, 0, [1])] == [(0, 1, 3, 1, 3), (2, 0, 2, 5, 7)]
     assert "global order          4 2 3 1 5 7 0 6" in order_module.__doc__
 
 
@@ -175,57 +175,69 @@ def test_locate_is_the_inverse_of_numbering_windows_through_row_groups(order, ep
     assert [numbered.index(pair) for pair in pairs] == whole_epoch(order, epoch)
 
 
-@given(orders, epochs, st.integers(1, 5), st.data())
-def test_every_world_size_and_batch_size_gives_the_same_global_sequence_from_any_start(order, epoch, batch_size, data):
-    valid = [w for w in range(1, 13) if order.shuffle != "lanes" or order.lanes % w == 0]
-    world_size = data.draw(st.sampled_from(valid))
+@given(orders, epochs, st.integers(1, 20), st.integers(1, 5), st.data())
+def test_every_world_size_and_batch_size_gives_the_same_steps_from_any_start(
+    order, epoch, world_size, batch_size, data
+):
     start = data.draw(st.integers(0, len(order)))
-    order.check_world_size(world_size)
-    n = len(order)
-    steps = num_batches(n - start, batch_size=batch_size, world_size=world_size, drop_last=False)
-    walked, rebuilt = whole_epoch(order, epoch), {}
-    for step in range(steps):
-        begin = start + step * batch_size * world_size
-        sent = []
-        for rank in range(world_size):
-            positions = rank_indices(begin, batch_size, rank=rank, world_size=world_size, stop=n)
-            full = begin + batch_size * world_size <= n
-            assert len(positions) == batch_size if full else len(positions) <= batch_size
-            assert all(i % world_size == rank for i in positions)
-            sent += positions.tolist()
-            rebuilt |= zip(positions.tolist(), order.windows(positions, epoch).tolist(), strict=True)
-        assert sorted(sent) == list(range(begin, min(begin + batch_size * world_size, n)))
-    assert [rebuilt[i] for i in range(start, n)] == walked[start:]
+    walked, size = whole_epoch(order, epoch), world_size * batch_size
+    lanes = order.num_rows
+    parts = [divide(rank=r, world_size=world_size, batch_size=batch_size, lanes=lanes) for r in range(world_size)]
+    for step, begin in enumerate(range(start, len(order), size)):
+        sent = np.concatenate([part.indices(start, step + 1)[-1] for part in parts])
+        sent = sent[sent < len(order)]
+        assert sorted(order.windows(sent, epoch).tolist()) == sorted(walked[begin : begin + size])
 
 
-@given(st.integers(0, 500), st.integers(1, 9), st.integers(1, 9))
-def test_all_ranks_end_together(num_samples, batch_size, world_size):
-    dropped = num_batches(num_samples, batch_size=batch_size, world_size=world_size, drop_last=True)
-    filled = num_batches(num_samples, batch_size=batch_size, world_size=world_size, drop_last=False)
-    assert dropped == len(range(batch_size * world_size, num_samples + 1, batch_size * world_size))
-    assert filled == len(range(0, num_samples, batch_size * world_size))
-    for rank in range(world_size):  # every batch that counts under drop_last is full on every rank
-        rows = rank_indices(0, dropped * batch_size, rank=rank, world_size=world_size, stop=num_samples)
-        assert len(rows) == dropped * batch_size
+@given(st.integers(0, 300), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_an_epoch_ends_at_the_same_place_however_a_step_is_divided(stop, batch_size, world_size, more, drop_last):
+    step_size = batch_size * world_size * more
+    whole = num_batches(0, stop, global_batch=step_size, step_size=step_size, drop_last=drop_last)
+    assert whole == (stop // step_size if drop_last else len(range(0, stop, step_size)))
+    size = batch_size * world_size
+    end = whole * step_size
+    for consumed in range(0, stop + 1, size):  # also from the middle of a step
+        left = num_batches(consumed, stop, global_batch=size, step_size=step_size, drop_last=drop_last)
+        assert left == (max(0, end - consumed) // size if consumed < stop else 0)
 
 
-@given(orders, epochs, st.integers(0, 11), st.data())
-def test_spans_cover_what_a_rank_reads_and_nothing_else(order, epoch, rank, data):
-    world_size = data.draw(st.sampled_from([w for w in range(1, 13) if order.lanes % w == 0]))
-    rank %= world_size
-    start = data.draw(st.integers(0, len(order)))
-    spans = list(order.spans(start, epoch, rank=rank, world_size=world_size))
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 20), st.integers(1, 4), st.booleans())
+def test_from_any_index_an_epoch_ends_within_one_batch_of_its_end(consumed, stop, size, more, drop_last):
+    left = num_batches(consumed, stop, global_batch=size, step_size=size * more, drop_last=drop_last)
+    end = consumed + left * size
+    border = stop // (size * more) * size * more
+    if consumed >= stop:
+        assert left == 0
+    elif drop_last:
+        assert end <= stop, "every batch is full"
+        assert end > border - size or not left
+        assert end < border + size or not left
+    else:
+        assert end >= stop, "nothing is lost"
+        assert end - size < stop or end <= border + size * more, "only a step's rest is filling"
+    if more == 1:  # as release 0.1.0 counted
+        assert left == (max(0, stop - consumed) // size if drop_last else len(range(consumed, stop, size)))
+
+
+@given(orders, epochs, st.integers(1, 20), st.integers(1, 5), st.data())
+def test_spans_cover_what_a_rank_reads_and_no_other_lane(order, epoch, world_size, batch_size, data):
+    rank, start = data.draw(st.integers(0, world_size - 1)), data.draw(st.integers(0, len(order)))
+    part = divide(rank=rank, world_size=world_size, batch_size=batch_size, lanes=order.num_rows)
+    lanes = part.lanes_read(start).tolist()
+    spans = list(order.spans(start, epoch, lanes))
     assert [s.first for s in spans] == sorted(s.first for s in spans)
-    own = rank_indices(start, len(order), rank=rank, world_size=world_size, stop=len(order))
+    own = part.indices(start, len(order) // part.global_batch + 1).ravel()
+    own = own[own < len(order)]
     group, row = order.locate(order.windows(own, epoch))
-    for position, g, r in zip(own.tolist(), group.tolist(), row.tolist(), strict=True):
+    for index, g, r in zip(own.tolist(), group.tolist(), row.tolist(), strict=True):
         holding = [s for s in spans if s.group == g and s.low <= r < s.high]
         assert len(holding) == 1
-        assert holding[0].first <= position <= holding[0].last
+        assert holding[0].first <= index <= holding[0].last
     if order.shuffle == "lanes":
-        assert all(s.first % world_size == rank and s.last % world_size == rank and s.last >= start for s in spans)
+        assert {s.first % order.lanes for s in spans} | {s.last % order.lanes for s in spans} <= set(lanes)
+        assert all(s.last >= start for s in spans)
         if start == 0:
-            assert sum(s.high - s.low for s in spans) == len(own)
+            assert sum(s.high - s.low for s in spans) == sum(len(range(j, len(order), order.lanes)) for j in lanes)
 
 
 @given(orders, epochs)
@@ -233,7 +245,7 @@ def test_only_a_row_group_across_the_end_of_a_lane_has_two_readers(order, epoch)
     lanes = Order(groups=order.groups, shuffle="lanes", seed=order.seed, lanes=order.lanes, block=order.block)
     decoded = Counter()
     for rank in range(lanes.lanes):
-        decoded.update({s.group for s in lanes.spans(0, epoch, rank=rank, world_size=lanes.lanes)})
+        decoded.update({s.group for s in lanes.spans(0, epoch, [rank])})
     present = sum(count > 0 for count in order.groups)
     assert len(decoded) == present
     assert decoded.total() <= present + lanes.lanes - 1
@@ -241,7 +253,7 @@ def test_only_a_row_group_across_the_end_of_a_lane_has_two_readers(order, epoch)
 
 def test_a_reader_of_lanes_holds_one_piece_of_each_lane():
     order = Order(groups=[10] * 400, shuffle="lanes", lanes=8, block=2)
-    spans = list(order.spans(0, 0, rank=1, world_size=2))
+    spans = list(order.spans(0, 0, range(1, 8, 2)))
     held = [sum(s.high - s.low for s in spans if s.first <= i <= s.last) for i in range(len(order))]
     assert max(held) <= 8 // 2 * 2 * 10  # lanes / world size * row groups per block * windows of a row group
 
@@ -256,15 +268,6 @@ def test_epochs_and_seeds_differ_and_an_order_survives_pickling():
 
 
 # --- What is refused -----------------------------------------------------------------------------------------------
-
-
-def test_a_world_size_that_does_not_divide_the_lanes_is_refused_with_the_valid_ones():
-    with pytest.raises(ValueError, match=r"world_size=5 .*loader.lanes=12.*Valid world sizes: 1, 2, 3, 4, 6, 12\."):
-        Order(groups=[100], shuffle="lanes", lanes=12).check_world_size(5)
-    for shuffle in ("none", "full"):
-        Order(groups=[100], shuffle=shuffle, lanes=12).check_world_size(5)
-    with pytest.raises(ValueError, match="world_size=0 must be at least 1"):
-        Order(groups=[100], shuffle="none").check_world_size(0)
 
 
 def test_bad_parameters_and_positions_are_refused():

@@ -1,6 +1,7 @@
 """What the stage `prove` says of a data set was tried, is true, and fits the exit code."""
 
 import re
+import warnings
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -100,23 +101,19 @@ def test_a_loader_that_goes_wrong_at_an_epochs_end_is_found_out(shards, run, mon
     monkeypatch.setattr("pipeline.cli.sources.ShardLoader", Wrong)
     said = run(shards(), shuffles=["none"])
     assert said.unproven == ["none"]
-    assert re.fullmatch(rf"none FAILED: rank \d of {world_size}, resumed at sample \d+, got other .*", said.lines[-1])
+    assert re.fullmatch(rf"none FAILED: {world_size} ranks?, resumed at sample \d+, got other .*", said.lines[-1])
 
 
-def test_world_sizes_that_lanes_refuse_are_named(shards, run):
+def test_any_world_size_is_compared_under_lanes_too(shards, run):
     path = shards()
-    some = run(path, shuffles=["lanes"], lanes=4, world_sizes=[3, 2, 8, 2], stops=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it tries any shape: what that would cost in training is no news here
+        some = run(path, shuffles=["lanes"], lanes=4, world_sizes=[3, 2, 8, 2], stops=1)
     assert some.unproven == []
-    assert "lanes world sizes 3, 8 left out: lanes=4 is not a multiple" in some.lines
-    assert any(line.startswith("lanes world size 2, batches of 1 and 8, resumed at 1 point: ") for line in some.lines)
+    assert any(line.startswith("lanes world sizes 3, 2, 8, batches of 1 and 8, resumed at ") for line in some.lines)
 
 
-def test_a_proof_of_nothing_is_no_proof(shards, run):
-    none = run(shards(), world_sizes=[3], stops=1)
-    assert none.unproven == ["lanes"]
-    assert "lanes world size 3 left out: lanes=64 is not a multiple" in none.lines
-    assert "lanes no world size is left, so no resume was compared" in none.lines
-    assert any(line.startswith("full world size 3, batches") for line in none.lines)
+def test_a_proof_of_nothing_is_no_proof(run):
     with pytest.raises(ValueError, match=r"/nothing does not exist"):
         run("nothing")
 

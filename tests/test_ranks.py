@@ -1,6 +1,8 @@
 """A loader that does not know its rank is refused: several processes would read the same data."""
 
+import json
 import pickle
+import re
 import textwrap
 
 import pytest
@@ -97,3 +99,134 @@ def test_spawned_processes_refuse_a_loader_that_was_made_before_their_group(shar
     done = run_python(file, shards, tmp_path)
     refusals = [line for line in done.stdout.splitlines() if "refused: rank: this loader reads as rank 0 of 1" in line]
     assert len(refusals) == 2, done.stdout + done.stderr
+
+
+PROCESSES = """
+    import json, sys, torch.distributed as dist, torch.multiprocessing as mp
+    from torch.distributed.device_mesh import init_device_mesh
+    from pipeline import ShardLoader
+
+    def run(rank, shards, folder, world_size):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world_size)
+        found = read(rank, shards)
+        with open(f"{folder}/{rank}.json", "w") as file:
+            json.dump(found, file)
+        dist.destroy_process_group()
+
+    if __name__ == "__main__":
+        world_size = int(sys.argv[3])
+        mp.spawn(run, (sys.argv[1], sys.argv[2], world_size), nprocs=world_size)
+"""
+
+
+def run_processes(read, shards, folder, *, world_size):
+    """What each of some real processes of a gloo group returns from `read(rank, shards)`."""
+    file = folder / "program.py"
+    start, main = textwrap.dedent(PROCESSES).split("def run(")
+    file.write_text(f"{start}{textwrap.dedent(read)}\ndef run({main}")
+    done = run_python(file, shards, folder, str(world_size))
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def joined(parts):
+    """The windows of each step, of several ranks together."""
+    return [sorted(window for part in step for window in part) for step in zip(*parts, strict=True)]
+
+
+@pytest.mark.slow
+def test_ranks_of_a_tensor_parallel_pair_get_the_same_batches(shards, tmp_path):
+    """4 processes: data parallel 2 x tensor parallel 2, by a mesh and by the groups themselves."""
+    read = """
+        def read(rank, shards):
+            mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+            errors, found = [], []
+            for wrong in ({"mesh": mesh}, {"mesh": mesh["dp"], "rank": 0, "world_size": 2}, {"mesh": "dp"}):
+                try:
+                    ShardLoader(shards, batch_size=2, **wrong)
+                except ValueError as error:
+                    errors.append(str(error))
+            outside = dist.new_group([0, 1])
+            try:
+                pair = ShardLoader(shards, batch_size=2, mesh=outside)
+                errors.append(f"{pair.rank} of {pair.world_size}")
+            except ValueError as error:
+                errors.append(str(error))
+            for given in (mesh["dp"], mesh["dp"].get_group(), dist.group.WORLD, None):
+                loader = ShardLoader(shards, batch_size=2, shuffle="lanes", lanes=8, mesh=given)
+                windows = [batch.window_ids.tolist() for batch in loader]
+                found.append((loader.rank, loader.world_size, windows, loader.state_dict()))
+            return {"errors": errors, "found": found}
+    """
+    ranks = run_processes(read, shards, tmp_path, world_size=4)
+    whole = [batch.window_ids.tolist() for batch in ShardLoader(shards, batch_size=4, shuffle="lanes", lanes=8)]
+    for way in (0, 1):  # the mesh, its process group
+        places = [one["found"][way][:2] for one in ranks]
+        assert places == [[0, 2], [0, 2], [1, 2], [1, 2]]
+        windows = [one["found"][way][2] for one in ranks]
+        assert windows[0] == windows[1]
+        assert windows[2] == windows[3]
+        assert joined([windows[0], windows[2]]) == [sorted(step) for step in whole]
+        assert all(one["found"][way][3] == ranks[0]["found"][0][3] for one in ranks), "one state for all"
+    for way in (2, 3):  # all processes, and nothing said
+        assert [one["found"][way][:2] for one in ranks] == [[rank, 4] for rank in range(4)]
+    for rank, one in enumerate(ranks):
+        two, both, text, outside = one["errors"]
+        assert re.fullmatch(r"mesh: has 2 dimensions \(dp, tp\), .* such as mesh\['dp'\], .* get the same batches", two)
+        assert re.fullmatch(r"mesh, rank: give one of them, .* got a mesh and rank=0, world_size=2", both)
+        assert re.fullmatch(r"mesh: must be a process group or a one-dimensional DeviceMesh, .*; got 'dp'", text)
+        assert (
+            outside == f"{rank} of 2" if rank < 2 else f"mesh: this process, rank {rank} of the job, is not" in outside
+        )
+
+
+@pytest.mark.slow
+def test_three_real_ranks_share_the_lanes_and_go_on_from_two(shards, tmp_path):
+    read = """
+        def read(rank, shards):
+            options = {"batch_size": 8, "shuffle": "lanes", "lanes": 8, "drop_last": False}
+            loader = ShardLoader(shards, **options)
+            steps = [(batch.window_ids.tolist(), loader.state_dict()) for batch in loader]
+            resumed = ShardLoader(shards, **options)
+            resumed.load_state_dict({**loader.state_dict(), "epoch": 0, "consumed": 44})
+            return [[windows for windows, _ in steps], [state for _, state in steps],
+                    [batch.window_ids.tolist() for batch in resumed]]
+    """
+    ranks = run_processes(read, shards, tmp_path, world_size=3)
+    alone = ShardLoader(shards, batch_size=1, shuffle="lanes", lanes=8)
+    whole = [batch.window_ids.item() for batch in alone]
+    for which, start in ((0, 0), (2, 44)):
+        expected = whole[start:] + [-1] * (-(100 - start) % 24)  # the last step is filled
+        steps = [sorted(expected[at : at + 24]) for at in range(0, len(expected), 24)]
+        assert joined([one[which] for one in ranks]) == steps
+    assert ranks[0][1] == ranks[1][1] == ranks[2][1], "the state is the same on every rank"
+
+
+def test_a_mesh_needs_a_process_group(shards):
+    with pytest.raises(
+        ValueError, match=r"^mesh: must be .*, of a job that has called .*init_process_group\(\); got 3$"
+    ):
+        ShardLoader(shards, mesh=3)
+
+
+def test_a_loader_of_a_mesh_is_not_read_by_a_process_elsewhere_in_it(shards, monkeypatch, group):
+    group()
+    loader = ShardLoader(shards, mesh=torch.distributed.group.WORLD)
+    carried = pickle.dumps(loader)
+    assert len(list(loader)) == len(list(pickle.loads(carried))) == len(loader)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # the others share its batches
+    assert len(list(pickle.loads(carried))) == len(loader)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    for use in (lambda: next(iter(loader)), lambda: pickle.loads(carried)):
+        with pytest.raises(ValueError, match=r"^rank: this loader reads as rank 0 of 1 of its mesh, .* rank 1 of 4; "):
+            use()
+
+
+def test_what_has_no_mesh_does_not_import_meshes(shards):
+    code = (
+        f"import sys; from pipeline import ShardLoader; next(iter(ShardLoader({str(shards)!r}))); print(*sys.modules)"
+    )
+    modules = run_python("-c", code).stdout.split()
+    plain = run_python("-c", "import sys, torch, torch.utils.data; print(*sys.modules)").stdout.split()
+    assert {name for name in modules if name.startswith("torch.distributed")} <= set(plain)

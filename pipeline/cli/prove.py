@@ -62,7 +62,7 @@ class Case:
 
     def open(self, **options: Any) -> ShardLoader:
         """Open a loader at the start of the epoch, which it reads to the last window."""
-        given = {"shuffle": self.shuffle, "drop_last": False, "batch_size": 8, "on_bad": "raise"}
+        given = {"shuffle": self.shuffle, "drop_last": False, "batch_size": 8, "step_size": None, "on_bad": "raise"}
         loader = open_loader(self.path, self.loader, **given | options)
         loader.set_epoch(self.epoch)
         return loader
@@ -156,21 +156,13 @@ def prove_shares(case: Case) -> np.ndarray:
 
 def prove_resume(case: Case, epoch: np.ndarray, prove: ProveConfig) -> int:
     """Resume at several points with every world size and compare with the epoch; return how many samples."""
-    order = case.open().order
     sizes = list(dict.fromkeys(prove.world_sizes))
-    allowed = [size for size in sizes if order.shuffle != "lanes" or order.lanes % size == 0]
-    if len(allowed) < len(sizes):
-        refused = [size for size in sizes if size not in allowed]
-        _say(case.shuffle, f"{_world_sizes(refused)} left out: lanes={order.lanes} is not a multiple")
-    if not allowed:
-        _say(case.shuffle, "no world size is left, so no resume was compared")
-        return 0
     points = np.unique(np.linspace(0, len(epoch) - 1, prove.stops, dtype=int)).tolist()
     compared = sum(
         compare_rest(case, epoch, start=start, world_size=world_size, batch_size=batch_size)
-        for start, world_size, batch_size in itertools.product(points, allowed, (1, BATCH))
+        for start, world_size, batch_size in itertools.product(points, sizes, (1, BATCH))
     )
-    what = f"{_world_sizes(allowed)}, batches of 1 and {BATCH}, resumed at {counted(len(points), 'point')}"
+    what = f"{_world_sizes(sizes)}, batches of 1 and {BATCH}, resumed at {counted(len(points), 'point')}"
     _say(case.shuffle, f"{what}: one sequence ({counted(compared, 'sample')} compared)")
     return compared
 
@@ -183,19 +175,27 @@ def compare_rest(case: Case, epoch: np.ndarray, *, start: int, world_size: int, 
     if at_start.order.endless:  # a mixture's last batch goes on into its next epoch
         batches = min(2, (len(epoch) - start) // global_batch)
     remaining = epoch[start : start + batches * global_batch]
-    state = {**at_start.state_dict(), "consumed": at_start.consumed + start}
+    consumed = at_start.consumed + start
+    state = {**at_start.state_dict(), "consumed": consumed}
+    if at_start.order.endless:  # the first step of its epoch may start after the epoch does
+        state["epoch"] = at_start.order.next_epoch(case.epoch, consumed)[0]
+    received = np.empty((world_size, batches, batch_size), np.int64)
     for rank in range(world_size):
-        loader = case.open(rank=rank, world_size=world_size, batch_size=batch_size)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a schedule counts the steps of other batches
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # what these shapes would cost in training; a schedule counts their steps
+            loader = case.open(rank=rank, world_size=world_size, batch_size=batch_size)
             loader.load_state_dict(state)
-        expected = np.full(batches * batch_size, -1)  # -1: a row that only fills the epoch's last batch
-        mine = remaining[(rank - at_start.consumed - start) % world_size :: world_size]
-        expected[: len(mine)] = mine
-        if not np.array_equal(read_batches(loader, batches), expected):
-            raise BrokenPromiseError(
-                f"rank {rank} of {world_size}, resumed at sample {start}, got other windows than remained"
-            )
+        windows = read_batches(loader, batches)
+        received[rank] = windows.reshape(batches, batch_size) if len(windows) == batches * batch_size else -1
+    expected = np.full(batches * global_batch, -1)  # -1: a row that only fills the epoch's last step
+    expected[: len(remaining)] = remaining
+    steps = received.transpose(1, 0, 2).reshape(batches, -1)  # which rank reads which window of a step is up to it
+    if not np.array_equal(np.sort(steps), np.sort(expected.reshape(batches, -1))):
+        raise BrokenPromiseError(
+            f"{counted(world_size, 'rank')}, resumed at sample {start}, got other windows than remained"
+        )
     return len(remaining)
 
 
@@ -252,7 +252,8 @@ def read_batches(loader: ShardLoader, count: int) -> np.ndarray:
     Those of a mixture are numbered through all sources.
     """
     found = [np.empty(0, np.int64)]
-    for batch in itertools.islice(loader, count):
+    epochs = itertools.repeat(loader) if loader.order.endless else [loader]
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), count):
         windows = batch.window_ids.numpy()
         if isinstance(loader.order, Mixture) and batch.source_ids is not None:
             windows = windows + loader.order.offsets[batch.source_ids.numpy()]

@@ -21,6 +21,7 @@ PASSED_ON = (
     "limit",
     "exclude",
     "drop_last",
+    "step_size",
     "memory_budget",
     "on_bad",
 )
@@ -38,7 +39,7 @@ def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: A
     """
     given = {name: getattr(loader, name) for name in PASSED_ON} | options
     if given["batch_size"] == "all":
-        one = given | {"batch_size": 1, "shuffle": "none", "rank": 0, "world_size": 1}
+        one = given | {"batch_size": 1, "shuffle": "none", "step_size": None, "rank": 0, "world_size": 1}
         given["batch_size"] = len(open_loader(path, loader, **one).order)
     paths = source_paths(path, loader)
     if loader.sources is None:

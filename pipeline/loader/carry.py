@@ -22,7 +22,7 @@ from pipeline.loader.order import Order, Span
 from pipeline.rules import MAX_COUNT, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -88,9 +88,9 @@ class CarriedOrder(Order):
             found[epochs == one] = Order.windows(self, draws[epochs == one] % len(self), one)
         return found
 
-    def spans(self, start: int, epoch: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Span]:
+    def spans(self, start: int, epoch: int, lanes: Iterable[int] | None = None) -> Iterator[Span]:
         """Do as `Order.spans`; what comes first is needed by every rank."""
-        usual = Order.spans(self, start, epoch, rank=rank, world_size=world_size)
+        usual = Order.spans(self, start, epoch, lanes)
         if self.is_over(epoch, start):
             return usual
         stop = min(len(self), self.taken + len(self.skipped) - epoch * len(self))

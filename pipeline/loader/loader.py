@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.memory import keep_freed_memory
-from pipeline.base.wording import counted
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device, html_table
 from pipeline.loader.damage import DamageLog
+from pipeline.loader.division import check_step_size, divide, warn_of_shared_lanes
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, make_order, resolve_shuffle
 from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
 from pipeline.loader.progress import Cursor, Epochs, Progress
-from pipeline.loader.ranks import check_rank, find_rank
+from pipeline.loader.ranks import check_rank, find_rank, mesh_members
 from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, document_rule, open_split
 from pipeline.loader.selection import select_windows
 from pipeline.loader.state import read_state, write_state
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from pipeline.loader.ranks import Mesh
     from pipeline.loader.readers import Source
     from pipeline.loader.selection import Windows
     from pipeline.loader.weights import Weights
@@ -75,16 +76,20 @@ class ShardLoader(IterableDataset[Batch]):
         batch_size: windows per batch of this rank, B.
         shuffle: `none`, `full`, `lanes`, or `auto`, which picks one of the last two by the data set's size.
         seed: of the order.
-        lanes: under `lanes`, how many parts of the data set are read in parallel and interleaved into each batch; a
-            multiple of the world size.
+        lanes: under `lanes`, how many parts of the data set are read in parallel and interleaved into each batch. Any
+            world size can read them; see `pipeline.loader.division`.
         limit: read only so many windows (1000) or this fraction of them (0.1), evenly spread over the data set and the
             same for every seed, epoch and world size. 1 is one window, 1.0 all of them.
         exclude: the numbers of windows to leave out: a list, an array, or a file of them, one number a line or `.npy`.
             A limit is taken of the remaining windows. For a mixture, a list with one entry for each source (None:
             nothing); so may `limit` be, which otherwise holds for each source.
-        drop_last: drop the last partial global batch; otherwise fill it with rows whose targets are -100.
+        drop_last: drop the last partial step; otherwise fill it with rows whose targets are -100.
         restart: each iteration starts the epoch again, however the last one ended, as a `DataLoader`'s does.
+        step_size: windows of an optimizer step, on all ranks and in all micro-batches together: a multiple of
+            `batch_size` times the world size, which it is if left out.
         rank, world_size: of this process; left out, those of `torch.distributed`, and 0 of 1 without it.
+        mesh: a process group or a one-dimensional `DeviceMesh`, such as `device_mesh["dp"]`: rank and world size are
+            those within it, so ranks that differ only in other dimensions get the same batches.
         score: `new` turns targets that an earlier window has scored into -100, for evaluation with overlap.
         document_ids: batches say where their documents are: `document_ids`, `position_ids`, `cu_seqlens`, `max_seqlen`.
         score_document_starts: False turns targets that are a document's first token into -100.
@@ -121,8 +126,10 @@ class ShardLoader(IterableDataset[Batch]):
         exclude: Windows | Sequence[Windows | None] | None = None,
         drop_last: bool = True,
         restart: bool = False,
+        step_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        mesh: Mesh | None = None,
         score: str = "all",
         document_ids: bool = False,
         score_document_starts: bool = True,
@@ -143,6 +150,7 @@ class ShardLoader(IterableDataset[Batch]):
             limit=limit,
             exclude=exclude,
             drop_last=drop_last,
+            step_size=step_size,
             document_ids=document_ids,
             score_document_starts=score_document_starts,
             threads=threads,
@@ -157,7 +165,9 @@ class ShardLoader(IterableDataset[Batch]):
         )
         self.device = find_device(device)
         self._rank_is_given = rank is not None or world_size is not None
-        self.rank, self.world_size = find_rank(rank, world_size)
+        self._mesh_members = mesh_members(mesh)
+        self.rank, self.world_size = find_rank(rank, world_size, self._mesh_members)
+        self.step_size = check_step_size(values.step_size, batch_size=self.batch_size, world_size=self.world_size)
         is_mixture = not isinstance(path, str | os.PathLike | StoreWindows)
         if is_mixture and not hasattr(path, "__iter__"):
             reject("path", "must be a data set's folder, a StoreWindows, or a list of these", path)
@@ -183,15 +193,15 @@ class ShardLoader(IterableDataset[Batch]):
         order: Order | Mixture = orders[0]
         if is_mixture:
             shares = [len(one) for one in orders] if weights is None else weights
-            order = Mixture(orders=orders, weights=plan_weights(shares, sources=len(orders), step_size=self._step_size))
-        self._epochs = Epochs(self.batch_size, self.world_size, self.drop_last, self.restart)
-        order.check_world_size(self.world_size)
+            order = Mixture(orders=orders, weights=plan_weights(shares, sources=len(orders), step_size=self.step_size))
+        self._epochs = Epochs(self.batch_size, self.world_size, self.step_size, self.drop_last, self.restart)
+        shape = {"world_size": self.world_size, "batch_size": self.batch_size, "lanes": orders[0].num_rows}
+        if self.rank == 0:
+            warn_of_shared_lanes(**shape)
         self._prefetcher = Prefetcher(
             self.reader,
             order=order,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+            part=divide(rank=self.rank, **shape),
             threads=self.threads,
             memory_budget=values.memory_budget,
             documents=document_rule(self.reader, ids=values.document_ids, score_starts=values.score_document_starts),
@@ -199,13 +209,7 @@ class ShardLoader(IterableDataset[Batch]):
         self._start = order
         self._damage = DamageLog(values.on_bad)
         self._cursor = Cursor(Progress(0, 0, order))
-        if not len(self):
-            raise ValueError(
-                f"batch_size: the {self.reader.split} split has {counted(len(order), 'window')}"
-                f"{' after limit and exclude' if any(selections) else ''}, fewer than a batch of "
-                f"{self.batch_size} on each of {counted(self.world_size, 'rank')}; "
-                f"lower batch_size, or set drop_last=False"
-            )
+        self._epochs.check_size(order, self.reader.split, is_selection=any(selections))
 
     def __setattr__(self, name: str, value: object) -> None:
         is_ours = name in self.__dict__ or isinstance(getattr(type(self), name, None), property)
@@ -281,7 +285,7 @@ class ShardLoader(IterableDataset[Batch]):
         progress = self._cursor.progress
         if epoch != progress.epoch:
             order = progress.order if progress.order.reaches(epoch) else self._start
-            self._move(epoch, order.first(epoch), order)
+            self._move(epoch, self._epochs.first(order, epoch), order)
 
     def set_weights(self, weights: Weights) -> None:
         """Draw from the sources of a mixture with other weights from here on; what was drawn before stays the same.
@@ -290,7 +294,7 @@ class ShardLoader(IterableDataset[Batch]):
         was followed until now. Call it on every rank at the same step, so that all see the same sequence.
         """
         progress, mixture = self._cursor.progress, self._mixture()
-        entries = plan_weights(weights, sources=len(mixture.orders), step_size=self._step_size)
+        entries = plan_weights(weights, sources=len(mixture.orders), step_size=self.step_size)
         order = mixture.change(weights_from(entries, progress.consumed), keep_past=self.restart)
         self._cursor.progress = progress._replace(order=order, moves=progress.moves + 1)
 
@@ -305,10 +309,6 @@ class ShardLoader(IterableDataset[Batch]):
 
         """
         self._cursor.progress = self._epochs.skip(self._cursor.progress, check_range("skip", n, 0, MAX_COUNT))
-
-    @property
-    def _step_size(self) -> int:
-        return self.batch_size * self.world_size
 
     @property
     def epoch(self) -> int:
@@ -402,7 +402,7 @@ class ShardLoader(IterableDataset[Batch]):
     def _check_rank(self) -> None:
         """Refuse to be read by a process of another rank: it may have got one since, or this may be a copy."""
         if not self._rank_is_given:
-            check_rank(self.rank, self.world_size)
+            check_rank(self.rank, self.world_size, self._mesh_members)
 
     def _mixture(self) -> Mixture:
         if isinstance(self.order, Mixture):

@@ -18,7 +18,7 @@ found by bisection, and the draws after it by sorting their times.
 Under `none` and `full` there is one such row of draws. Under `lanes` each of the C lanes is a row: index i is draw
 i // C of row i % C. A source's draws are numbered through all rows: draw k of row r is draw k * C + r of the source,
 which is index (k * C + r) % N in its epoch (k * C + r) // N, for a source of N windows. So each window of a source
-comes as often as any other, whatever N and C. Within an epoch of the source each of its lanes has one reader.
+comes as often as any other, whatever N and C. Within an epoch of the source each of its lanes belongs to one row.
 
 Weights may change at any index. Each source keeps a clock: how many draws of a row are due to it. The clock advances by
 the source's share per draw of the row, so it is the sum of all shares so far, and it goes on through a change. At a
@@ -48,7 +48,7 @@ from pipeline.loader.order import Span
 from pipeline.loader.weights import find_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -127,7 +127,7 @@ class Mixture:
     @property
     def num_rows(self) -> int:
         """Rows of draws: the lanes, or one if there are none."""
-        return self.lanes if self.shuffle == "lanes" else 1
+        return self.orders[0].num_rows
 
     def first(self, epoch: int) -> int:
         """Return an epoch's first index, or the first one that the mixture answers for."""
@@ -149,15 +149,9 @@ class Mixture:
         """Return where a reader is at the end of an epoch: the epoch and the samples consumed, both of the mixture."""
         return self.epoch_start[0] + (consumed - self.epoch_start[1]) // len(self), consumed
 
-    def check_world_size(self, world_size: int) -> None:
-        """Do as `Order.check_world_size`."""
-        self.orders[0].check_world_size(world_size)
-
-    def num_buffered(self, world_size: int) -> int:
-        """Return how many row groups a rank must buffer at once."""
-        return sum(
-            order.num_groups if self._is_tiny(order) else order.num_buffered(world_size) for order in self.orders
-        )
+    def num_buffered(self, num_rows: int) -> int:
+        """Return how many row groups a reader of this many rows of draws must buffer at once."""
+        return sum(order.num_groups if self._is_tiny(order) else order.num_buffered(num_rows) for order in self.orders)
 
     def _is_tiny(self, order: Order) -> bool:
         """Tell whether a source has so few windows in a row that its epochs end all the time."""
@@ -210,13 +204,13 @@ class Mixture:
             found[mine] = windows_of_many(self.orders, source, sizes, indices, epochs) + self.offsets[source]
         return found
 
-    def spans(self, start: int, _epoch: int = 0, *, rank: int = 0, world_size: int = 1) -> Iterator[Span]:
+    def spans(self, start: int, _epoch: int = 0, rows: Iterable[int] | None = None) -> Iterator[Span]:
         """Yield spans as `Order.spans` does, without end, with row groups numbered through all sources.
 
         Their first and last indices are estimates that leave no use out up to the next change of weights
         (`next_change`); a reader that comes there asks again.
         """
-        rows = range(rank, self.num_rows, world_size) if self.shuffle == "lanes" else range(1)
+        rows = list(range(self.num_rows) if rows is None else rows)
         part = self._part(self._number(start))
         drawn, (before, after) = part.before(start), part.slack()
         streams: list[Iterator[Span]] = []

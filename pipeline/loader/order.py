@@ -18,13 +18,13 @@ play no part, so the whole state of a reader is one index, and resuming means as
       lane 1, its pieces    1 2 | 6 7               shuffled    2 1 | 7 6
       global order          4 2 3 1 5 7 0 6         lane 0, lane 1, lane 0, ...
 
-Rank r of W takes the indices i with i % W == r. If W divides C, these are the lanes j with j % W == r: each lane has
-one reader, and only a row group that crosses a lane's end is decoded twice. Neighbours in a batch come from C parts of
-the text that are far apart, which matters most when windows overlap. `Order.spans` lists what a rank must decode and
-when.
+Which rank reads which index of a step, `pipeline.loader.division` says. If the world size divides C, each lane has one
+reader, and only a row group that crosses a lane's end is decoded twice. Neighbours in a batch come from C parts of the
+text that are far apart, which matters most when windows overlap. `Order.spans` lists what a reader of some lanes must
+decode and when.
 
-Memory: under `lanes` a reader buffers one piece of each of its lanes, C / W * block * (windows of a row group) * L
-tokens; under `full` everything, N * L tokens; under `none` one row group.
+Memory: under `lanes` a reader buffers one piece of each lane that it reads, block * (windows of a row group) * L tokens
+each; under `full` everything, N * L tokens; under `none` one row group.
 Cost: starting at any index takes O(1), except for the row group sequence, which takes O(row groups) once an epoch
 (0.1 s for a million). An index takes about 0.1 microseconds if thousands are asked for at once: ask for many.
 
@@ -32,9 +32,8 @@ Permutations are keyed bijections (`pipeline.base.permutation`), so none is ever
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import gcd
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
@@ -69,24 +68,25 @@ def default_block(groups: Sequence[int] | Int64, *, max_length: int) -> int:
     return max(1, BLOCK_TOKENS // max(1, int(np.max(np.asarray(groups), initial=0)) * max_length))
 
 
-def num_batches(num_samples: int, *, batch_size: int, world_size: int, drop_last: bool) -> int:
-    """Return how many batches of `batch_size` rows each rank gets from the next `num_samples` indices."""
-    global_batch = batch_size * world_size
-    return num_samples // global_batch if drop_last else -(-num_samples // global_batch)
+def num_batches(consumed: int, stop: int, *, global_batch: int, step_size: int, drop_last: bool) -> int:
+    """Return how many batches each rank gets from the index `consumed` to the end of an epoch, which is at `stop`.
 
+    Steps are counted from index 0, each of `step_size` indices, which is a multiple of `global_batch`. The epoch ends
+    with the last complete step, or without `drop_last` with the step that contains its last index. So the end does not
+    depend on how a step is divided into batches. From an index that no batch of this size ends at, it may be up to one
+    batch later or earlier.
 
-def rank_indices(start: int, count: int, *, rank: int, world_size: int, stop: int) -> Int64:
-    """Return a rank's indices (those with i % world_size == rank) among the next count * world_size from `start`.
-
-    They are `count`, or fewer if `stop`, the end of the epoch, comes first. With count = batch_size this is the rank's
-    part of the global batch at `start`, which may be any index; the parts are disjoint and complete.
-
-    >>> rank_indices(4, 3, rank=1, world_size=2, stop=100)
-    array([5, 7, 9])
+    >>> num_batches(0, 100, global_batch=8, step_size=48, drop_last=True)
+    12
     """
-    assert 0 <= rank < world_size, f"rank {rank} is not below world_size {world_size}"
-    first, stop = start + (rank - start) % world_size, min(start + count * world_size, stop)
-    return np.arange(first, stop, world_size, dtype=np.int64)
+    left = stop - consumed
+    if left <= 0:
+        return 0
+    if drop_last:
+        to_border = stop // step_size * step_size - consumed
+        return max(0, min(-(-to_border // global_batch), left // global_batch))
+    to_border = -(-stop // step_size) * step_size - consumed
+    return max(to_border // global_batch, -(-left // global_batch))
 
 
 GROUPS, IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
@@ -175,23 +175,15 @@ class Order:
         """Return the order without what only indices before this one need; only a mixture, and what was one, has it."""
         return self
 
-    def num_buffered(self, world_size: int) -> int:
-        """Return how many row groups a rank must buffer at once."""
-        count = self.num_groups
-        lanes = self.lanes // gcd(world_size, self.lanes) * self.block
-        return min(count, {"none": 1, "full": count, "lanes": lanes}[self.shuffle])
+    @property
+    def num_rows(self) -> int:
+        """The lanes, or 1 for an order without them: index i belongs to lane i % num_rows."""
+        return self.lanes if self.shuffle == "lanes" else 1
 
-    def check_world_size(self, world_size: int) -> None:
-        """Raise ValueError if the lanes cannot be shared equally; `none` and `full` allow any world size."""
-        if world_size < 1:
-            raise ValueError(f"world_size={world_size} must be at least 1")
-        if self.shuffle == "lanes" and self.lanes % world_size:
-            valid = ", ".join(str(w) for w in range(1, self.lanes + 1) if self.lanes % w == 0)
-            raise ValueError(
-                f"world_size={world_size} does not divide loader.lanes={self.lanes}, but every lane has one reader. "
-                f"Valid world sizes: {valid}. Or set loader.lanes to a multiple of {world_size}: "
-                "another order, so for a new run only."
-            )
+    def num_buffered(self, num_lanes: int) -> int:
+        """Return how many row groups a reader of this many lanes must buffer at once."""
+        count = self.num_groups
+        return min(count, {"none": 1, "full": count, "lanes": num_lanes * self.block}[self.shuffle])
 
     def windows(self, indices: npt.ArrayLike, epoch: int | Int64) -> Int64:
         """Return the stored window at each index [P] of an epoch, in any order and with repeats: int64 [P].
@@ -224,13 +216,14 @@ class Order:
         group = np.searchsorted(self.starts, window, side="right") - 1
         return group, window - self.starts[group]
 
-    def spans(self, start: int, epoch: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Span]:
-        """Yield what a rank must decode from index `start` to the end of the epoch, sorted by the first use.
+    def spans(self, start: int, epoch: int, lanes: Iterable[int] | None = None) -> Iterator[Span]:
+        """Yield what a reader of some lanes must decode from index `start` to the end of the epoch; of all without.
 
-        A reader decodes ahead in this order, and drops a span after its `last` index. Each is computed when asked for.
-        The first ones may start before `start`. Under `none` and `full` every rank reads every row group.
+        They are sorted by the first use. A reader decodes ahead in this order, and drops a span after its `last` index.
+        Each is computed when asked for. The first ones may start before `start`. Under `none` and `full` there is one
+        lane.
         """
-        lanes = range(rank, self.lanes, world_size) if self.shuffle == "lanes" else range(1)
+        lanes = range(self.num_rows) if lanes is None else lanes
         return heapq.merge(*(self.lane_spans(lane, start, epoch) for lane in lanes), key=attrgetter("first"))
 
     def lane_spans(self, lane: int, start: int, epoch: int) -> Iterator[Span]:

@@ -22,7 +22,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile
-from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +29,6 @@ import numpy as np
 from pipeline.base.wording import counted
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.metrics import Counters
-from pipeline.loader.order import rank_indices
 from pipeline.loader.row_group import RowBatch
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
 
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from pipeline.loader.damage import Damage
+    from pipeline.loader.division import RankSlice
     from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
@@ -80,16 +79,14 @@ class Prefetcher:
         reader: Reader,
         *,
         order: Order | Mixture,
-        batch_size: int,
-        rank: int,
-        world_size: int,
+        part: RankSlice,
         threads: int,
         memory_budget: int,
         documents: DocumentRule | None = None,
     ) -> None:
         self.reader, self.documents = reader, documents
         self._looked_at: set[str] = set()  # what callers want to know of documents
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.part, self.batch_size = part, part.rows  # a worker process reads a part of a batch
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
         self._kept: RowGroupCache | None = None  # from one epoch to the next
@@ -163,7 +160,7 @@ class Prefetcher:
 
         """
         groups = order.num_groups
-        needed, each = order.num_buffered(self.world_size), max(1, slot_bytes(self.reader))
+        needed, each = order.num_buffered(len(self.part.lanes_read())), max(1, slot_bytes(self.reader))
         if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
             raise ValueError(
@@ -173,7 +170,7 @@ class Prefetcher:
         if self.caches_all:
             return max(1, groups)
         rows = max(self.batch_size, min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length))
-        in_unit = 2 + rows * self.world_size * groups // max(1, len(order))
+        in_unit = 2 + rows * self.part.global_batch // self.batch_size * groups // max(1, len(order))
         wanted = needed + max(needed, 2 * self.threads, in_unit)
         return max(1, min(groups, wanted, self.memory_budget // each))
 
@@ -182,31 +179,26 @@ class Prefetcher:
         order, epoch, start, batches = move
         cache.start(self._needs(order, epoch, start, batches), decoders)
         change = order.next_change(start)
-        global_batch = self.batch_size * self.world_size
+        part = self.part
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
         full, size = max(1, rows // self.batch_size), 1
         windows, asked = np.empty(0, np.int64), 0  # of the batches done .. asked - 1
         done = 0
         while done < batches:
-            here = start + done * global_batch
+            here = start + done * part.global_batch
             if change is not None and here >= change:  # other row groups are needed from here on
                 cache.start(self._needs(order, epoch, here, batches - done), decoders)
                 change = order.next_change(here)
-            stop = batches if change is None else min(batches, done - (here - change) // global_batch)
+            stop = batches if change is None else min(batches, done - (here - change) // part.global_batch)
             take = min(size, stop - done)
             if done + take > asked:
                 more = min(max(take, 4 * size, UNIT_ROWS // self.batch_size if size == full else 0), stop - asked)
-                first = start + asked * global_batch
-                indices = rank_indices(
-                    first,
-                    more * self.batch_size,
-                    rank=self.rank,
-                    world_size=self.world_size,
-                    stop=first + more * global_batch if order.endless else order.stop(epoch),
-                )
+                indices = part.indices(start + asked * part.global_batch, more).ravel()
+                if not order.endless:
+                    indices = indices[indices < order.stop(epoch)]  # the rest of the last step only fills it
                 windows = np.concatenate([windows, order.windows(indices, epoch)])
                 asked += more
-            count = take * self.batch_size
+            count = take * part.rows
             mine, windows = windows[:count], windows[count:]
             gathered, damage = cache.gather(mine, passed=here)
             if missing := count - len(mine):
@@ -218,13 +210,9 @@ class Prefetcher:
             done, size = done + take, min(2 * size, full)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:
-        lanes = order.lanes
-        shared = gcd(self.world_size, lanes)
-        stop = start + batches * self.batch_size * self.world_size
-        spans = takewhile(
-            lambda span: span.first < stop,
-            order.spans(start, epoch, rank=self.rank % shared, world_size=shared),
-        )
+        stop = start + batches * self.part.global_batch
+        lanes = self.part.lanes_read(start).tolist()
+        spans = takewhile(lambda span: span.first < stop, order.spans(start, epoch, lanes))
         started, coming = [], None
         for span in spans:
             if span.first >= start:
@@ -232,7 +220,7 @@ class Prefetcher:
                 break
             started.append(span)
         # Spans that a resume finds started are decoded in the order in which its first batches need their lanes.
-        started.sort(key=lambda span: (span.first - start) % lanes)
+        started.sort(key=lambda span: (span.first - start) % order.num_rows)
         for span in chain(started, [coming] if coming else [], spans):
             yield Need(span.group, span.last)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.base.wording import counted
 from pipeline.loader.order import num_batches
 from pipeline.rules import check_range
 from pipeline.settings import MAX_EPOCH
@@ -42,6 +43,7 @@ class Epochs(NamedTuple):
 
     batch_size: int
     world_size: int
+    step_size: int
     drop_last: bool
     restart: bool
 
@@ -50,19 +52,39 @@ class Epochs(NamedTuple):
         """The samples of a batch of all ranks."""
         return self.batch_size * self.world_size
 
+    def check_size(self, order: Order | Mixture, split: str, *, is_selection: bool) -> None:
+        """Raise ValueError if there are no batches in an epoch."""
+        if self.batches_after(Progress(0, 0, order)):
+            return
+        name, needed = "batch_size", f"a batch of {self.batch_size} on each of {counted(self.world_size, 'rank')}"
+        if self.step_size > self.global_batch:
+            name, needed = "step_size", f"a step of {self.step_size}"
+        raise ValueError(
+            f"{name}: the {split} split has {counted(len(order), 'window')}"
+            f"{' after limit and exclude' if is_selection else ''}, fewer than {needed}; lower {name}, or set "
+            "drop_last=False"
+        )
+
     def batches_after(self, progress: Progress) -> int:
         """Return how many batches of the epoch remain, equal on all ranks."""
         order = progress.order
-        left = max(0, order.stop(progress.epoch) - progress.consumed)
-        drop_last = self.drop_last and not order.endless
-        return num_batches(left, batch_size=self.batch_size, world_size=self.world_size, drop_last=drop_last)
+        return num_batches(
+            progress.consumed,
+            order.stop(progress.epoch),
+            global_batch=self.global_batch,
+            step_size=self.step_size,
+            drop_last=self.drop_last and not order.endless,
+        )
+
+    def first(self, order: Order | Mixture, epoch: int) -> int:
+        """Return an epoch's first index. That of a mixture starts with a step, where the epoch before has ended."""
+        first = order.first(epoch)
+        start_of_step = -(-first // self.step_size) * self.step_size
+        return start_of_step if start_of_step < order.stop(epoch) else first
 
     def count_batches(self, progress: Progress) -> int:
         """Return the batches of the complete epoch."""
-        start = progress.order.first(progress.epoch)
-        if not self.restart:  # epochs of a mixture follow one another
-            start = -(-start // self.global_batch) * self.global_batch
-        return self.batches_after(progress._replace(consumed=start))
+        return self.batches_after(progress._replace(consumed=self.first(progress.order, progress.epoch)))
 
     def enter(self, now: Progress, reader: object) -> Progress:
         """Return where an iteration starts or, if it is the one that is here, goes on.
@@ -83,13 +105,16 @@ class Epochs(NamedTuple):
 
     def add_batch(self, progress: Progress, *, is_last: bool) -> Progress:
         """Return the progress once a batch was received, which may be the last one of its epoch."""
-        epoch, consumed = progress.epoch, progress.consumed + self.global_batch
+        epoch, order, consumed = progress.epoch, progress.order, progress.consumed + self.global_batch
         if is_last and self.restart:
-            consumed = progress.order.stop(epoch)
+            consumed = self.first(order, epoch + 1) if order.endless else order.stop(epoch)
         elif is_last:  # the end of an epoch is the start of the next
-            epoch, consumed = progress.order.next_epoch(epoch, consumed)
-        order = progress.order if self.restart else progress.order.since(epoch, consumed)
-        return progress._replace(epoch=epoch, consumed=consumed, order=order)
+            epoch, consumed = order.next_epoch(epoch, consumed)
+        elif not order.endless:  # the rest of the last step only fills it
+            consumed = min(consumed, order.stop(epoch))
+        return progress._replace(
+            epoch=epoch, consumed=consumed, order=order if self.restart else order.since(epoch, consumed)
+        )
 
     def skip(self, now: Progress, batches: int) -> Progress:
         """Return the progress once this many batches more were received, over the ends of epochs."""
@@ -105,12 +130,12 @@ class Epochs(NamedTuple):
                 epoch, consumed = order.next_epoch(epoch, consumed)
                 epochs, batches = divmod(batches - left, self.batches_after(progress._replace(consumed=consumed)))
                 epoch = check_range("skip: the epoch", epoch + epochs, 0, MAX_EPOCH)
-            consumed += batches * self.global_batch
+            consumed = min(consumed + batches * self.global_batch, order.stop(epoch))
         return progress._replace(epoch=epoch, consumed=consumed, is_resume=self.restart)
 
     def saved(self, now: Progress) -> tuple[int, int]:
         """Return the epoch and the samples consumed that a state has: the end of an epoch is the start of the next."""
-        if self.restart and not self.batches_after(now):
+        if not self.batches_after(now):
             return now.order.next_epoch(now.epoch, now.consumed)
         return now.epoch, now.consumed
 
@@ -118,4 +143,4 @@ class Epochs(NamedTuple):
         is_here = progress.reader is not None and progress.reader is reader
         if not self.restart or progress.is_resume or is_here:
             return progress
-        return progress._replace(consumed=progress.order.first(progress.epoch))
+        return progress._replace(consumed=self.first(progress.order, progress.epoch))

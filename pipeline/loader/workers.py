@@ -1,10 +1,10 @@
 """Decode in worker processes, for a training program whose own threads leave the loader's too little of the GIL.
 
-Worker w of n reads what rank r + w W of n W ranks would read, so that together they decode no row group twice. It sends
-prefetch units as uint16 (int32 for large vocabularies): passing a small int64 tensor between processes costs far more
-than decoding it. The parent interleaves the units' rows, so that its batches and its state are those of a loader
-without workers. Workers live as long as an iteration; with `spawn` or `forkserver` each imports torch first, which
-takes seconds.
+Each worker reads a part of the rank's batches (`RankSlice.split`), lanes of its own if possible, so that together they
+decode no row group twice. It sends prefetch units as uint16 (int32 for large vocabularies): passing a small int64
+tensor between processes costs far more than decoding it. The parent puts the units' rows in order, so that its batches
+and its state are those of a loader without workers. Workers live as long as an iteration; with `spawn` or `forkserver`
+each imports torch first, which takes seconds.
 
 A plain `DataLoader(loader, batch_size=None, num_workers=n)` works too: worker w yields the batches t with t % n == w,
 each as one compact parcel that becomes a batch when it arrives. But every worker then decodes every row group, and the
@@ -31,8 +31,9 @@ from pipeline.loader.prefetch import PrefetchUnit
 from pipeline.loader.row_group import RowBatch, SampleIds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from pipeline.loader.division import RankSlice
     from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
@@ -72,20 +73,19 @@ class WorkerUnits(IterableDataset[Any]):
         self, prefetcher: Prefetcher, order: Order | Mixture, *, epoch: int, start: int, batches: int, workers: int
     ) -> None:
         self.prefetcher, self.order, self.epoch, self.start = prefetcher, order, epoch, start
-        self.batches, self.workers = -(-batches // workers), workers
+        self.parts = prefetcher.part.split(workers)
+        self.batches = -(-batches * prefetcher.part.global_batch // self.parts[0].global_batch)  # of a worker
 
     def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
         end_with_parent()
-        part = copy(self.prefetcher)
-        part.counters = Counters()  # of this worker alone, also where it was forked
-        world = part.world_size
-        first = self.start + (part.rank - self.start) % world
-        part.rank, part.world_size = (first + info.id * world) % (world * self.workers), world * self.workers
-        part.documents = None  # found by the parent
-        part.threads = max(1, part.threads // self.workers)
-        for unit in part.read(self.order, self.epoch, self.start, self.batches):
+        own = copy(self.prefetcher)
+        own.part = self.parts[info.id]
+        own.counters = Counters()  # of this worker alone, also where it was forked
+        own.documents = None  # found by the parent
+        own.threads = max(1, own.threads // len(self.parts))
+        for unit in own.read(self.order, self.epoch, self.start, self.batches):
             assert unit is not None, "None answers a move alone"
             ids, bounds, ends = unit.rows
             yield (
@@ -94,7 +94,7 @@ class WorkerUnits(IterableDataset[Any]):
                 None if ends is None else torch.from_numpy(ends),
                 torch.from_numpy(unit.window_ids),
                 unit.damage,
-                (part.counters.row_groups_decoded, part.counters.bytes_decoded, part.counters.row_groups_cached),
+                (own.counters.row_groups_decoded, own.counters.bytes_decoded, own.counters.row_groups_cached),
             )
 
 
@@ -121,7 +121,7 @@ def read_in_workers(
             now = np.array([part[-1] for part in received], np.int64)
             counters.add(*(now.sum(axis=0) - counted)[:2].tolist())
             counted, counters.in_workers = now.sum(axis=0), now[:, 2].tolist()
-            rows = len(received[0][0]) * workers
+            rows = sum(len(part[0]) for part in received)
             ids = np.empty((rows, width), dtype)
             window_ids = np.empty(rows, np.int64)
             bounds, damage = None, None
@@ -131,23 +131,35 @@ def read_in_workers(
                 bounds = np.zeros((rows, 2), np.int32)
                 bounds[:, 1] = width - 1
             ends = None if received[0][2] is None else np.empty((rows, received[0][2].shape[1]), np.uint8)
-            for worker, (part_ids, part_bounds, part_ends, part_window_ids, part_damage, _) in enumerate(received):
-                ids[worker::workers] = part_ids.numpy().view(dtype)
-                window_ids[worker::workers] = part_window_ids.numpy()
+            rows_of = rows_of_workers(prefetcher.part, dataset.parts, start, rows // size)
+            for to, (part_ids, part_bounds, part_ends, part_window_ids, part_damage, _) in zip(
+                rows_of, received, strict=True
+            ):
+                ids[to] = part_ids.numpy().view(dtype)
+                window_ids[to] = part_window_ids.numpy()
                 if bounds is not None and part_bounds is not None:
-                    bounds[worker::workers] = part_bounds.numpy()
+                    bounds[to] = part_bounds.numpy()
                 if damage is not None and part_damage is not None:
-                    damage.groups[worker::workers] = part_damage.groups
+                    damage.groups[to] = part_damage.groups
                     damage.errors.update(part_damage.errors)
                 if ends is not None and part_ends is not None:
-                    ends[worker::workers] = part_ends.numpy()
+                    ends[to] = part_ends.numpy()
             unit = RowBatch(ids, bounds, ends)
             documents = prefetcher.find_documents(unit)
             yield PrefetchUnit(unit, window_ids, min(batches, rows // size), damage, documents)
             batches -= rows // size
+            start += rows // size * prefetcher.part.global_batch
     finally:
         counters.in_workers = ()
         del parts  # ends the processes
+
+
+def rows_of_workers(part: RankSlice, parts: Sequence[RankSlice], start: int, batches: int) -> list[np.ndarray]:
+    """Return where each worker's rows belong in the rank's next batches from an index: int64 [its rows] each."""
+    steps = batches * part.global_batch // parts[0].global_batch
+    indices = [one.indices(start, steps).ravel() for one in parts]
+    row_of = np.argsort(np.argsort(np.concatenate(indices)))
+    return np.split(row_of, np.cumsum([len(one) for one in indices])[:-1])
 
 
 def make_parcel(rows: RowBatch, which: slice, *, samples: SampleIds, rule: DocumentRule | None) -> Any:
