@@ -182,9 +182,7 @@ def compare_rest(case: Case, epoch: np.ndarray, *, start: int, world_size: int, 
     received = np.empty((world_size, batches, batch_size), np.int64)
     for rank in range(world_size):
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # what these shapes would cost in training; a schedule counts their steps
+            warnings.simplefilter("ignore", UserWarning)  # of what these shapes cost, and of a schedule in their steps
             loader = case.open(rank=rank, world_size=world_size, batch_size=batch_size)
             loader.load_state_dict(state)
         windows = read_batches(loader, batches)
