@@ -30,7 +30,7 @@ WALLS = {
     "loader": {"corpus", "tokenizer", "executor"},
     "embedding": {"corpus", "tokenizer", "tokens", "shards", "executor"},
 }
-READ_SIDE = {f"pipeline.shards.{name}" for name in ("manifest", "format", "document_format", "layout")}
+READ_SIDE = {f"pipeline.shards.{name}" for name in ("manifest", "format", "document_format", "layout", "pages")}
 HEAVY = {
     "torch": {"loader", "embedding", "cli"},
     "tiktoken": {"tokenizer"},

@@ -61,7 +61,7 @@ class DocumentTable:
         self._firsts = group_firsts(self._file)
         stops = [*(self._firsts[1:] - 1).tolist(), entry.stop]
         self._read = lru_cache(GROUPS_KEPT)(
-            lambda group: self._checked(lambda: read_documents(self._file, group, stop=stops[group]))
+            lambda group: self._checked(lambda: read_documents(self._path, self._file, group, stop=stops[group]))
         )
 
     def find(self, start: int, stop: int) -> list[tuple[str, int, int, int]]:

@@ -18,6 +18,7 @@ from pipeline.loader.damage import OWN_FAULTS, DamagedRowGroup
 from pipeline.loader.row_group import RowInfo, pack_ends
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from pipeline.shards.pages import check_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +58,7 @@ class ShardFiles:
         self._marks: dict[str, Mark] = {}  # of each shard whose footer was read
         self._failed: set[str] = set()  # shards that could not be read: no second wait for them
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
+        self._checked: set[int] = set()  # row groups whose page headers agree with the footer
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class ShardFiles:
             if known is None or mark_file(self.path / path) in (known, None):
                 return True
             self._footers.pop(path, None)
+            self._checked.clear()
             del self._marks[path]
         return False
 
@@ -138,6 +141,9 @@ class ShardFiles:
 
     def _read_pages(self, group: int, footer: pq.FileMetaData, with_ids: bool) -> Columns:
         path, number = self._files[group]
+        if group not in self._checked:
+            check_pages(self.path / path, footer, number)
+            self._checked.add(group)
         with open_shard(self.path / path, footer=footer) as file:
             return read_columns(file, number, with_ids=with_ids)
 

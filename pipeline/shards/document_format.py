@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.shards.format import read_footer_bytes
+from pipeline.shards.pages import check_pages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,8 +85,9 @@ def group_firsts(file: pq.ParquetFile) -> np.ndarray:
     return np.array([file.metadata.row_group(group).column(column).statistics.min for group in groups], np.int64)
 
 
-def read_documents(file: pq.ParquetFile, group: int, *, stop: int) -> Documents:
+def read_documents(path: Path, file: pq.ParquetFile, group: int, *, stop: int) -> Documents:
     """Read one row group of a table; the next one's first document, or the end of the last one, is at `stop`."""
+    check_pages(path, file.metadata, group)
     table = file.read_row_group(group, use_threads=False)
     files, rows, firsts = (table.column(name).combine_chunks() for name in SCHEMA.names)
     starts = firsts.to_numpy()

@@ -33,6 +33,7 @@ from pipeline.shards.documents import list_problems
 from pipeline.shards.format import find_footer, open_shard, read_footer, read_segments, shard_schema
 from pipeline.shards.job import fingerprint_of
 from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.shards.pages import check_pages
 from pipeline.shards.write import count_corpus
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
 from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, open_store
@@ -342,15 +343,18 @@ def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) ->
         with open_shard(path, footer=footer) as shard:
             first = rows.first_rows[index]
             for group, count in enumerate(entry.row_groups):
-                yield from (f"row group {group}: {problem}" for problem in _group_problems(shard, group, rows, first))
+                yield from (
+                    f"row group {group}: {problem}" for problem in _group_problems(path, shard, group, rows, first)
+                )
                 first += count
     except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and must not stop the list
         yield f"cannot be read as Parquet: {_one_line(error)}"
 
 
-def _group_problems(file: pq.ParquetFile, group: int, rows: _Rows, first: int) -> Iterator[str]:
+def _group_problems(path: Path, file: pq.ParquetFile, group: int, rows: _Rows, first: int) -> Iterator[str]:
     """List what is wrong with a row group, whose first window has index `first` in the stored order of its split."""
     try:
+        check_pages(path, file.metadata, group)
         table = file.read_row_group(group)
     except Exception as error:  # noqa: BLE001 - as above
         yield _one_line(error)
