@@ -174,6 +174,8 @@ def compare_rest(case: Case, epoch: np.ndarray, *, start: int, world_size: int, 
     batches = min(2, -(-(len(epoch) - start) // global_batch))
     if at_start.order.endless:  # a mixture's last batch goes on into its next epoch
         batches = min(2, (len(epoch) - start) // global_batch)
+    if not batches:
+        return 0
     remaining = epoch[start : start + batches * global_batch]
     consumed = at_start.consumed + start
     state = {**at_start.state_dict(), "consumed": consumed}

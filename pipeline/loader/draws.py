@@ -98,7 +98,7 @@ class Draws:
             is_known |= is_last
         if not is_known.all():
             asked, numbers = rows[~is_known], numbers[~is_known]
-            counted = self._count(asked, _reach(self, asked, numbers)[0])
+            counted = self._count_near(asked, numbers, above=False)
             coming = self._coming(asked, counted, numbers)
             found[~is_known] = counted + coming.count_first(numbers - counted.sum(axis=1))
         return found
@@ -116,7 +116,7 @@ class Draws:
     def _coming(self, rows: Int64, before: Int64, numbers: Int64) -> _Coming:
         """Return the draws of rows [Q] after those `before` [Q, A], up to the `numbers` [Q] under these weights."""
         active = len(self.active)
-        sizes_QA = self._count(rows, _reach(self, rows, numbers)[1]) - before
+        sizes_QA = self._count_near(rows, numbers, above=True) - before
         sizes = sizes_QA.ravel()
         run, which = np.divmod(np.repeat(np.arange(len(sizes)), sizes), active)
         ahead = np.arange(len(run)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -124,6 +124,19 @@ class Draws:
         by_time = np.lexsort((self._times(rows[run], which, draws), run))  # stable: then by source and draw
         in_run = sizes_QA.sum(axis=1)
         return _Coming(np.cumsum(in_run) - in_run, run, which[by_time], draws[by_time], active)
+
+    def _count_near(self, rows: Int64, numbers: Int64, *, above: bool) -> Int64:
+        """Return how often rows [Q] have drawn each source after `numbers` [Q] draws or a few less (`above`: more).
+
+        Rounding moves a row's draws by about the square root of the number of sources, and seldom by more.
+        """
+        lag_QA = (self.due - self.drawn)[rows][:, self.active]
+        few = 1 + 2 * len(self.active) ** 0.5
+        counts = self._count(rows, _solve(lag_QA, self.shares, numbers + (few if above else -few)))
+        wrong = counts.sum(axis=1) < numbers if above else counts.sum(axis=1) > numbers
+        if wrong.any():
+            counts[wrong] = self._count(rows[wrong], _reach(self, rows[wrong], numbers[wrong])[int(above)])
+        return counts
 
     def _count(self, rows: Int64, times: Float64) -> Int64:
         """Return how often rows [Q] draw each source before their times [Q], at least 0: int64 [Q, A]."""

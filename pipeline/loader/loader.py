@@ -70,8 +70,8 @@ class ShardLoader(IterableDataset[Batch]):
         path: the data set's folder, or windows of a token store that were never written (`StoreWindows`); or a list of
             these, the sources of a mixture (`loader/mixture.py`), which share the tokenizer and `max_length`.
         weights: for a mixture, each source's share of the samples; left out, its number of windows. Or a schedule,
-            `[(0, [0.9, 0.1]), (10000, [0.5, 0.5])]`: from which step on which weights. A step is one batch of all
-            ranks, `batch_size` times the world size.
+            `[(0, [0.9, 0.1]), (10000, [0.5, 0.5])]`: from which step on which weights. A step is `step_size`
+            windows.
         split: `train` or `validation`.
         batch_size: windows per batch of this rank, B.
         shuffle: `none`, `full`, `lanes`, or `auto`, which picks one of the last two by the data set's size.

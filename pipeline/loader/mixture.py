@@ -151,11 +151,20 @@ class Mixture:
 
     def num_buffered(self, num_rows: int) -> int:
         """Return how many row groups a reader of this many rows of draws must buffer at once."""
-        return sum(order.num_groups if self._is_tiny(order) else order.num_buffered(num_rows) for order in self.orders)
+        return sum(
+            order.num_groups if self._is_small(order, num_rows) else order.num_buffered(num_rows)
+            for order in self.orders
+        )
 
-    def _is_tiny(self, order: Order) -> bool:
-        """Tell whether a source has so few windows in a row that its epochs end all the time."""
-        return len(order) < 4 * self.num_rows
+    def _is_small(self, order: Order, num_rows: int) -> bool:
+        """Tell whether a reader of so many rows always needs all of a source.
+
+        So it is if a row has so few of its windows that its epochs end all the time, or if there are no more row groups
+        than the rows read at once.
+        """
+        groups = order.num_groups
+        at_once = num_rows * min(order.block, groups // self.num_rows + 2)
+        return len(order) < 4 * self.num_rows or (order.shuffle == "lanes" and at_once >= groups)
 
     def next_change(self, index: int) -> int | None:
         """Return where weights change next after an index, None if they do not."""
@@ -217,7 +226,7 @@ class Mixture:
         for which, source in enumerate(part.active.tolist()):
             order, groups = self.orders[source], np.diff(self.orders[source].kept_starts).tolist()
             first_group = int(self.group_offsets[source])
-            if self._is_tiny(order):  # all of it is always needed
+            if self._is_small(order, len(rows)):
                 streams.append(
                     iter([Span(first_group + n, 0, size, start, FOREVER) for n, size in enumerate(groups) if size])
                 )
