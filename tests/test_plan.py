@@ -167,7 +167,7 @@ def test_padding_is_counted_in_plan_report_manifest_card_and_summary(plan, tmp_p
     assert f"{padding['train']:,} positions of train windows" in (report.path / "README.md").read_text()
     share = percent(padding["train"], train)
     assert f"{padding['train']:,} of {train:,} positions in train windows ({share})" in describe_write(report)
-    assert f"{padding['train']:,} positions of train windows" in describe_plan(planned)
+    assert f"{padding['train']:,} of {train:,} positions in train windows ({share})" in describe_plan(planned)
     cut = {name: found.value for name, found in planned.cut.items()}
     assert report.manifest.windows.get("cut", {}) == cut
     if documents == "pack":

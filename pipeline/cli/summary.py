@@ -160,7 +160,9 @@ def _describe_plan_details(report: PlanReport) -> Iterable[str]:
         yield _line("splits", *(f"{name} {_margin(found, _count)} windows" for name, found in report.splits.items()))
     for name, found in report.padding.items():
         if found.value:
-            yield _line("padding", f"{_margin(found, _count)} positions of {name} windows have no token")
+            total = report.splits[name].value * report.max_length
+            positions = f"{_count(total)} positions in {name} windows ({percent(found.value, total)})"
+            yield _line("padding", f"{_margin(found, _count)} of {positions} have no token")
     for name, found in report.cut.items():
         if found.value:
             yield _line("cut", f"{_margin(found, _count)} documents of {name} longer than a window")

@@ -94,6 +94,7 @@ class PlanReport:
     memory: Estimate  # peak resident bytes; they include the mapped token store, which the system can take back
     passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
     seconds: Estimate  # of the write stage that follows
+    max_length: int  # tokens per window
     splits: dict[str, Estimate]  # windows of each split
     padding: dict[str, Estimate]  # positions of each split's windows that have no token
     cut: dict[str, Estimate]  # of packed windows: documents of each split that are longer than one
@@ -230,6 +231,7 @@ def plan_job(job: Job) -> PlanReport:
         ),
         memory=Estimate(value=memory, margin=memory * MEMORY_MARGIN),
         seconds=Estimate(value=seconds, margin=seconds * TIME_MARGIN),
+        max_length=job.sections.window.max_length,
         splits={name: part.windows for name, part in parts.items()},
         padding={name: part.padding for name, part in parts.items()},
         cut={name: part.cut for name, part in parts.items()} if job.sections.window.documents == "pack" else {},
