@@ -165,7 +165,8 @@ def _describe_plan_details(report: PlanReport) -> Iterable[str]:
             yield _line("padding", f"{_margin(found, _count)} of {positions} have no token")
     for name, found in report.cut.items():
         if found.value:
-            yield _line("cut", f"{_margin(found, _count)} documents of {name} longer than a window")
+            noun = "document" if (found.value, found.margin) == (1, 0) else "documents"
+            yield _line("cut", f"{_margin(found, _count)} {noun} of {name} longer than a window")
     free = [size(report.free_bytes[key]) for key in ("shards.path", "cache.path")]
     yield _line("disks", f"{free[0]} free for the data set", f"{free[1]} free for the cache")
     yield _line("cache", f"{_margin(report.cache_bytes, size)} of new tokens")
