@@ -20,14 +20,16 @@ Documents are packed in groups of consecutive ones: the first token of a documen
 group. The windows of a group depend on its documents alone, and follow those of the group before. Within a group:
 
 1. Best fit decreasing: take the documents and rests from the longest to the shortest, in the text's order where they
-   are equal. Put each into the window with the least room that still holds it, or else into a new window.
+   are equal. Put each into the window with the least room that still holds it, or else into a new window. Of windows
+   with equal room, one of those that came to it last is taken.
 2. A window takes its place in the text's order by its longest segment. So neither the lengths of documents nor their
    number in a window has a trend within a group, and the windows of a long document follow one another.
 3. The segments of a window are in the text's order.
 
 Algorithm: documents of one length are placed together. The windows are kept by their room, as ranges of numbers, and a
 sorted list of the rooms gives the best fit. The steps in Python are at most one for each length and each range that it
-fills; all the rest is numpy's. Cost: about 0.2 microseconds per document, and 12 bytes per segment and 21 per window.
+fills; all the rest is numpy's. Cost: 0.4 to 0.5 microseconds of one core for a document of 5,000 tokens, and 12 bytes
+for each segment and 13 for each window.
 """
 
 from __future__ import annotations
