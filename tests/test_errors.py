@@ -105,10 +105,13 @@ def test_a_url_keeps_what_names_the_thing_alone(url, shown):
     assert "s3cret" not in str(raised(reject, "corpus.path", "must be a path", [url]))
 
 
-def test_no_value_of_a_points_record_gets_into_the_markup_of_the_page():
+def test_no_value_of_a_points_record_gets_into_the_markup_of_the_page(tmp_path):
     bad = '"><script>alert(1)</script>\x1b'
     figures = {"max_length": 8, "stride": 8, "windows": 3, "bytes_per_token": 1.0, "naive_bytes_per_token": 2.0}
-    html = page([Point(point=0, overrides=bad, status=bad, error=bad, **figures)], name=bad)
+    texts = {"given": {bad: bad}, "sweep": bad, "folder": bad, "shards_path": bad}
+    html = page(
+        [Point(point=0, overrides=bad, status=bad, error=bad, **figures, **texts)], folder=tmp_path / '"><script>'
+    )
     assert "<script>" not in html
     assert "\x1b" not in html
 

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,9 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support import environment
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from support import ROOT, environment
 
-from pipeline.cli.report import write_report
+from pipeline.cli.compare import draw_pictures, find_swept_keys, name_columns, shared_overrides
+from pipeline.cli.points import Point
+from pipeline.cli.report import align, points_csv, table_of, write_report
 from pipeline.cli.svg import Series, chart, label_ticks, number, scatter, ticks
 
 
@@ -46,7 +52,11 @@ def test_a_sweep_tokenizes_once_and_leaves_a_table_and_a_page(cli, tmp_path, bro
     assert console == []
     pictures = re.findall(r"<svg.*?</svg>", dom, flags=re.DOTALL)
     assert [picture.count('class="point"') for picture in pictures] == [5, 5]
-    assert set(re.findall(r"""(?:src|href)=["']?([^"'>]*)""", dom)) == {"data:,"}, "the page refers to nothing outside"
+    links = set(re.findall(r"""(?:src|href)=["']?([^"'>]*)""", dom))
+    assert links == {"data:,", *(f"{number}/" for number in range(6))}, "the page refers to nothing outside"
+    assert all((page.parent / f"{number}/summary.json").is_file() for number in (0, 1, 3, 4, 5))
+    assert "<h1>Sweep over window.max_length, window.stride</h1>" in dom
+    assert f"stridemill -m {' '.join(strides)}" in dom
     assert "<script" not in dom
 
 
@@ -211,7 +221,7 @@ def test_only_a_stride_above_the_length_can_be_skipped(cli, tmp_path):
 
 def test_an_edited_sweep_finds_its_points_again(cli, tmp_path):
     def written():
-        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("D/*/shards/*/manifest.json")}
+        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("D/shards/*/manifest.json")}
 
     assert cli("-m", *TINY, "hydra.sweep.dir=D", "window.stride=16,32").returncode == 0
     before = written()
@@ -226,6 +236,192 @@ def test_an_edited_sweep_finds_its_points_again(cli, tmp_path):
     assert len(written()) == 3, "the order of the keys does not matter"
     left = ", ".join(str(tmp_path / "D" / name) for name in "12")
     assert f"not in this sweep, from an earlier one: {left}" in fewer.stdout
+
+
+def point(number, **more):
+    known = {"status": "done", "windows": 10, "bytes_per_token": 1.5, "seconds": 2.0, "start_seconds": 2.0}
+    return Point(**{"point": number, "overrides": "", **known, **more})
+
+
+VALUES = st.sampled_from(["1", "2", "gpt2", "a" * 50])
+KEYS = st.sampled_from(["window.stride", "loader.seed", "shards.seed", "tokenizer", "corpus.path", "embedding.dim"])
+
+
+@given(
+    st.lists(st.dictionaries(KEYS, st.sampled_from(["1", "2", "gpt2", "a" * 50])), min_size=1, max_size=6), st.data()
+)
+def test_a_table_has_a_column_for_each_swept_key_and_fits_a_terminal(given_values, data):
+    figures = st.sampled_from([None, 1, 123_456_789_012])
+    points = [
+        point(number, given=values, windows=data.draw(figures), delivered=data.draw(figures), bytes=data.draw(figures))
+        for number, values in enumerate(given_values)
+    ]
+    swept = find_swept_keys(points)
+    for key in KEYS.elements:
+        assert (key in swept) == (len({values.get(key) for values in given_values}) > 1)
+        is_shared = key not in swept and key in given_values[0]
+        assert (f"{key}=" in shared_overrides(points)) == is_shared
+    rows = list(csv.DictReader(points_csv(points).splitlines()))
+    assert [{key: row[key] for key in swept} for row in rows] == [
+        {key: values.get(key, "") for key in swept} for values in given_values
+    ]
+    head, *body = table_of(points)
+    assert len(set(head)) == len(head)
+    assert head[: 1 + len(swept)] == ["point", *name_columns(swept)]
+    assert [cells[-1] for cells in body] == ["done"] * len(points)
+    if len(swept) < 3:
+        assert max(map(len, align([head, *body]))) <= 120
+
+
+def test_pictures_have_the_swept_number_on_the_axis_and_a_series_for_each_name():
+    def draw(*values):
+        return draw_pictures([point(at, given=one, windows=at + 1) for at, one in enumerate(values)])
+
+    (seeds,) = draw({"split.seed": "1"}, {"split.seed": "2"})
+    assert "Windows by split.seed" in seeds
+    assert labels_of(seeds) == ["1", "2"]
+    (named,) = draw({"window.stride": "8", "tokenizer": "gpt2"}, {"window.stride": "16", "tokenizer": "bytes"})
+    assert "Windows by window.stride" in named
+    assert "tokenizer=gpt2" in named
+    assert "tokenizer=bytes" in named
+    assert draw({"tokenizer": "gpt2"}, {"tokenizer": "bytes"}) == [], "without a number there is no axis"
+    assert draw({"window.stride": "8"}) == []
+
+
+def test_a_points_stages_add_up_to_its_time(cli, tmp_path):
+    done = cli("-m", "window.max_length=64", "window.stride=16,64", "stages=[write,verify,load]", "tokenizer=bytes")
+    assert done.returncode == 0, done.stderr
+    for row in table(tmp_path):
+        stages = [float(row[f"{name}_seconds"]) for name in ("start", "tokenize", "write", "verify", "load")]
+        assert all(stages)
+        assert sum(stages) == pytest.approx(float(row["seconds"]))
+    head = next(line for line in done.stdout.splitlines() if line.lstrip().startswith("point"))
+    assert head.split()[-7:] == ["start", "tokenize", "write", "verify", "load", "all", "status"]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_points_that_differ_in_what_is_loaded_share_one_data_set(cli, tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    keys = ["loader.seed=1,2", "window.score=all,new", "tokenizer.audit=0", "window.stride=32"]
+    done = cli("-m", *TINY, *keys, f"hydra/launcher={launcher}", "hydra.sweep.dir=D", PYTHONWARNINGS="ignore")
+    assert done.returncode == 0, done.stderr
+    (data_set,) = (tmp_path / "D/shards").iterdir()
+    rows = table(tmp_path)
+    assert [(row["status"], row["shards_path"]) for row in rows] == [("done", str(data_set))] * 4
+    assert sum(bool(row["write_seconds"]) for row in rows) == 1, "written once"
+    assert {(row["loader.seed"], row["window.score"]) for row in rows} == {(s, w) for s in "12" for w in ("all", "new")}
+    other = cli("-m", *TINY, "window.stride=32", "window.tail=drop,pad", "hydra.sweep.dir=E")
+    assert other.returncode == 0, other.stderr
+    assert len(list((tmp_path / "E/shards").iterdir())) == 2
+
+
+def test_points_with_one_path_of_their_own_take_turns(cli, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=1,2,3", "shards.path=ds"]
+    done = cli("-m", *TINY, *parallel, PYTHONWARNINGS="ignore")
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in table(tmp_path)] == ["done"] * 3
+
+
+def test_a_sweep_says_which_points_have_ended_and_how_much_time_is_left(cli):
+    done = cli("-m", *TINY, "window.stride=16,32,abc")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sweep  ")]
+    assert lines[0] == "sweep  0 of 3 points (0 %)  starts"
+    assert re.match(r"sweep  3 of 3 points \(100 %\)  \S+ points/s  done in \S+ s$", lines[-1])
+    said = "\n".join(lines)
+    assert [status for _, status in sorted(re.findall(r"  point (\d) (\w+)", said))] == ["done", "done", "failed"]
+    assert re.search(r"of 3 points \(\d+ %\)  point \d done in \S+ s  \S+ s left", said)
+
+
+def test_single_runs_are_compared_like_points(cli, tmp_path):
+    assert cli(*TINY, "window.stride=16", "hydra.run.dir=A", "shards.path=a").returncode == 0
+    assert cli(*TINY, "window.stride=64", "hydra.run.dir=B", "shards.path=b").returncode == 0
+    both = cli("stages=report", "sweep.path=[A,B]", "hydra.run.dir=R")
+    assert both.returncode == 0, both.stderr
+    rows = table(tmp_path / "R")
+    assert [(row["sweep"], row["window.stride"], row["stride"], row["status"]) for row in rows] == [
+        ("A", "16", "16", "done"),
+        ("B", "64", "64", "done"),
+    ]
+    (page,) = tmp_path.rglob("sweep.html")
+    assert 'href="../A/"' in page.read_text()
+
+
+OPTIMIZES = """
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import OmegaConf
+
+class StandIn(Sweeper):
+    def setup(self, *, hydra_context, task_function, config):
+        self.config = config
+        plugins = Plugins.instance()
+        self.launcher = plugins.instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments):
+        fixed = [one for one in arguments if "choice(" not in one]
+        (swept,) = (one for one in arguments if "choice(" in one)
+        key, _, values = swept.partition("=choice(")
+        found = {}
+        for number, value in enumerate(values.rstrip(")").split(",")):
+            (done,) = self.launcher.launch([[f"{key}={value}", *fixed]], initial_job_idx=number)
+            found[value] = float(done.return_value)
+        best = max(found, key=found.get)
+        result = OmegaConf.create({"best": {key: best}, "found": found})
+        OmegaConf.save(result, self.config.hydra.sweep.dir + "/best.yaml")
+
+node = {"_target_": "hydra_plugins.stand_in.StandIn"}
+ConfigStore.instance().store(group="hydra/sweeper", name="stand_in", node=node)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweeper_that_optimizes_gets_a_number_and_its_points_are_reported(cli, tmp_path, launcher):
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins/stand_in.py").write_text(OPTIMIZES)
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    given = ["hydra/sweeper=stand_in", f"hydra/launcher={launcher}", "tokenizer=bytes", "window.max_length=64"]
+    more = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    refused = cli("-m", *given, "stages=write", "loader.batch_size=choice(4,32)", **more)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "stridemill: stages: a sweeper that optimizes needs the stage load, whose tokens per second are a point's "
+        "number; got ['write']\n"
+    )
+    done = cli("-m", *given, "loader.batch_size=choice(4,32)", "hydra.sweep.dir=D", **more)
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path)
+    assert [(row["status"], row["loader.batch_size"]) for row in rows] == [("done", "4"), ("done", "32")]
+    best = OmegaConf.load(tmp_path / "D/best.yaml")
+    for row in rows:
+        assert best.found[row["loader.batch_size"]] == pytest.approx(float(row["loader_tokens_per_second"]))
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_point_of_a_parallel_sweep_running(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    keys = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=range(40)", "window.stride=8"]
+    command = ["-m", "tokenizer=bytes", "window.max_length=64", *keys, "hydra.sweep.dir=D"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *command], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if any('"running"' in path.read_text() for path in tmp_path.glob("D/*/point.json")):
+            break
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 143, errors
+    statuses = {json.loads(path.read_text())["status"] for path in tmp_path.glob("D/*/summary.json")}
+    assert "interrupted" in statuses
+    assert statuses <= {"interrupted", "done"}
 
 
 def test_axes_have_round_ticks():

@@ -257,6 +257,43 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, windows):
         assert torch.allclose(weight, double["model"][name], atol=1e-4), name
 
 
+def test_a_sweep_of_trainings_keeps_what_is_finished_and_compares_its_points(tmp_path):
+    keys = ["window.stride=32,64", "window.max_length=64", "train.steps=4", "train.checkpoint_every=2"]
+    run = ["-m", "hydra.sweep.dir=D", *keys, "train.validate_every=2", "embedding.dim=8", "model.heads=1"]
+    first = command(tmp_path, *run)
+    assert first.returncode == 0, first.stderr
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("D/*/checkpoint.pt")}
+    assert len(before) == 2
+
+    def compared():
+        return list(csv.DictReader((tmp_path / "D/compare.csv").read_text().splitlines()))
+
+    rows = compared()
+    assert [(row["window.stride"], row["step"], row["tokens"]) for row in rows] == [
+        ("32", "4", "2048"),
+        ("64", "4", "2048"),
+    ]
+    assert [row["status"] for row in rows] == ["done", "done"]
+    windows = []
+    for row in rows:
+        folder = tmp_path / "D" / row["folder"]
+        metrics = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+        record = json.loads((folder / "point.json").read_text())
+        assert metrics[-1]["validation_loss"] == row["validation_loss"] == str(record["number"]), "what a sweeper gets"
+        said = (folder / "output.txt").read_text()
+        windows.append(re.search(r"([\d,]+ windows) of 64 tokens, end to end", said)[1])
+        assert "the model continues the validation split: " in said
+    assert windows[0] == windows[1], "the loss is of the same tokens whatever the stride"
+    assert (tmp_path / "D/compare.svg").read_text().count('class="point"') == 4
+    record = tmp_path / "D/1/point.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "status": "running"}))  # as after kill -9
+    again = command(tmp_path, *run[:2], "window.stride=32,64", *run[3:])
+    assert again.returncode == 0, again.stderr
+    assert "point 1  train  4 of 4 steps (100 %)  starts" in again.stderr, "it goes on from its checkpoint"
+    assert "point 0  train" not in again.stderr, "it is kept"
+    assert compared()[0] == rows[0]
+
+
 PROGRAMS = {
     "train": ["train.steps=2", "train.warmup=1", "embedding.dim=8", "model.heads=1", "model.layers=1"],
     "study": [

@@ -70,9 +70,9 @@ class ProgressBar:
             self.bar.set_postfix_str(note)
 
     def __enter__(self) -> Self:
-        self.started = time.monotonic()
+        self.started, self.label = time.monotonic(), lines.label
         self.bar = TerminalBar(self.name, self.total, self.unit, self.done)
-        self._log("starts")
+        self.say("starts")
         if LOG.isEnabledFor(logging.INFO):
             self.thread.start()
         return self
@@ -85,7 +85,7 @@ class ProgressBar:
             self.bar.close()
         taken = time.monotonic() - self.started
         speed = rate(self.done - self.first, taken, self.unit)
-        self._log(speed, f"{'done in' if kind is None else 'stopped after'} {duration(taken)}", self.note)
+        self.say(speed, f"{'done in' if kind is None else 'stopped after'} {duration(taken)}", self.note)
 
     def _log_until_the_end(self) -> None:
         before, then = self.done, self.started
@@ -95,12 +95,13 @@ class ProgressBar:
                 before, then = self.first, self.started
             taken = now - then
             left = [f"{duration((self.total - done) * taken / (done - before))} left"] if done > before else []
-            self._log(rate(done - before, taken, self.unit), *left, self.note)
+            self.say(rate(done - before, taken, self.unit), *left, self.note)
             before, then = done, now
 
-    def _log(self, *parts: str) -> None:
+    def say(self, *parts: str) -> None:
+        """Log a line."""
         amount = out_of(self.done, self.total, self.unit)
-        LOG.info("%s", "  ".join(part for part in (lines.label, self.name, amount, *parts) if part))
+        LOG.info("%s", "  ".join(part for part in (self.label, self.name, amount, *parts) if part))
 
 
 class TerminalBar(Tqdm):

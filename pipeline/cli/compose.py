@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pipeline.base.atomic import write_text
-from pipeline.cli.log import JOB_LOGGING
+from pipeline.base.hashing import hash_json
+from pipeline.cli.log import HYDRA_LOGGING, JOB_LOGGING
 from pipeline.cli.report import jsonable
 from pipeline.rules import PATHS, ConfigError, ConflictError, check_choice, closest
 from pipeline.settings import Config
+from pipeline.shards.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +39,11 @@ TRAINING_EXPERIMENTS = {
     "neighbors": "neighbors.py",
     "neighbors_quick": "neighbors.py",
 }
+WITHOUT_EFFECT_ON_DATA = {
+    *("corpus.on_bad", "corpus.max_bad_fraction", "tokenizer.engine", "tokenizer.audit"),
+    *("window.score", "window.allow_gaps", "shards.path", "shards.overwrite"),
+}
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, which wants no number
 SWEEPER = {"_target_": "hydra._internal.core_plugins.stridemill.PointSweeper", "max_batch_size": None, "params": None}
 
 
@@ -61,6 +68,7 @@ def register_schema(kind: type[Config] = Config) -> None:
     ConfigStore.instance().store(name="schema", node=kind, **options)
     ConfigStore.instance().store(group="hydra/sweeper", name="points", node=SWEEPER, **options)
     ConfigStore.instance().store(group="hydra/job_logging", name="stridemill", node=JOB_LOGGING, **options)
+    ConfigStore.instance().store(group="hydra/hydra_logging", name="stridemill", node=HYDRA_LOGGING, **options)
 
 
 def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:
@@ -80,18 +88,37 @@ def read_config(composed: DictConfig, kind: type[Config] = Config) -> Config:
     if config.shards.path is None:
         corpus, tokenizer, window = config.corpus, config.tokenizer, config.window
         name = f"{corpus.name}-{tokenizer.name}-L{window.max_length}-S{window.stride}"
-        config.shards.path = str(find_shards_root() / name)
+        config.shards.path = str(find_shards(config, name))
     return config
 
 
-def find_shards_root() -> Path:
-    """Return the folder of data sets without a path: `outputs/shards`, or a folder of its own for a sweep's point."""
+def find_shards(config: Config, name: str) -> Path:
+    """Return the folder of a data set without a path: in `outputs/shards`, or in the sweep's folder.
+
+    Points of a sweep share a data set if all keys that decide it are equal, which a hash in its name says.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().runtime.output_dir, "shards")
-    return Path("outputs/shards")
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return Path("outputs/shards", name)
+    own = Path(HydraConfig.get().runtime.output_dir, "shards", name)
+    if (own / MANIFEST_NAME).is_file():  # of a sweep that started before points shared data sets
+        return own
+    return Path(HydraConfig.get().sweep.dir, "shards", f"{name}-{hash_data_set_keys(config)[:8]}").absolute()
+
+
+def hash_data_set_keys(config: Config) -> str:
+    """Hash the values of all keys that can change what the write stage writes."""
+    values = {
+        section: {
+            key: value
+            for key, value in dataclasses.asdict(getattr(config, section)).items()
+            if f"{section}.{key}" not in WITHOUT_EFFECT_ON_DATA
+        }
+        for section in ("corpus", "tokenizer", "window", "split", "shards")
+    }
+    return hash_json(values)
 
 
 def save_config(composed: DictConfig, folder: Path) -> None:
@@ -135,11 +162,13 @@ def check_command_line(
     kind: type[Config] = Config,
     config_name: str = "config",
     check: Callable[[Any], None] = lambda _: None,
+    check_number: Callable[[Any], None] = lambda _: None,
 ) -> Config | None:
     """Compose and check what a command line asks for, before Hydra makes a folder or a log for it.
 
     Returns the config of a single run. The values of a sweep are checked when their point runs, because one bad point
-    does not stop the others. `check` refuses what a command cannot use.
+    does not stop the others. `check` refuses what a command cannot use, and `check_number` what gives a sweeper of
+    others no number.
 
     Raises:
         ConfigError: a misspelled key (after `+` too), an unknown choice, a wrong type or an impossible value, or what
@@ -184,11 +213,14 @@ def check_command_line(
         with open_dict(composed):
             composed.hydra.job.num, composed.hydra.job.id = 0, "0"  # as interpolations of a sweep may ask for them
         HydraConfig.instance().set_config(composed)
+        is_foreign = given.multirun and composed.hydra.sweeper._target_ not in (SWEEPER["_target_"], BASIC_SWEEPER)
         with open_dict(composed):
             del composed["hydra"]
         with contextlib.suppress(*[ConflictError] * given.multirun):  # the other value may be one of those swept
             config = read_config(composed, kind)
             check(config)
+            if is_foreign:
+                check_number(config)
             return None if given.multirun else config
     except HydraException as error:
         raise one_line(error) from error

@@ -40,6 +40,27 @@ JOB_LOGGING = {
 }
 
 
+HYDRA_LOGGING = {  # of the process that starts the points of a sweep
+    "version": 1,
+    "formatters": {"hydra": {"format": "[%(asctime)s][HYDRA] %(message)s"}, "shown": {"format": "%(message)s"}},
+    "handlers": {
+        "hydra": {"class": "pipeline.cli.log.HydraHandler", "formatter": "hydra", "stream": "ext://sys.stdout"},
+        "console": {"class": "pipeline.cli.log.ShownHandler", "formatter": "shown"},
+    },
+    "root": {"level": "INFO", "handlers": ["hydra", "console"]},
+    "disable_existing_loggers": False,
+}
+
+
+class HydraHandler(logging.StreamHandler[Any]):
+    """Shows on standard output what Hydra and its plugins say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show all but our own records."""
+        if record.name not in (PROGRESS.name, RUN.name) and record.levelno < logging.WARNING:
+            super().emit(record)
+
+
 class ShownHandler(logging.StreamHandler[Any]):
     """Shows on standard error what the run does not print itself."""
 
@@ -61,7 +82,7 @@ def hide_secrets_in_logs() -> None:
 
     def make_safe(*arguments: Any, **options: Any) -> logging.LogRecord:
         record = make(*arguments, **options)
-        record.msg, record.args = visible(hide_secrets(record.getMessage())), ()
+        record.msg, record.args = visible(hide_secrets(record.getMessage().expandtabs(4))), ()
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = visible(hide_secrets("".join(traceback.format_exception(*record.exc_info)).rstrip()))
         return record

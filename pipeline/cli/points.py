@@ -8,8 +8,11 @@ failure, Ctrl-C or a killed process: a point without a record never started.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from pipeline.base.wording import counted
 
@@ -38,28 +41,40 @@ class Point:
     windows: int | None = None
     delivered: int | None = None  # window tokens: in all windows, each counted as often as it occurs
     bytes: int | None = None  # of all shards
-    bytes_per_token: float | None = None  # of the corpus
+    bytes_per_token: float | None = None  # on disk, for each token of the corpus
     naive_bytes_per_token: float | None = None  # inputs and targets as plain arrays of whole numbers
+    text_bytes: int | None = None  # of the corpus
+    text_bytes_per_token: float | None = None  # how much text a token holds
+    vocab_size: int | None = None
     chunks: int | None = None
     chunks_made: int | None = None  # tokenized by this point; the others were found in the cache
+    seconds: float | None = None  # the whole point, which is the sum of the next five
+    start_seconds: float | None = None  # all but the stages' work: imports, the vocabulary, to find and hash the input
     tokenize_seconds: float | None = None
     write_seconds: float | None = None
-    loader_tokens_per_second: float | None = None  # without the embedding's time
-    seconds: float | None = None  # the whole point
+    verify_seconds: float | None = None
+    load_seconds: float | None = None  # with the embedding's time
+    loader_tokens_per_second: float | None = None  # without it
     error: str | None = None
     kind: str | None = None  # of the error: stride (above max_length), config or data
     folder: str | None = None  # of the point, below the sweep's
     sweep: str | None = None  # its folder, in a report of several
+    shards_path: str | None = None  # of the data set, which points may share
+    given: dict[str, str] = field(default_factory=dict)  # its overrides, as key and value
 
 
 def read_points(folder: Path) -> tuple[list[Point], list[str]]:
     """Return the points of a sweep in the order of its plan, and the folders of points that the plan does not have.
 
+    The folder of a single run counts as one point.
+
     Raises:
-        ValueError: the folder is not one sweep's own.
+        ValueError: the folder is neither one sweep's own nor a run's.
 
     """
     plan = folder / PLAN
+    if not plan.is_file() and (folder / SUMMARY).is_file():
+        return [_read_run(folder)], []
     if not plan.is_file():
         found = sorted(str(path.parent) for path in folder.rglob(PLAN))
         more = f" and {len(found) - SHOWN_SWEEPS} more" if len(found) > SHOWN_SWEEPS else ""
@@ -83,6 +98,12 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             record = {"overrides": overrides, "status": "not started", "window": window}
             points.append(_point(record, point=number))
     return points, sorted(str(path.parent) for same in known.values() for path, _ in same)
+
+
+def read_command(folder: Path) -> str:
+    """Return the command of a sweep, as a shell takes it; empty if its plan does not have it."""
+    arguments = _read(folder / PLAN).get("overrides") if (folder / PLAN).is_file() else None
+    return shlex.join(["stridemill", "-m", *map(str, arguments)]) if arguments else ""
 
 
 def find_records(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -142,11 +163,30 @@ def _read_point(path: Path, record: dict[str, Any], number: int | None, folder: 
         raise ValueError(f"{path}: damaged. Delete it; its point then counts as not started") from error
 
 
+def _read_run(folder: Path) -> Point:
+    """Return a single run as a point."""
+    summary, overrides = _read(folder / SUMMARY), folder / ".hydra" / "overrides.yaml"
+    given = list(OmegaConf.load(overrides)) if overrides.is_file() else []
+    try:
+        window = summary["write"]["manifest"]["windows"] if "write" in summary else {}
+        return _point({**summary, "overrides": given, "window": window}, point=summary["point"], folder=".")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / SUMMARY}: damaged. Leave {folder} out of sweep.path") from error
+
+
+def split_overrides(overrides: list[str]) -> dict[str, str]:
+    """Return overrides as keys and values: `+window.stride=8` becomes `window.stride` and `8`."""
+    pairs = (override.partition("=") for override in overrides)
+    return {key.lstrip("+"): value for key, _, value in pairs if not key.startswith("hydra.")}
+
+
 def _point(record: dict[str, Any], **more: Any) -> Point:
     window, write, load = record.get("window") or {}, record.get("write"), record.get("load")
+    overrides = record.get("overrides", [])
     length, stride = (window.get(key) if isinstance(window.get(key), int) else None for key in ("max_length", "stride"))
     known: dict[str, Any] = {
-        "overrides": " ".join(record.get("overrides", [])),
+        "overrides": " ".join(overrides),
+        "given": split_overrides(overrides),
         "status": record["status"] if record.get("status") in STATUSES else "unfinished",
         "max_length": length,
         "stride": stride,
@@ -172,11 +212,19 @@ def _point(record: dict[str, Any], **more: Any) -> Point:
             "bytes": stored,
             "bytes_per_token": stored / max(1, tokens),
             "naive_bytes_per_token": 2 * item * windows * (length or 0) / max(1, tokens),
+            "text_bytes": write["manifest"]["corpus"]["bytes"],
+            "text_bytes_per_token": write["manifest"]["corpus"]["bytes"] / max(1, tokens),
+            "vocab_size": write["manifest"]["tokenizer"]["vocab_size"],
+            "shards_path": write["path"],
             "chunks": write["chunks"],
             "chunks_made": write["chunks_made"],
         }
         if not write["finished_before"]:
             known |= {"tokenize_seconds": write["tokenize_seconds"], "write_seconds": write["write_seconds"]}
+    known |= {f"{stage}_seconds": (record.get("stage_seconds") or {}).get(stage) for stage in ("verify", "load")}
     if load:
         known["loader_tokens_per_second"] = load["tokens"] / max(load["load_seconds"], 1e-9)
+    if known["seconds"] is not None:
+        worked = sum(known.get(f"{name}_seconds") or 0.0 for name in ("tokenize", "write", "verify", "load"))
+        known["start_seconds"] = max(0.0, known["seconds"] - worked)
     return Point(**known)

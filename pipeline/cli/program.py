@@ -20,7 +20,7 @@ from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.help import describe_keys
 from pipeline.cli.log import hide_secrets_in_logs
-from pipeline.cli.sweep import reported_sweep
+from pipeline.cli.sweep import finish_sweep, reported_sweep
 from pipeline.settings import Config
 
 if TYPE_CHECKING:
@@ -29,23 +29,28 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from pipeline.cli.report import Report
+
 READING = {"plan", "verify", "load", "show", "prove"}  # stages that write no data set
 
 
 def run_program(
-    task: Callable[[DictConfig], None],
+    task: Callable[[DictConfig], float | None],
     *,
     program: str,
     config_name: str = "config",
     kind: type[Config] = Config,
     conf: Sequence[Path] = (),
     check: Callable[[Any], None] = lambda _: None,
+    check_number: Callable[[Any], None] = lambda _: None,
     resume_hint: Callable[[], str] = lambda: "",
+    finish: Callable[[Path], Report] = finish_sweep,
 ) -> None:
     """Run a task with the config that the command line composes, and exit with its code.
 
-    `conf` names folders of configs in addition to our own. `check` refuses a config that the task cannot use.
-    `resume_hint` says after an interrupt how to go on.
+    `conf` names folders of configs in addition to our own. `check` refuses a config that the task cannot use, and
+    `check_number` one whose task returns no number, where a sweeper wants to optimize it.
+    `resume_hint` says after an interrupt how to go on. `finish` makes the report of a sweep's folder.
     """
     if "--version" in sys.argv[1:]:
         print(f"stridemill {find_version()}")
@@ -59,9 +64,11 @@ def run_program(
     hide_secrets_in_logs()
     hide_secrets_in_configs()
     try:
-        with reported_sweep():
+        with reported_sweep(finish):
             register_schema(kind)
-            config = check_command_line(sys.argv[1:], kind=kind, config_name=config_name, check=check)
+            config = check_command_line(
+                sys.argv[1:], kind=kind, config_name=config_name, check=check, check_number=check_number
+            )
             _run(task, config, config_name)
     except BrokenPipeError:  # the reader of the summary has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,21 +81,22 @@ def run_program(
         sys.exit(report_error(error, program=program))
 
 
-def _run(task: Callable[[DictConfig], None], config: Config | None, config_name: str) -> None:
+def _run(task: Callable[[DictConfig], float | None], config: Config | None, config_name: str) -> None:
     """Run a task under Hydra, in a temporary folder if its own cannot be made and it has nothing to leave there."""
     started = False
     failures: list[BaseException] = []
 
-    def start(composed: DictConfig) -> None:
+    def start(composed: DictConfig) -> float | None:
         nonlocal started
         started = True
         hide_secrets_in_logs()  # a launcher may have started this process
         try:
-            task(composed)
+            return task(composed)
         except BaseException as error:
             if is_interrupt(error) or _is_sweep():
                 raise
             failures.append(error)  # Hydra would print lines of its own
+            return None
 
     main = hydra.main(config_path=str(find_conf()), config_name=config_name, **hydra_options())
     try:

@@ -30,7 +30,7 @@ SUMMARY = "summary.json"
 @contextlib.contextmanager
 def recorded_run(folder: Path, *, point: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the summary of a run, to which stages add their reports; keep it in the run's folder, and log its end."""
-    summary: dict[str, Any] = {"point": point, "status": "running", "error": None}
+    summary: dict[str, Any] = {"point": point, "status": "running", "error": None, "stage_seconds": {}}
     started = time.perf_counter()
     lines.label = "" if point is None else f"point {point}"
 
@@ -54,16 +54,18 @@ def recorded_run(folder: Path, *, point: int | None = None) -> Iterator[dict[str
         raise
     finally:
         lines.label = ""
+    summary["seconds"] = time.perf_counter() - started
     save()
     RUN.info("done in %s", _since(started))
 
 
 @contextlib.contextmanager
-def logged_stage(name: str) -> Iterator[None]:
-    """Log the start and the end of a stage."""
+def logged_stage(name: str, summary: dict[str, Any]) -> Iterator[None]:
+    """Log the start and the end of a stage, and keep its time in the summary."""
     started = time.perf_counter()
     RUN.info("stage %s starts", name)
     yield
+    summary["stage_seconds"][name] = time.perf_counter() - started
     RUN.info("stage %s is done in %s", name, _since(started))
 
 

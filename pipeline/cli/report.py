@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_text
-from pipeline.base.wording import rate, size
+from pipeline.cli.compare import STAGES, find_figures, find_swept_keys, name_columns, shared_overrides
 from pipeline.cli.html import page
-from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_points
-from pipeline.rules import hide_secrets
+from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_command, read_points
+from pipeline.rules import hide_secrets, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TABLE, PAGE = "sweep.csv", "sweep.html"
+WIDTH = 120  # columns of a terminal
+MAX_CELL = 30  # characters of a swept value in the table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One sweep or several, and their points in order."""
+    """One sweep or several, or runs, and their points in order."""
 
     folder: Path  # where the report was written
     points: list[Point]
@@ -36,10 +38,10 @@ class Report:
 
 
 def write_report(*sweeps: str | os.PathLike[str], into: Path | None = None) -> Report:
-    """Write `sweep.csv` and `sweep.html` of one or more sweeps into a folder, by default the sweep's own.
+    """Write `sweep.csv` and `sweep.html` of one or more sweeps or runs into a folder, by default the sweep's own.
 
     Raises:
-        ValueError: a folder is not one sweep's own.
+        ValueError: a folder is not one sweep's own, nor a run's.
 
     """
     folder = into or Path(sweeps[0])
@@ -48,36 +50,49 @@ def write_report(*sweeps: str | os.PathLike[str], into: Path | None = None) -> R
         found, unplanned = read_points(Path(sweep))
         points += found if len(sweeps) == 1 else [dataclasses.replace(point, sweep=str(sweep)) for point in found]
         leftovers += unplanned
-    write_text(folder / TABLE, csv_text(points, [field.name for field in dataclasses.fields(Point)]))
-    write_text(folder / PAGE, page(points, name=" and ".join(Path(sweep).name for sweep in sweeps)))
+    write_text(folder / TABLE, points_csv(points))
+    command = read_command(Path(sweeps[0])) if len(sweeps) == 1 else ""
+    write_text(folder / PAGE, page(points, folder=folder, sweeps=[Path(sweep) for sweep in sweeps], command=command))
     return Report(folder=folder, points=points, leftovers=leftovers)
+
+
+def points_csv(points: Sequence[Point]) -> str:
+    """Return the points as a table with a column for each swept key, by its full name."""
+    swept = find_swept_keys(points)
+    names = [field.name for field in dataclasses.fields(Point) if field.name != "given"]
+    at = names.index("overrides") + 1
+    names[at:at] = swept
+    rows = [{**dataclasses.asdict(point), **{key: point.given.get(key) for key in swept}} for point in points]
+    return table_csv(names, [{name: row[name] for name in names} for row in rows])
 
 
 def csv_text(rows: Sequence[Any], names: Sequence[str] | None = None) -> str:
     """Return dataclasses of one kind as a table with a header line; without names and rows it is empty."""
-    table = io.StringIO()
     if names is None and rows:
         names = [field.name for field in dataclasses.fields(rows[0])]
-    if names is not None:
-        writer = csv.DictWriter(table, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+    return "" if names is None else table_csv(names, [dataclasses.asdict(row) for row in rows])
+
+
+def table_csv(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a table with a header line."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return table.getvalue()
 
 
 def describe_sweep(report: Report) -> str:
-    """Return the sweep as a table for a terminal, one line for each point, and totals below it."""
-    head = ["point", "L", "S", "L/S", "windows", "window tokens", "on disk", "B/token", "write", "load", "status", ""]
-    rows = [head, *(_cells(point) for point in report.points)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
-    lines = ["sweep"]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append(f"  {'  '.join([*cells, row[-1]])}".rstrip())
+    """Return the sweep as a table for a terminal: what the points differ in, and where their time went."""
+    points = report.points
+    shared = shared_overrides(points)
+    table = align(table_of(points))
+    lines = [f"sweep   all points: {shared}" if shared else "sweep", *table]
+    lines += [f"  point {_name(point)}: {point.error}" for point in points if point.error is not None]
     lines += [
         "",
-        f"  {count_statuses(report.points)}",
-        f"  {describe_tokenizing(report.points)}",
+        f"  {count_statuses(points)}",
+        f"  {describe_tokenizing(points)}",
         f"  in {report.folder}: {TABLE}, {PAGE}",
     ]
     if report.leftovers:
@@ -85,26 +100,50 @@ def describe_sweep(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _cells(point: Point) -> list[str]:
-    def cell(value: float | None, form: str = ",") -> str:
-        return "-" if value is None else format(value, form)
+def table_of(points: Sequence[Point]) -> list[list[str]]:
+    """Return the head and the rows of a table: swept keys, figures that differ, seconds by stage, status.
 
-    disk = "-" if point.bytes is None else size(point.bytes)
-    load = "-" if point.loader_tokens_per_second is None else rate(point.loader_tokens_per_second, 1.0, "tok")
-    return [
-        cell(point.point) if point.sweep is None else f"{point.sweep} {cell(point.point)}",
-        cell(point.max_length),
-        cell(point.stride),
-        cell(point.overlap, ".3g"),
-        cell(point.windows),
-        cell(point.delivered),
-        disk,
-        cell(point.bytes_per_token, ".2f"),
-        "-" if point.write_seconds is None else f"{point.write_seconds:.3f} s",
-        load,
-        point.status,
-        point.overrides if point.error is None else point.error,
-    ]
+    Figures are left out from the last on, until a line has `WIDTH` columns.
+    """
+    swept, figures = find_swept_keys(points), find_figures(points)
+    stages = [name for name in STAGES if any(getattr(point, f"{name}_seconds") is not None for point in points)]
+    while True:
+        head = ["point", *name_columns(swept), *(figure.title for figure in figures)]
+        head += [*stages, "all", "status"]
+        rows = [head]
+        for point in points:
+            values = [(figure.show, getattr(point, figure.field)) for figure in figures]
+            times = [getattr(point, f"{name}_seconds") for name in stages] + [point.seconds]
+            rows.append(
+                [
+                    _name(point),
+                    *(shorten(point.given.get(key, "-"), MAX_CELL) for key in swept),
+                    *("-" if value is None else show(value) for show, value in values),
+                    *(
+                        "-" if value is None else f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
+                        for value in times
+                    ),
+                    point.status,
+                ]
+            )
+        if not figures or max(map(len, align(rows)), default=0) <= WIDTH:
+            return rows
+        figures = figures[:-1]
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"  {'  '.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))}" for row in rows]
+
+
+def _time(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def _name(point: Point) -> str:
+    number = "-" if point.point is None else f"{point.point}"
+    return number if point.sweep is None else point.sweep if point.point is None else f"{point.sweep} {number}"
 
 
 def jsonable(value: Any) -> Any:

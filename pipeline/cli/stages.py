@@ -20,9 +20,9 @@ from pipeline.cli.compose import read_config, save_config
 from pipeline.cli.log import RUN
 from pipeline.cli.program import run_program
 from pipeline.cli.record import logged_stage, recorded_run
-from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point
+from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point, turn_to_write
 from pipeline.cli.sweep import folders as sweep_folders
-from pipeline.rules import hide_secrets
+from pipeline.rules import ConfigError, hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,19 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command line and exit with its code."""
     register_sweeper()
-    run_program(run_job, program="stridemill", resume_hint=describe_resume)
+    run_program(
+        run_job,
+        program="stridemill",
+        resume_hint=describe_resume,
+        check_number=check_number,
+    )
+
+
+def check_number(config: Config) -> None:
+    """Refuse stages that give a sweeper no number to optimize."""
+    if "load" not in config.stages:
+        rule = "a sweeper that optimizes needs the stage load, whose tokens per second are a point's number"
+        raise ConfigError(f"stages: {rule}; got {config.stages}")
 
 
 def describe_resume() -> str:
@@ -51,16 +63,15 @@ def describe_resume() -> str:
     return f"Finished work is kept; run the same command again{added} to resume"
 
 
-def run_job(composed: DictConfig) -> None:
-    """Run once, or run one point of a sweep."""
+def run_job(composed: DictConfig) -> float | None:
+    """Run once, or run one point of a sweep, and return its number for a sweeper that wants one."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        run_point(composed, run)
-    else:
-        run(composed)
+        return run_point(composed, run)
+    return run(composed)
 
 
-def run(composed: DictConfig) -> None:
-    """Run the stages in order, and keep `summary.json` up to date.
+def run(composed: DictConfig) -> float | None:
+    """Run the stages in order, and keep `summary.json` up to date. Return the loader's tokens per second, if it ran.
 
     Raises:
         ValueError: a stage failed, or found problems.
@@ -75,7 +86,7 @@ def run(composed: DictConfig) -> None:
         lines.interval = config.progress.every
         reports: dict[str, Any] = {}
         for stage in config.stages:
-            with logged_stage(stage):
+            with logged_stage(stage, summary):
                 report = reports[stage] = RUNNERS[stage](config)
                 summary[stage] = dataclasses.asdict(report)
                 if stage == "write" and "plan" in reports:
@@ -83,6 +94,8 @@ def run(composed: DictConfig) -> None:
                 print(flush=True)
                 if failure := find_failure(report):
                     raise ValueError(f"{config.shards_path}: {failure}")
+    load = summary.get("load")
+    return load["tokens"] / max(load["load_seconds"], 1e-9) if load else None
 
 
 def say(text: str) -> None:
@@ -123,7 +136,8 @@ def run_write(config: Config) -> WriteReport:
     from pipeline.cli.summary import describe_write
     from pipeline.shards.write import write_shards
 
-    report = write_shards(config.shards_path, **write_sections(config))
+    with turn_to_write(config.shards_path):
+        report = write_shards(config.shards_path, **write_sections(config))
     say(describe_write(report))
     return report
 
@@ -183,7 +197,7 @@ def run_prove(config: Config) -> ProveReport:
 
 
 def run_report(config: Config) -> Report:
-    """Make a sweep's table and pictures again, from the files that its points left."""
+    """Make a sweep's table and pictures again from the files that its points left, or compare several and runs."""
     assert config.sweep.path, "Config demands it"
     if isinstance(config.sweep.path, str):
         return finish_sweep(Path(config.sweep.path))

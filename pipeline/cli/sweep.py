@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal import core_plugins
@@ -23,15 +26,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.base.atomic import write_json
-from pipeline.base.wording import counted, visible
+from pipeline.base.hashing import hash_json
+from pipeline.base.locks import hold, try_to_hold
+from pipeline.base.progress import ProgressBar
+from pipeline.base.wording import counted, duration, visible
 from pipeline.cli.compose import one_line, save_yaml
 from pipeline.cli.errors import describe_error, is_interrupt
+from pipeline.cli.log import RUN
 from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK, find_records, identify
-from pipeline.cli.report import TABLE, describe_sweep, jsonable, write_report
+from pipeline.cli.report import describe_sweep, jsonable, write_report
 from pipeline.rules import ConfigError, StrideError, hide_secrets
 
 if TYPE_CHECKING:
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from pipeline.cli.report import Report
 
 folders: list[Path] = []  # of the sweeps that this process started
+POLL_SECONDS = 0.5
 
 
 class PointSweeper(Sweeper):
@@ -71,11 +80,14 @@ class PointSweeper(Sweeper):
         batches = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *arguments]), self.max_batch_size)
         folder = Path(self.composed.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        folders.append(folder)
         save_yaml(self.composed, folder / "multirun.yaml")
         points = [list(point) for batch in batches for point in batch]
         write_json(folder / PLAN, jsonable({"overrides": arguments, "points": points}))
-        names = iter(self._name_folders(folder, points))
+        folder_names = self._name_folders(folder, points)
+        with watched_points(folder, folder_names):
+            return self._launch(batches, folder, iter(folder_names))
+
+    def _launch(self, batches: list[list[list[str]]], folder: Path, names: Iterator[str]) -> list[Any]:
         launched, returns = 0, list[Any]()
         for batch in batches:
             jobs: list[list[str]] = []
@@ -128,15 +140,85 @@ class PointSweeper(Sweeper):
         return True
 
 
+@contextlib.contextmanager
+def watched_points(folder: Path, names: list[str]) -> Iterator[None]:
+    """Say of each point that ends inside the block how it ended, and how many and how much time are left.
+
+    Whatever launcher runs the points: only their records are read.
+    """
+    started, finished, ended = time.time(), set[Path](), Event()
+
+    def look() -> None:
+        files = [folder / name / RECORD for name in names] if all(names) else list(folder.glob(f"*/{RECORD}"))
+        for file in files:
+            if file in finished or not file.is_file() or file.stat().st_mtime < started:
+                continue
+            with contextlib.suppress(ValueError, OSError):  # it is being replaced
+                record = json.loads(file.read_text(encoding="utf-8"))
+                if record["status"] == "running":
+                    continue
+                finished.add(file)
+                bar.update()
+                left = (time.time() - started) / len(finished) * (len(names) - len(finished))
+                took = f" in {duration(record['seconds'])}" if record.get("seconds") is not None else ""
+                bar.say(f"point {file.parent.name} {record['status']}{took}", f"{duration(left)} left")
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            look()
+
+    watcher = Thread(target=watch, name="stridemill-sweep", daemon=True)
+    with ProgressBar("sweep", len(names), "points") as bar:
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            look()
+
+
+@contextlib.contextmanager
+def turn_to_write(path: str) -> Iterator[None]:
+    """Wait, in a sweep, until no other of its points writes the same data set; then it is there already."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        yield
+        return
+    locks = Path(HydraConfig.get().sweep.dir).absolute() / ".locks"
+    locks.mkdir(exist_ok=True)
+    file = locks / hash_json(str(Path(path).absolute()))[:16]
+    descriptor = try_to_hold(file)
+    if descriptor is None:
+        RUN.info("waits for another point, which writes %s", path)
+        descriptor = hold(file)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def register_sweeper() -> None:
     """Make `PointSweeper` known to Hydra, which finds plugins only by a name inside its own packages."""
     setattr(core_plugins, "stridemill", sys.modules[__name__])  # noqa: B010 - a name that type checkers do not know
     PointSweeper.__module__ = f"{core_plugins.__name__}.stridemill"
-    Plugins.instance().register(PointSweeper)
+    plugins = Plugins.instance()
+    plugins.register(PointSweeper)
+    make = plugins.instantiate_sweeper
+    if getattr(make, "notes_folders", False):
+        return
+
+    def make_and_note(**options: Any) -> Sweeper:
+        folder = Path(options["config"].hydra.sweep.dir).absolute()
+        if folder not in folders:
+            folders.append(folder)
+        return make(**options)
+
+    make_and_note.notes_folders = True  # type: ignore[attr-defined]
+    plugins.instantiate_sweeper = make_and_note  # type: ignore[method-assign]
 
 
-def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
-    """Run one point, with its output in the point's `output.txt`, and record how it ended.
+def run_point(composed: DictConfig, run: Callable[[DictConfig], float | None]) -> float | None:
+    """Run one point, with its output in the point's `output.txt`, and record how it ended. Return its number.
 
     Raises:
         Exception: what `run` raised, unless the config says to skip this point.
@@ -144,21 +226,19 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
     """
     job = HydraConfig.get()
     folder, sweep = Path(job.runtime.output_dir), Path(job.sweep.dir).absolute()
-    if sweep not in folders:  # another sweeper's: its points are not known before they run
-        folders.append(sweep)
-        if not (sweep / PLAN).exists():
-            write_json(sweep / PLAN, {"points": None})
+    if not (sweep / PLAN).exists():  # another sweeper's: its points are not known before they run
+        write_json(sweep / PLAN, {"points": None})
     overrides = OmegaConf.to_container(job.overrides.task, resolve=False)
     window = {key: _window_value(composed, key) for key in ("max_length", "stride", "tail", "documents")}
     record: dict[str, Any] = jsonable({"point": job.job.num, "overrides": overrides, "window": window})
     for name in (SUMMARY, TRACEBACK):  # of an earlier run in the same folder
         (folder / name).unlink(missing_ok=True)
     write_json(folder / RECORD, {**record, "status": "running"})
-    started = time.perf_counter()
+    started, number = time.perf_counter(), None
     try:
         with (folder / "output.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            run(composed)
-        record["status"] = "done"
+            number = run(composed)
+        record |= {"status": "done", "number": number}
     except StrideError as error:
         skip = OmegaConf.select(composed, "sweep.bad_points") == "skip"
         record |= {"status": "skipped" if skip else "failed", "error": describe_error(error), "kind": "stride"}
@@ -177,11 +257,12 @@ def run_point(composed: DictConfig, run: Callable[[DictConfig], None]) -> None:
         raise RuntimeError(describe_error(error)) from error  # a library's panic, which must not end the other points
     finally:
         write_json(folder / RECORD, {**record, "seconds": time.perf_counter() - started})
+    return number
 
 
 @contextlib.contextmanager
-def reported_sweep() -> Iterator[None]:
-    """Make the report of the sweep that runs inside the block, whether it finishes or fails.
+def reported_sweep(finish: Callable[[Path], Report]) -> Iterator[None]:
+    """Let `finish` make the report of the sweep that runs inside the block, whether it finishes or fails.
 
     Raises:
         ValueError: points of the sweep did not finish; the message has their number and the first one's error.
@@ -191,19 +272,35 @@ def reported_sweep() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        for folder in folders:
-            finish_sweep(folder)
+        for folder in started_sweeps():
+            mark_interrupted(folder)
+            finish(folder)
         raise
     except Exception as error:
-        if not folders:
+        if not started_sweeps():
             raise
         failure = error  # a point's, and in its record; or of the launcher itself
-    for folder in folders:
-        bad = [point for point in finish_sweep(folder).points if point.status not in ("done", "skipped")]
+    for folder in started_sweeps():
+        bad = [point for point in finish(folder).points if point.status not in ("done", "skipped")]
         if failure and not any(point.error for point in bad):
             raise failure
         if bad:
             raise ValueError(describe_failure(bad, folder)) from failure
+
+
+def started_sweeps() -> list[Path]:
+    """Return the folders of this process's sweeps that got as far as a plan."""
+    return [folder for folder in folders if (folder / PLAN).is_file()]
+
+
+def mark_interrupted(folder: Path) -> None:
+    """Record as interrupted the points of a sweep whose processes were ended with it, before they could do so."""
+    for path, record in find_records(folder):
+        if record.get("status") == "running":
+            write_json(path, {**record, "status": "interrupted"})
+            summary = path.with_name(SUMMARY)
+            if summary.is_file() and (found := json.loads(summary.read_text(encoding="utf-8")))["status"] == "running":
+                write_json(summary, {**found, "status": "interrupted", "error": "interrupted"})
 
 
 def finish_sweep(*found: Path, into: Path | None = None) -> Report:
@@ -213,6 +310,18 @@ def finish_sweep(*found: Path, into: Path | None = None) -> Report:
     return report
 
 
+def find_finished(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a point that an earlier start of its sweep finished; it counts as finished in this one."""
+    record = folder / RECORD
+    if not record.is_file() or not (folder / SUMMARY).is_file():
+        return None
+    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    if found.get("status") != "done":
+        return None
+    os.utime(record)
+    return found
+
+
 def describe_failure(bad: list[Point], folder: Path) -> str:
     """Name in one line the points that did not finish: their number, and the first one's error."""
     first = bad[0]
@@ -220,7 +329,7 @@ def describe_failure(bad: list[Point], folder: Path) -> str:
     return (
         f"{counted(len(bad), 'point')} of the sweep did not finish; the first is point {first.point} "
         f"({first.overrides}): {first.error or first.status}{hint}. The other points finished. All are listed in "
-        f"{folder / TABLE}"
+        f"{folder}"
     )
 
 
