@@ -279,6 +279,7 @@ def test_pictures_have_the_swept_number_on_the_axis_and_a_series_for_each_name()
 
     (seeds,) = draw({"split.seed": "1"}, {"split.seed": "2"})
     assert "Windows by split.seed" in seeds
+    assert "<rect" not in seeds, "one series needs no legend"
     assert labels_of(seeds) == ["1", "2"]
     (named,) = draw({"window.stride": "8", "tokenizer": "gpt2"}, {"window.stride": "16", "tokenizer": "bytes"})
     assert "Windows by window.stride" in named

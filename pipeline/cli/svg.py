@@ -76,7 +76,7 @@ def chart(
         y = upward(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}"/>')
         parts.append(_text(LEFT - 6, y + 4, label, anchor="end"))
-    named = [one for one in series if not one.dashed]  # the title says what dashes mean
+    named = [one for one in series if one.name and not one.dashed]  # the title says what dashes mean
     legend_width, legend_height = 24 + LETTER * max((len(one.name) for one in named), default=0), 6 + 16 * len(named)
     drawn = [(across(x), upward(y)) for one in series for x, y in (*one.points, *_filled(one.line))]
     legend_x, legend_y = min(
