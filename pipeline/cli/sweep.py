@@ -181,7 +181,7 @@ def watched_points(folder: Path, names: list[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def turn_to_write(path: str) -> Iterator[None]:
     """Wait, in a sweep, until no other of its points writes the same data set; then it is there already."""
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         yield
         return
     locks = Path(HydraConfig.get().sweep.dir).absolute() / ".locks"
