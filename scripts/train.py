@@ -53,7 +53,16 @@ IS_MAIN = os.environ.get("RANK", "0") == "0"  # torchrun sets it
 SCORES_PER_BATCH = 1 << 25  # 128 MiB of float32, in evaluation
 UNUSED_KEYS = ("study",)  # keys that train.py does not use
 # Keys that no training program uses:
-NO_EFFECT = ("stages", "window.score", "loader.split", "loader.document_ids", "sweep", "show", "prove")
+NO_EFFECT = (
+    "stages",
+    "window.score",
+    "loader.split",
+    "loader.sources",
+    "loader.document_ids",
+    "sweep",
+    "show",
+    "prove",
+)
 
 
 class ScriptsPath(SearchPathPlugin):
