@@ -181,6 +181,7 @@ def open_loader(
         lanes=loader.lanes,
         limit=loader.limit,
         exclude=loader.exclude,
+        step_size=loader.step_size,
         drop_last=loader.drop_last,
         score_document_starts=loader.score_document_starts,
         threads=loader.threads or threads,
