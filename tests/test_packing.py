@@ -249,6 +249,22 @@ def test_the_bytes_do_not_depend_on_workers(write_books, order):
         file.read_bytes() for file in sorted((two.path / "data").iterdir())
     ]
     assert one.manifest.fingerprint == two.manifest.fingerprint
+    lost = sorted((two.path / "data").iterdir())[1]
+    lost.unlink()
+    assert not write_books("4", workers=2, **options).finished_before
+    assert lost.read_bytes() == (one.path / "data" / lost.name).read_bytes()
+
+
+def test_documents_of_a_batch_follow_the_segments(write_books):
+    path = write_books(max_length=24, documents="pack").path
+    rows = slow_rows(path, "train")
+    batch = next(iter(ShardLoader(path, batch_size=len(rows), shuffle="none", document_ids=True)))
+    for number, row in enumerate(rows):
+        sizes, rest = row["segment_lengths"], 24 - row["length"]
+        documents = [document for document, size in enumerate(sizes) for _ in range(size)] + [-1] * rest
+        positions = [position for size in [*sizes, rest] for position in range(size)]
+        assert batch.document_ids[number].tolist() == documents
+        assert batch.position_ids[number].tolist() == positions
 
 
 def test_a_stride_and_a_dropped_tail_have_no_meaning():
