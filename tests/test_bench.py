@@ -166,3 +166,16 @@ def test_an_unknown_peer_or_file_is_refused_in_one_line(name, arguments, reason,
     done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert re.search(reason, done.stderr.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_mixture_compares_many_sources_with_few(tmp_path):
+    size = ["--sources", "4", "--windows", "8", "--max-length", "16", "--changes", "6"]
+    done = run_python(
+        ROOT / "scripts/bench.py", "mixture", *size, "--seconds", "0.05", "--rounds", "1", cwd=tmp_path, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    found = [re.split(r"\s{2,}", line.strip())[0] for line in done.stdout.splitlines()]
+    names = ["first batch", "speed", "change, 3 sources", "change, 4 sources"]
+    sizes = "4 sources, batches of 8 x 16"
+    assert found == [f"order lanes, {sizes}", *names, f"order full, {sizes}", *names]
