@@ -56,7 +56,7 @@ def run(path, cache, *, encoder=None, workers=2, fraction=0.001, validation=0.0,
         workers=workers,
         advance=lambda _: None,
     )
-    return store, {origin: count for origin, count in origins.items() if count and origin != "bytes"}
+    return store, {name: origins[name] for name in ("made", "mended", "found") if origins[name]}
 
 
 def contents(cache):

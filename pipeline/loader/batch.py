@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
-    from pipeline.loader.documents import DocumentRule, Documents
-    from pipeline.loader.row_group import RowBatch
+    from pipeline.loader.documents import Documents
+    from pipeline.loader.row_group import DocumentRule, RowBatch
 
 
 NAMES = ("window_ids", "source_ids")  # they name samples, and stay in main memory

@@ -21,19 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.loader.row_group import INT64_TOKENS, RowBatch, StartAndEnd
+from pipeline.loader.row_group import INT64_TOKENS, DocumentRule, RowBatch, StartAndEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
-
-
-class DocumentRule(NamedTuple):
-    """How documents are told apart, and what a reader does with that."""
-
-    end_of_text: int | None  # `StartAndEnd` if the same token starts documents, too; None: all rows are packed
-    ids: bool = True  # batches say where their documents are
-    score_starts: bool = True  # a document's first token is a target that counts
 
 
 class Pieces(NamedTuple):

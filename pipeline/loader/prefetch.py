@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from pipeline.loader.damage import Damage
     from pipeline.loader.division import RankSlice
-    from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.readers import Reader
+    from pipeline.loader.row_group import DocumentRule
 
 UNIT_TOKENS, UNIT_ROWS = 1 << 19, 1 << 13  # a unit is gathered at once: 1 MiB as uint16, at most this many windows
 THREADS = "stridemill-load"

@@ -20,8 +20,15 @@ import numpy as np
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
 from pipeline.loader.damage import DamagedRowGroup, check_files
-from pipeline.loader.documents import DocumentRule
-from pipeline.loader.row_group import RowInfo, SampleIds, StartAndEnd, choose_pitch, pack_ends, view_windows
+from pipeline.loader.row_group import (
+    DocumentRule,
+    RowInfo,
+    SampleIds,
+    StartAndEnd,
+    choose_pitch,
+    pack_ends,
+    view_windows,
+)
 from pipeline.loader.shard_files import ShardFiles
 from pipeline.loader.target_mask import check_score
 from pipeline.packing import choose_group_tokens

@@ -57,6 +57,14 @@ class StartAndEnd(int):
     """The ID of an end-of-text token that starts each document, too (`tokenizer.bos`)."""
 
 
+class DocumentRule(NamedTuple):
+    """How documents are told apart, and what a reader does with that."""
+
+    end_of_text: int | None  # `StartAndEnd` if the same token starts documents, too; None: all rows are packed
+    ids: bool = True  # batches say where their documents are
+    score_starts: bool = True  # a document's first token is a target that counts
+
+
 class SampleIds(NamedTuple):
     """Which windows are in a batch."""
 

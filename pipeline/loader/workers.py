@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.loader.division import RankSlice
-    from pipeline.loader.documents import DocumentRule
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.prefetch import Prefetcher, Units
+    from pipeline.loader.row_group import DocumentRule
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 WATCHER = "stridemill-parent"

@@ -95,6 +95,12 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     padded = "`length` is the number of its real tokens; " if windows["tail"] == "pad" else ""
     if packed:
         padded += "`segment_lengths` are the tokens of each document in it, in order; "
+    has_tables = any(split.documents for split in manifest.splits.values())
+    tables = (
+        "\n`documents/` says which file and row that stream's tokens come from (`pipeline.locate`)."
+        if has_tables
+        else ""
+    )
     return f"""{HEAD}{chr(10).join(head)}
 ---
 
@@ -111,7 +117,7 @@ them again; `start` is its first token in the split's token stream; {padded}`nex
 |---|---|
 {chr(10).join(f"| {name} | {value} |" for name, value in facts.items())}
 
-The licence of the text is that of its sources. `manifest.json` has the sha256 of every shard;
+{tables}The licence of the text is that of its sources. `manifest.json` has the sha256 of every shard;
 `python -m pipeline 'stages=[verify]' shards.path=<this folder>` checks them.
 
 ## Load it
