@@ -6,6 +6,9 @@ Baselines, interleaved with the loader in every round:
 * copy: one contiguous slice of the map for a complete batch, an upper limit: nothing is shuffled.
 * embedding: `nn.Embedding` alone on ready batches, compared with embedded batches from the loader.
 
+"documents" is a loader with `document_ids=True` of which each batch's `document_ids`, `cu_seqlens` and `max_seqlen` are
+looked at, "positions" one of which `position_ids` is looked at instead of the first; compare them with "loader".
+
 Under `lanes` a loader keeps row groups that fit into half of its memory budget: those of 287 MB of text, not those of
 1 GB. "always decoding" is then the rate of the first epoch, and of every epoch of larger data.
 
@@ -98,6 +101,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
+    with_documents = [ShardLoader(shards, batch_size=batch, shuffle=shuffle, document_ids=True) for _ in range(2)]
     # Many batches: a single one would find its few vectors in the processor's cache, unlike in training.
     ready = [one.input_ids for one in islice(ShardLoader(shards, batch_size=batch, shuffle=shuffle), 64)]
 
@@ -107,6 +111,12 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
             "slices": lambda: rate(slices(tokens, batch, length), batch * length, options.seconds),
             "copy": lambda: rate(copies(tokens, batch, length), batch * length, options.seconds),
             "loader": lambda: rate(forever(loader), batch * length, options.seconds),
+            "documents": lambda: rate(
+                forever(with_documents[0]), batch * length, options.seconds, look="document_ids cu_seqlens max_seqlen"
+            ),
+            "positions": lambda: rate(
+                forever(with_documents[1]), batch * length, options.seconds, look="position_ids cu_seqlens max_seqlen"
+            ),
             "loader, always decoding": lambda: rate(forever(decoding), batch * length, options.seconds),
             f"loader, {options.workers} workers": lambda: rate(
                 forever(workers), batch * length, options.seconds, skip=100
@@ -135,6 +145,9 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     for name, value in middle.items():
         spread = f"{min(rates[name]) / 1e6:.0f} to {max(rates[name]) / 1e6:.0f}"
         print(f"  {name:<24}{value / 1e6:8.1f} Mtok/s  ({spread})   {value / middle['slices']:.2f} x slices")
+    for name in ("documents", "positions"):
+        ratio = statistics.median(one / other for one, other in zip(rates[name], rates["loader"], strict=True))
+        print(f"  {name} are {ratio:.2f} of the loader (median of the rounds' ratios)")
     print(f"  embedded batches are {middle['embedded batches'] / middle['embedding alone']:.2f} of the embedding alone")
     for place, name in ((0.0, "start"), (0.5, "resume at 50 %")):
         print(f"  first batch, {name}: {statistics.median(first(shards, shuffle, place) for _ in range(5)):.3f} s")
@@ -153,20 +166,21 @@ def first(shards: Path, shuffle: str, place: float) -> float:
     return seconds
 
 
-def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 0) -> float:
+def rate(batches: Iterable[object], tokens: int, seconds: float, *, skip: int = 0, look: str = "embeddings") -> float:
     """Return the tokens a second of an iterable after its first `skip` batches.
 
     Skipping leaves out the start of processes. Where batches are read ahead, skipping would do work before the clock
     starts, so nothing is skipped.
     """
-    running = iter(batches)
+    running, names = iter(batches), look.split()
     for _ in islice(running, skip):
         pass
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         if (one := next(running, None)) is None:
             break
-        getattr(one, "embeddings", None)  # computed when they are looked at
+        for name in names:
+            getattr(one, name, None)  # computed when they are looked at
         count += 1
     result = count * tokens / (time.perf_counter() - started)
     close = getattr(running, "close", None)
