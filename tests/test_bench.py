@@ -109,7 +109,7 @@ def test_write_compares_with_the_bare_script_and_with_write_table(bench):
 def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
     options = ["--orders", "full", "--rounds", "1", "--seconds", "0.05", "--epochs", "2", "--max-length", "64"]
     lines = bench("load", *options)
-    ways = ["slices", "copy", "loader", "loader, 2 workers", "DataLoader, 2 workers"]
+    ways = ["slices", "copy", "loader", "documents", "positions", "loader, 2 workers", "DataLoader, 2 workers"]
     assert rows(lines, "Mtok/s") == [*ways, "embedding alone", "embedded batches"]
     assert [line.split(":")[0] for line in lines[-2:]] == [f"memory, full, after {n} epochs" for n in (1, 2)]
 
