@@ -27,6 +27,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--accumulate", type=int, default=1, help="micro-batches that a step is divided into")
 parser.add_argument("--devices", type=int, default=1)
 parser.add_argument("--limit", type=int, help="batches of an epoch, if not all: Lightning's limit_train_batches")
 parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
@@ -47,9 +48,13 @@ class LanguageModel(lightning.LightningModule):
         self.totals = torch.zeros(2)
 
     def train_dataloader(self) -> ShardLoader:
-        batch_size = arguments.batch // self.trainer.world_size
-        self.loader = ShardLoader(arguments.shards, batch_size=batch_size, restart=bool(arguments.limit))
-        return self.loader  # its rank is torch's
+        self.loader = ShardLoader(
+            arguments.shards,
+            batch_size=arguments.batch // (self.trainer.world_size * arguments.accumulate),  # its rank is torch's
+            step_size=arguments.batch,  # so epochs end at the same window, however a step is divided
+            restart=bool(arguments.limit),
+        )
+        return self.loader
 
     def on_train_epoch_start(self) -> None:
         if arguments.limit:
@@ -101,6 +106,7 @@ trainer = lightning.Trainer(
     max_epochs=-1,
     devices=arguments.devices,
     limit_train_batches=arguments.limit,
+    accumulate_grad_batches=arguments.accumulate,
     callbacks=[every_step],
     logger=False,
 )

@@ -224,3 +224,15 @@ def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(sha
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "let the loader start the processes: ShardLoader(..., workers=2)" in done.stdout
+
+
+@needs("lightning")
+def test_a_step_in_micro_batches_has_the_windows_of_a_step_in_one_also_where_epochs_meet(shards, tmp_path):
+    seen = tmp_path / "seen"
+    options = ["--steps", "13", "--batch", str(BATCH), "--accumulate", "4", "--seen", str(seen)]
+    command = one_process("lightning_fit.py", str(shards), *options, "--checkpoint", str(tmp_path / "checkpoints"))
+    subprocess.run(**command, check=True, cwd=tmp_path, capture_output=True, timeout=240)
+    steps = lines_of(seen)
+    assert sorted(steps) == list(range(1, 14))
+    for number, batch in enumerate(islice(batches_of(shards), 13), start=1):
+        assert [window for _, windows in steps[number] for window in windows] == batch.window_ids.tolist()
