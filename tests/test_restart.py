@@ -257,8 +257,10 @@ def test_a_skip_decodes_nothing_and_is_one_step_of_any_length(open_loader, monke
     monkeypatch.setattr(type(loader.reader), "read_group", lambda *_: pytest.fail("decoded"))
     loader.skip(0)
     assert (loader.epoch, loader.consumed) == (0, 0)
+    loader.skip(16)
+    assert (loader.epoch, loader.consumed) == (1, 0), "the end of an epoch is the start of the next"
     loader.skip(10**12)
-    assert loader.epoch == 10**12 // 16
+    assert loader.epoch == 1 + 10**12 // 16
     assert loader.consumed == 10**12 % 16 * 5
 
 

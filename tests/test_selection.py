@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import LoaderConfig, ShardLoader
@@ -85,6 +85,7 @@ def test_an_epoch_has_the_selected_windows_and_only_these_in_any_order(shards, k
     assert sorted(parts) == expected
 
 
+@example(size=2**40, limit=2**40 - 3, numbers=[2**39, 2**40 - 5])
 @given(size=st.integers(1, 2**40), limit=st.integers(1, 2**40), numbers=st.lists(st.integers(0, 2**40), min_size=1))
 def test_selections_of_any_size_are_exact(size, limit, numbers):
     limit = min(size, limit)
