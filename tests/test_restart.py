@@ -22,7 +22,7 @@ KINDS = {
     "mixture of lanes": {"shuffle": "lanes", "lanes": 4, "weights": [1, 2]},
 }
 kinds = st.sampled_from(list(KINDS))
-shapes = st.sampled_from([(5, 0, 1), (16, 0, 1), (4, 1, 2), (7, 3, 4)])  # batch size, rank, world size
+shapes = st.sampled_from([(5, 0, 1), (16, 0, 1), (4, 1, 2), (7, 3, 4), (3, 2, 3)])  # batch size, rank, world size
 
 
 @pytest.fixture(scope="module")
