@@ -101,7 +101,7 @@ def test_write_compares_with_the_bare_script_and_with_write_table(bench):
     lines = bench("write", "--rounds", "1", "--max-length", "64")
     assert rows(lines, "MB/s") == ["stridemill", "bare script"]
     assert rows(lines, "kwindows/s") == ["stridemill", "write_table"] * 2
-    assert rows(lines, "Mtokens/s") == ["pack", "join"]
+    assert rows(lines, "Mtokens/s")[-2:] == ["pack", "join"]
     assert rows(lines, "Mdocuments/s") == [f"packing {length}" for length in (1024, 2048, 4096, 8192)]
     assert sum("has" in line and "'s speed" in line for line in lines) == 4
 
