@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from pipeline.base.signals import restore_signals, signals_wait
 from pipeline.loader.batch import Batch, convert_all, refuse_to_collate
 from pipeline.loader.damage import Damage
 from pipeline.loader.metrics import Counters
@@ -79,6 +80,7 @@ class WorkerUnits(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
         assert info is not None, "runs in a worker"
+        restore_signals()  # it was forked while they were waiting
         end_with_parent()
         own = copy(self.prefetcher)
         own.part = self.parts[info.id]
@@ -111,11 +113,13 @@ def read_in_workers(
     """Yield the units of `prefetcher.read`, gathered by worker processes, which are started as `context` says."""
     width, size, dtype = prefetcher.reader.max_length + 1, prefetcher.batch_size, prefetcher.reader.dtype
     dataset = WorkerUnits(prefetcher, order, epoch=epoch, start=start, batches=batches, workers=workers)
-    parts = iter(
-        DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_same, multiprocessing_context=context)
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, collate_fn=_same, multiprocessing_context=context
     )
-    counters, counted = prefetcher.counters, np.zeros(3, np.int64)
+    counters, counted, parts = prefetcher.counters, np.zeros(3, np.int64), None
     try:
+        with signals_wait():
+            parts = iter(loader)
         while batches > 0:
             received = [next(parts) for _ in range(workers)]
             now = np.array([part[-1] for part in received], np.int64)
