@@ -37,7 +37,7 @@ def test_ctrl_c_is_raised_behind_the_block_and_handlers_come_back_after_any_erro
         signal.raise_signal(signal.SIGINT)
         done.append(True)
     assert done == [True]
-    with pytest.raises(ValueError), signals_wait():
+    with pytest.raises(ValueError, match="invalid literal"), signals_wait():
         int("")
     assert signal.getsignal(signal.SIGINT) is handler
 

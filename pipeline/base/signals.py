@@ -26,8 +26,6 @@ def signals_wait() -> Iterator[None]:
     came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     _waiting.update({number: handler for number, handler in handlers.items() if callable(handler)})
-        {number: handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))}
-    )
     try:
         for number in list(_waiting):
             signal.signal(number, lambda number, _: came.append(number))
