@@ -283,6 +283,20 @@ def test_the_name_of_the_end_token_ends_nothing_and_the_token_does(tmp_path):
     assert found == {"literal": ([0, 16, 64], 16), "control": ([0, 3, 4, 64], 3)}
 
 
+def test_a_packed_window_within_a_long_document_is_of_one_document_in_a_mixture_too(tmp_path):
+    text = "ab<|endoftext|>" + "cd" * 40  # the control token is in the first window, which no document ends in
+    paths = []
+    for documents in ("join", "pack"):
+        tokenizer = TokenizerConfig(name="bytes", special_text="control")
+        window = WindowConfig(max_length=16, documents=documents)
+        paths.append(write_shards(tmp_path / documents, corpus=[text], tokenizer=tokenizer, window=window).path)
+    ids = {0: set(), 1: set()}
+    for batch in ShardLoader(paths, batch_size=1, shuffle="full", document_ids=True):
+        real = batch.document_ids[batch.document_ids >= 0]
+        ids[int(batch.source_ids)] |= set(real.tolist())
+    assert ids == {0: {0, 1}, 1: {0}}
+
+
 def test_a_damaged_row_group_belongs_to_no_document(tmp_path):
     for documents in ("join", "pack"):
         path = write(tmp_path, TEXTS, max_length=8, documents=documents).path

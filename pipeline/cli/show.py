@@ -226,7 +226,7 @@ def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int, 
     row = number - int(ends[group] - reader.groups[group])
     length, segments = int(rows.lengths[row]), []
     if rows.ends is not None:
-        stops = np.flatnonzero(np.unpackbits(rows.ends[row], bitorder="little")) + 1
+        stops = np.flatnonzero(np.unpackbits(rows.ends[row], count=reader.max_length, bitorder="little")) + 1
         stops = stops if len(stops) and stops[-1] == length else np.append(stops, length)  # the last one continues
         segments = np.diff(stops, prepend=0).tolist()
     return int(rows.starts[row]), length, segments

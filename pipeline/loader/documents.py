@@ -56,7 +56,7 @@ def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
     if isinstance(end_of_text, StartAndEnd):
         is_first_BT &= ids_BT1[:, 1:] == end_of_text  # the second of two
     if rows.ends is not None:
-        is_packed_B = rows.ends.any(axis=1)  # in a mixture, others may be not
+        is_packed_B = (rows.ends[:, width // 8] >> width % 8 & 1).astype(bool)  # in a mixture, others may be not
         bits_BT = np.unpackbits(rows.ends[is_packed_B], axis=1, count=width, bitorder="little")
         is_first_BT[is_packed_B] = bits_BT.astype(bool)
     if rows.bounds is not None:  # padding may consist of end-of-text tokens

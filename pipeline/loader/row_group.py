@@ -40,8 +40,9 @@ class RowBatch(NamedTuple):
 
     ids: np.ndarray  # uint16 or int32 [B, L + 1]: the inputs and the next token
     bounds: np.ndarray | None  # int32 [B, 2]: the targets from .. to count; None: all do
-    # uint8 [B, ceil(L / 8)], of packed windows: a bit for each input, set if its document ends with it, so that its
-    # target does not count; the lowest bit of a byte comes first (`unpack_ends`). None: no bit is set.
+    # uint8 [B, L // 8 + 1], of packed windows: a bit for each input, set if its document ends with it, so that its
+    # target does not count, and one more, set if the window is packed (in a mixture, others are not). The lowest bit of
+    # a byte comes first (`unpack_ends`). None: no window is packed.
     ends: np.ndarray | None = None
 
 
@@ -50,7 +51,7 @@ class GroupMemory(NamedTuple):
 
     tokens: np.ndarray  # flat, of the reader's dtype
     bounds: np.ndarray | None  # int32 [B, 2], as in RowBatch
-    ends: np.ndarray | None  # uint8 [B, ceil(L / 8)], as in RowBatch
+    ends: np.ndarray | None  # uint8 [B, L // 8 + 1], as in RowBatch
 
 
 class StartAndEnd(int):
@@ -73,10 +74,11 @@ class SampleIds(NamedTuple):
 
 
 def pack_ends(segments: Segments, *, max_length: int) -> np.ndarray:
-    """Return the bits of `RowBatch.ends`: uint8 [B, ceil(L / 8)]."""
-    ends_BT = np.zeros((len(segments.ends), max_length), np.uint8)
-    ends_BT.reshape(-1)[segments.last_positions(max_length)] = 1
-    return np.packbits(ends_BT, axis=1, bitorder="little")
+    """Return the bits of `RowBatch.ends`: uint8 [B, L // 8 + 1]."""
+    bits_BT1 = np.zeros((len(segments.ends), max_length + 1), np.uint8)
+    bits_BT1[np.divmod(segments.last_positions(max_length), max_length)] = 1
+    bits_BT1[:, max_length] = 1
+    return np.packbits(bits_BT1, axis=1, bitorder="little")
 
 
 def choose_pitch(*, max_length: int, stride: int, order: str, documents: str) -> int:

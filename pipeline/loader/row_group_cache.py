@@ -273,7 +273,7 @@ def has_ends(reader: Reader) -> bool:
 
 def ends_bytes(reader: Reader) -> int:
     """Return the bytes of a window's marks."""
-    return -(-reader.max_length // 8)
+    return reader.max_length // 8 + 1
 
 
 def count_tokens(reader: Reader, group: int) -> int:
