@@ -17,7 +17,7 @@ from pipeline import write_shards
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machines that run these tests are shared: an example's duration says nothing.
-settings.register_profile("stridemill", deadline=None, derandomize=True)
+settings.register_profile("stridemill", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("fast", settings.get_profile("stridemill"), max_examples=20)  # for `make fast`
 settings.load_profile("stridemill")
 

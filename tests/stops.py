@@ -1,11 +1,11 @@
 """Write a data set and stop at one of the calls that change the disk, then run the same command again.
 
-    python stops.py <working folder> <scenario> <kinds> <every>
+    python stops.py <working folder> <scenario> <kinds> <every> <first>
 
 A call is an open for writing, a write, rename, unlink, mkdir, rmdir, truncate or fsync below the working folder. Each
-`every`-th call is tried with each kind of stop: `kill`; `once`, a single EIO; or an error by its name that every later
-call of that sort meets, too, so that the clean-up fails as well. After the second run the folder and the cache must
-have the bytes of an undisturbed run, and no other file. Each stop where they do not is printed.
+`every`-th call from `first` on is tried with each kind of stop: `kill`; `once`, a single EIO; or an error by its name
+that every later call of that sort meets, too, so that the clean-up fails as well. After the second run the folder and
+the cache must have the bytes of an undisturbed run, and no other file. Each stop where they do not is printed.
 """
 
 import builtins
@@ -171,7 +171,8 @@ def preload():
 
 def main():
     preload()
-    root, scenario, kinds, every = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
+    root, scenario, kinds = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+    every, first = map(int, sys.argv[4:6])
     start = root / "start"
     options = prepare(start, scenario)
     calm = root / "calm"
@@ -181,7 +182,7 @@ def main():
     whole = contents(calm)
     assert not any(".part" in name or ".writing" in name or ".lock" in name for name in whole), whole
     stops = failures = 0
-    for number, kind in itertools.product(range(1, calls + 1, every), kinds):
+    for number, kind in itertools.product(range(first, calls + 1, every), kinds):
         place = root / "stopped"
         shutil.copytree(start, place, symlinks=True)
         ended, _ = write(place, options, Stop(place, number, kind))
