@@ -29,8 +29,8 @@ def test_a_kill_at_one_call_in_seven_is_mended_by_the_same_command(tmp_path):
     stop(tmp_path, "new", "kill", 7)
 
 
-# A kill at each call; errors at each third, at other ones for each kind. STRIDEMILL_ALL_STOPS=1 tries them at each call,
-# too, which takes five minutes more.
+# A kill at each call; errors at each third, at other ones for each kind. STRIDEMILL_ALL_STOPS=1 tries errors at each
+# call as well, which takes five minutes more.
 KINDS = {"kill": (1, 1), "once": (3, 1), "ENOSPC": (3, 2), "EROFS": (3, 3), "EIO": (3, 2)}
 
 
