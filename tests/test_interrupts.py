@@ -161,13 +161,13 @@ got, straight, expected = flat(saved["done"]), open_loader(1), []
 while len(expected) < len(got):
     expected += flat([received(batch) for batch in straight])
 print(len(got), "windows")
-assert len(got) > 100, f"{len(got)} windows"
+assert len(got) > 50, f"{len(got)} windows"
 assert got == expected[: len(got)]
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "trials"), [("full", 12), ("streamed lanes", 12), ("mixture", 10), ("workers", 3)])
+@pytest.mark.parametrize(("kind", "trials"), [("full", 12), ("streamed lanes", 12), ("mixture", 10), ("workers", 5)])
 def test_kills_of_a_training_program_cost_no_window_and_repeat_none(tmp_path, shards, kind, trials):
     done = run_python("-W", "ignore", "-c", KILLED, shards, kind, tmp_path / "state.json", trials)
     assert done.returncode == 0, done.stderr[-3000:]
