@@ -68,9 +68,9 @@ class DamageLog:
         self.windows = 0  # that came as rows that only fill
         self._named: set[int] = set()
 
-    def note(self, damage: Damage | None, which: slice) -> None:
+    def note(self, damage: Damage, which: slice) -> None:
         """Raise for a batch with rows that could not be read, or count them, and warn of each row group once."""
-        if damage is None or not (bad_B := damage.rows(which)).any():
+        if not (bad_B := damage.rows(which)).any():
             return
         groups = damage.groups[which][bad_B]
         if self.on_bad == "raise":

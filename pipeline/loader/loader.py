@@ -438,7 +438,8 @@ class ShardLoader(IterableDataset[Batch]):
             for number in range(unit.batches):
                 if is_mine := (first - left) % turns == turn:
                     which = slice(number * self.batch_size, (number + 1) * self.batch_size)
-                    self._damage.note(unit.damage, which)
+                    if unit.damage is not None:
+                        self._damage.note(unit.damage, which)
                     item = convert(make(which))
                 left -= 1
                 progress = self._epochs.add_batch(progress, is_last=not left)

@@ -124,6 +124,7 @@ class Order:
     starts: Int64 = field(init=False, repr=False)  # [G + 1] the first stored window of each row group, and their number
     kept_starts: Int64 = field(init=False, repr=False)  # [G + 1] the same, of the selected windows; the last is N
     _sequences: dict[int, RowGroupSequence] = field(init=False, repr=False, default_factory=dict)  # by epoch, at most 2
+    _size: int = field(init=False, repr=False)  # N, for which each batch asks
 
     endless = False  # an epoch ends with its last window
 
@@ -142,9 +143,10 @@ class Order:
         starts.setflags(write=False)
         object.__setattr__(self, "starts", starts)
         object.__setattr__(self, "kept_starts", starts if self.selection is None else self.selection.starts(starts))
+        object.__setattr__(self, "_size", int(self.kept_starts[-1]))
 
     def __len__(self) -> int:
-        return int(self.kept_starts[-1])
+        return self._size
 
     @property
     def num_groups(self) -> int:
