@@ -103,4 +103,5 @@ if "validation" in manifest.splits:
     loss_of_all = validate()
     if rank == 0:
         print(f"validation loss {loss_of_all:.6f}")
+torch.distributed.barrier()  # no process leaves while another one needs it
 torch.distributed.destroy_process_group()

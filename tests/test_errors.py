@@ -218,7 +218,9 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_in_its_summary(tmp_path, 
         process.send_signal(sent)
         _, errors = process.communicate(timeout=200)
     assert process.returncode == code
-    assert errors == "stridemill: interrupted. Finished work is kept; run the same command again to resume\n"
+    *progress, last = errors.splitlines()
+    assert last == "stridemill: interrupted. Finished work is kept; run the same command again to resume"
+    assert all(line.startswith(("tokenize  ", "write  ", "load  ")) for line in progress), errors
     assert summary_of(tmp_path / "R")["status"] == "interrupted"
 
 
