@@ -7,17 +7,10 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import (
-    AttentionInterface,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-)
 
 from pipeline import ShardLoader, ShardsConfig, WindowConfig, write_shards
+
+transformers = pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[examples]'")
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -220,12 +213,12 @@ def varlen_of_llama(module, query, key, value, attention_mask, *, scaling, **nam
     return out.unflatten(0, (len(query), -1)), None
 
 
-AttentionInterface.register("stridemill_test_varlen", varlen_of_llama)
+transformers.AttentionInterface.register("stridemill_test_varlen", varlen_of_llama)
 
 
 def llama(attention="sdpa"):
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=257,
         hidden_size=16,
         intermediate_size=32,
@@ -235,7 +228,7 @@ def llama(attention="sdpa"):
         bos_token_id=None,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config).double()
+    return transformers.LlamaForCausalLM(config).double()
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "stridemill_test_varlen"])
@@ -274,11 +267,11 @@ def test_the_trainer_keeps_documents_apart(batch, tmp_path):
     torch.manual_seed(0)
     sizes = {"vocab_size": 257, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = GPT2Config(**sizes, **dropout, use_cache=False, bos_token_id=None, eos_token_id=None)
-    model = GPT2LMHeadModel(config).double()
-    options = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    config = transformers.GPT2Config(**sizes, **dropout, use_cache=False, bos_token_id=None, eos_token_id=None)
+    model = transformers.GPT2LMHeadModel(config).double()
+    options = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     items = {"input_ids": batch.input_ids, "labels": batch.target_ids, "shift_labels": batch.target_ids}
-    loss = Trainer(model, options).compute_loss(model, {**items, "position_ids": batch.position_ids})
+    loss = transformers.Trainer(model, options).compute_loss(model, {**items, "position_ids": batch.position_ids})
     alone = loss_alone(lambda ids, positions: model(ids, position_ids=positions).logits, batch)
     check(model, loss.double(), alone / batch.num_targets, tolerance=1e-5)  # its loss is float32
 
