@@ -95,3 +95,12 @@ def write_config_files(page, folder):
     for name, body in re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(body)
+
+
+def varint(value):
+    """An unsigned number as Thrift's compact protocol writes it."""
+    code = bytearray()
+    while value > 127:
+        code.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*code, value])

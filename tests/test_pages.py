@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import varint
 
 from pipeline import ShardLoader, locate, verify_shards
 from pipeline.shards.pages import HEADER_BYTES, check_pages, parse_header
@@ -18,15 +19,6 @@ def columns(file):
     metadata = pq.read_metadata(file)
     groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
     return [(group.column(index)) for group in groups for index in range(group.num_columns)]
-
-
-def varint(value):
-    """An unsigned number as Thrift's compact protocol writes it."""
-    code = bytearray()
-    while value > 127:
-        code.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*code, value])
 
 
 def lie(file, at):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import sections
+from support import sections, varint
 from test_verify import edit, put
 
 from pipeline import ShardLoader, WindowDataset, write_shards
@@ -145,12 +145,3 @@ def test_a_footer_that_names_another_page_is_refused(tmp_path, compression):
             with pytest.raises(OSError, match=r"cannot be read: .*"):
                 list(ShardLoader(path, shuffle="none"))
     assert tried, "some page is one byte away from another"
-
-
-def varint(value):
-    """An unsigned number as Thrift's compact protocol writes it."""
-    code = bytearray()
-    while value > 127:
-        code.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*code, value])

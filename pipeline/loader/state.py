@@ -7,27 +7,25 @@ one data set that becomes a source of a mixture, or was one (`pipeline.loader.ca
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.base.hashing import hash_json
 from pipeline.loader.carry import CarriedOrder, carry_order, decode_draws, draws_by_row, encode_draws
 from pipeline.loader.draws import Origin
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
-from pipeline.loader.readers import MixtureReader
 from pipeline.loader.selection import SELECTING, describe_selections
+from pipeline.loader.state_sources import describe_change, describe_data_sets, what_differs
 from pipeline.loader.weights import find_shares, weights_from
 from pipeline.rules import MAX_COUNT, check_range, is_number, shorten
 from pipeline.settings import MAX_EPOCH
 
 if TYPE_CHECKING:
     from pipeline.base.permutation import Int64
-    from pipeline.loader.readers import Reader, ShardReader, StoreReader
+    from pipeline.loader.readers import Reader
 
 # Release 0.1.0 saved one data set as 1, and mixtures of another order as 1, too. Before weights had clocks, mixtures
 # were 2, with all changes of weights in a list. 3 is a mixture, or a data set that goes on from one.
@@ -38,7 +36,6 @@ WEIGHTS_RULE = (
     "source"
 )
 OWN_CLOCKS = "drawn"  # in place of the sources' clocks: those of each row say what it has drawn
-NAMES_SHOWN = 3
 OF_SOURCES = (
     int,
     dict,
@@ -97,34 +94,6 @@ def write_state(epoch: int, consumed: int, order: Order | Mixture, reader: Reade
     return {**state, "data_sets": data_sets}
 
 
-def describe_data_sets(reader: Reader) -> list[dict[str, Any]]:
-    """Return what a state says about each of its data sets, by config key, so that a refusal can name what differs."""
-    return [
-        {
-            "folder": shorten(one.path.stem if one.path.suffix == ".json" else one.path.name, 60),
-            "tokenizer": shorten(str(one.tokenizer["name"]), 60),
-            "window.max_length": one.max_length,
-            "window.stride": one.stride,
-            "window.tail": "pad" if one.padded else "drop",
-            "window.documents": one.documents,
-            "shards.order": one.layout,
-            "windows": sum(one.groups),
-            "windows_per_group": max(one.groups, default=0),
-            "content": f"{content_of(one)} of {one.fingerprint[:12]}",
-        }
-        for one in _sources(reader)
-    ]
-
-
-def content_of(reader: ShardReader | StoreReader) -> str:
-    """Return a hash of a split's windows and row groups: shards and a token store of the same windows have the same."""
-    if reader.layout != "sequential":
-        return reader.fingerprint
-    shape = [reader.max_length, reader.stride, reader.padded, reader.documents, reader.closes_documents]
-    groups = hashlib.sha256(np.asarray(reader.groups, "<i8").tobytes()).hexdigest()
-    return hash_json([reader.store, reader.split, *shape, groups])
-
-
 def read_state(state: Mapping[str, Any], order: Order | Mixture, reader: Reader) -> Resumed:
     """Return where a loader goes on from a state; `order` is what it would start with.
 
@@ -137,7 +106,7 @@ def read_state(state: Mapping[str, Any], order: Order | Mixture, reader: Reader)
     here = describe_data_sets(reader)
     added = [one for one, number in zip(here, saved.found, strict=True) if number is None]
     missing = [one for number, one in enumerate(saved.data_sets) if number not in saved.found]
-    note = _describe_change(added, missing) if added or missing else ""
+    note = describe_change(added, missing) if added or missing else ""
     if isinstance(order, Mixture):
         resumed = _into_mixture(saved, order)
         return resumed._replace(note=note or resumed.note)
@@ -213,7 +182,7 @@ def _check_state(state: Mapping[str, Any], order: Order | Mixture, reader: Reade
     was = _described(state)
     found = _find_sources(state, reader.fingerprint, was, described)
     if not any(number is not None for number in found):
-        raise ValueError(f"this state belongs to {_what_differs(was, described)}. {KEEP}")
+        raise ValueError(f"this state belongs to {what_differs(was, described)}. {KEEP}")
     is_mixture = isinstance(state.get("fingerprint"), list | tuple)
     _check_order(state, identify(order, reader), found)
     epoch = check_range("the state's epoch", state.get("epoch"), 0, MAX_EPOCH)
@@ -366,57 +335,6 @@ def _described(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     was = state.get("data_sets")
     is_list = isinstance(was, Sequence) and not isinstance(was, str)
     return [one for one in was if isinstance(one, Mapping)] if is_list else []  # type: ignore[union-attr]
-
-
-def _what_differs(was: list[Mapping[str, Any]], here: list[dict[str, Any]]) -> str:
-    """Return how the data sets of a state differ from the loader's, by name, or by key with both values."""
-    if not was:
-        return "another data set (an older release saved it, which did not record which one)"
-    if len(was) > 1 or len(here) > 1:
-        keys = [key for key in ("tokenizer", "window.max_length") if was[0].get(key, here[0][key]) != here[0][key]]
-        values = [f"{key} was {shorten(str(was[0].get(key)), 60)}, here it is {here[0][key]}" for key in keys]
-        names = [_list(some) for some in (was, here)]
-        same = values or [text for text in (_differing(one, other) for one in was for other in here) if text][:1]
-        return f"another mixture of sources: {names[0]}; here {names[1]}{'; ' if same else ''}{'; '.join(same)}"
-    one, other = was[0], here[0]
-    differing = _differing(one, other, any_name=True)
-    if differing or one.get("folder") != other["folder"]:
-        names = [f" ({shorten(str(one.get('folder')), 40)}, here {shorten(other['folder'], 40)})"]
-        return f"another data set{names[0]}: {differing or 'the same parameters, another text'}"
-    return "another data set of the same name and parameters: its text is another one, or it was written anew"
-
-
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any], *, any_name: bool = False) -> str:
-    """Return the first parameters that differ between two data sets, of the same name unless told otherwise."""
-    if not any_name and one.get("folder") != other["folder"]:
-        return ""
-    differing = [
-        f"{key} was {shorten(str(one[key]), 60)}, here it is {value}"
-        for key, value in other.items()
-        if key in one and one[key] != value and key not in ("folder", "content")
-    ]
-    return ", ".join(differing[:2])
-
-
-def _describe_change(added: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> str:
-    is_one = len(added) == 1
-    parts = [f"{_list(added)} {'is new and starts with its' if is_one else 'are new and start with their'} first epoch"]
-    parts = parts * bool(added) + [f"{_list(missing)} {'is' if len(missing) == 1 else 'are'} left out"] * bool(missing)
-    parts += [f"{_name(one)}: {text}" for one in missing for other in added if (text := _differing(one, other))][:1]
-    return f"the sources are not those of the state: {'; '.join(parts)}; the others go on where they were"
-
-
-def _list(data_sets: Sequence[Mapping[str, Any]]) -> str:
-    shown = ", ".join(shorten(_name(one), 30) for one in data_sets[:NAMES_SHOWN])
-    return f"{shown} and {len(data_sets) - NAMES_SHOWN} more" if len(data_sets) > NAMES_SHOWN else shown
-
-
-def _name(described: Mapping[str, Any]) -> str:
-    return str(described.get("folder", "an unnamed data set"))
-
-
-def _sources(reader: Reader) -> list[ShardReader | StoreReader]:
-    return reader.readers if isinstance(reader, MixtureReader) else [reader]
 
 
 def _as_list(value: object) -> list[Any]:
