@@ -47,12 +47,12 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(INSTALL) -e '.[fast,huggingface,dev]'
+	$(INSTALL) -e '.[fast,huggingface,remote,dev]'
 	touch $@
 
 $(LOWEST)/.test: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python $(PIP) -c constraints-lowest.txt -e '.[fast,huggingface,parallel,test]'
+	$(LOWEST)/bin/python $(PIP) -c constraints-lowest.txt -e '.[fast,huggingface,remote,parallel,test]'
 	touch $@
 
 clean:

@@ -13,6 +13,8 @@ from support import run_python, sections
 
 from pipeline import write_shards
 
+pytest_plugins = ["object_store"]
+
 # A shell that starts a program in the background lets it ignore Ctrl-C, and the programs that it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USED = ["fast", "huggingface", "parallel"]  # extras that the package itself imports
+USED = ["fast", "huggingface", "remote", "parallel"]  # extras that the package itself imports
 EXTRAS = PROJECT["optional-dependencies"]
 DECLARED = [
     Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in USED for line in EXTRAS[extra])]

