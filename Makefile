@@ -2,6 +2,7 @@
 # make test     run the linter, the type checker and all tests, in the same environment
 # make fast     the same without the slow tests: under a minute
 # make lowest   run the fast tests with the lowest releases that pyproject.toml declares, in a second environment
+# make docs     build the documentation site into build/site; a warning or a broken link is an error
 # make release  build the source archive and the wheel, check both, and run what the wheel installs
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,9 @@ JOBS ?= auto
 PYTEST = -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 FAST = -m "not slow" --hypothesis-profile=fast
 
-.PHONY: run test fast lowest release lint clean
+SITE = -m sphinx -c docs -b html -W --keep-going -q -d build/doctrees .
+
+.PHONY: run test fast lowest docs release lint clean
 run: $(VENV)/.run
 	$(VENV)/bin/python -m pipeline
 
@@ -25,6 +28,10 @@ fast: lint
 
 lowest: $(LOWEST)/.test
 	$(LOWEST)/bin/python $(PYTEST) $(FAST) -p no:cacheprovider
+
+docs: $(VENV)/.test
+	$(VENV)/bin/python $(SITE) build/site
+	@echo the site is in build/site/index.html
 
 release: $(VENV)/.test
 	rm -rf dist build/release

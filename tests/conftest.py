@@ -1,5 +1,6 @@
 """Fixtures: the command line as a user calls it, small corpora and data sets, a browser, the teaching text."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -72,6 +73,26 @@ def verdict():
     if not path:
         pytest.skip("STRIDEMILL_THE_VERDICT does not name the-verdict.txt (sha256 b41e41a6...)")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Make a folder once for all processes that share the tests: `once(name, make)` calls `make(folder)` in one."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_once(name, make):
+        folder = base / f"once-{name}"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return make_once
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from pipeline.corpus.reader import READERS
 from pipeline.rules import ConfigError
 from pipeline.settings import Config
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 FOLDERS = ("pipeline", "conf", "docs", "scripts", "examples", "benchmarks", "tests")
