@@ -216,6 +216,13 @@ def check_list(key: str, values: object, one: Callable[..., Any], *arguments: An
     return [one(key, value, *arguments, **options) for value in values]
 
 
+def check_windows(key: str, value: Any) -> int | list[int]:
+    """Return the number of a window, or a list of several."""
+    if isinstance(value, list | tuple):
+        return check_list(key, value, check_range, 0, MAX_COUNT)
+    return check_range(key, value, 0, MAX_COUNT)
+
+
 def check_sources(key: str, sources: object) -> list[dict[str, Any]]:
     """Return the sources of a mixture as `path` and `weight`: a number, or a schedule of [step, number]."""
     rule = "must be a list of sources, each with `path` and maybe `weight`"

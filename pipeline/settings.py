@@ -32,6 +32,7 @@ from pipeline.rules import (
     check_special_tokens,
     check_text,
     check_token,
+    check_windows,
     conflict,
     reject,
 )
@@ -396,7 +397,8 @@ class ShowConfig(Section):
     """What the stage `show` shows.
 
     Args:
-        window: the number of a window of `loader.split`.
+        window: the number of a window of `loader.split`; several, as a list, are shown aligned by their place in the
+            text.
         step: the batch of this step instead, in the order that `loader` describes.
         epoch: of the step.
         rank: of the step.
@@ -407,7 +409,7 @@ class ShowConfig(Section):
 
     section: ClassVar[str] = "show"
 
-    window: int = _number(0, least=0, most=MAX_COUNT)
+    window: Any = _checked(0, check_windows)  # noqa: RUF009 - it makes a field
     step: int | None = _number(None, least=0, most=MAX_COUNT)
     epoch: int = _number(0, least=0, most=MAX_EPOCH)
     rank: int = _number(0, least=0, most=MAX_DIM)
@@ -418,6 +420,11 @@ class ShowConfig(Section):
         Section.__post_init__(self)
         if self.rank >= self.world_size:
             conflict("show.rank", f"must be below show.world_size={self.world_size}", self.rank)
+
+    @property
+    def windows(self) -> list[int]:
+        """The numbers in `window`, be it one or several."""
+        return self.window if isinstance(self.window, list) else [self.window]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -32,6 +32,7 @@ OPTIONS = {
     "split_seed": ("split", "seed"),
     **{field: ("shards", field) for field in ("windows_per_shard", "windows_per_group", "compression", "order")},
     "order_seed": ("shards", "seed"),
+    "keep_documents": ("shards", "documents"),
     "overwrite": ("shards", "overwrite"),
     "workers": ("executor", "workers"),
 }

@@ -10,7 +10,8 @@ from support import sections
 
 from pipeline import WindowDataset, read_manifest, write_shards
 from pipeline.cli.explorer import MOST_TOKENS, explorer, read_stretch
-from pipeline.cli.show import find_segments, page, show_pieces
+from pipeline.cli.show_page import page
+from pipeline.cli.shown import find_segments, show_pieces
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import open_store
 from pipeline.windows import count_windows

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from support import sections, store_windows
 
 from pipeline import ShardLoader, WindowConfig, WindowDataset, read_manifest, verify_shards, write_shards
-from pipeline.cli.show import describe, find_window
+from pipeline.cli.show import describe
+from pipeline.cli.shown import find_window, find_windows
 from pipeline.packing import choose_group_tokens, pack_documents, pack_sizes
 from pipeline.rules import ConfigError
+from pipeline.settings import CacheConfig, Config, ShardsConfig
 from pipeline.shards.format import find_footer, shard_writer
 from pipeline.shards.manifest import write_manifest
 from pipeline.tokens.store import open_store
@@ -335,7 +337,10 @@ def test_a_window_is_shown_with_its_documents(tmp_path):
     dataset, store = WindowDataset(path), open_store(next((tmp_path / "cache" / "stores").iterdir()))
     shown = [find_window(read_manifest(path), dataset, number, store, "train") for number in range(len(dataset))]
     assert [one.segments for one in shown] == [[4, 2], [6], [4], [3]]
-    assert [one.documents for one in shown] == [
+    reading = Config(shards=ShardsConfig(path=str(path)), cache=CacheConfig(path=str(tmp_path / "other")))
+    located, missing = find_windows(reading, [path], [(0, number) for number in range(len(dataset))])
+    assert missing == [], "the data set itself says where its documents are"
+    assert [one.documents for one in located] == [
         ["texts, row 0, tokens 0-2", "texts, row 3, token 0"],
         ["texts, row 1, tokens 0-5"],
         ["texts, row 1, tokens 6-8"],
