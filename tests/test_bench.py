@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from bench_corpus_help import read_page
 from bench_rounds import print_ratio, run_interleaved
 from support import ROOT, run_python
 
@@ -179,3 +180,11 @@ def test_mixture_compares_many_sources_with_few(tmp_path):
     names = ["first batch", "speed", "change, 3 sources", "change, 4 sources"]
     sizes = "4 sources, batches of 8 x 16"
     assert found == [f"order lanes, {sizes}", *names, f"order full, {sizes}", *names]
+
+
+def test_a_page_of_help_becomes_its_text_line_by_line():
+    page = (
+        "<html><head><title>Größe</title><style>p { color: red }</style><script>if (a < b) f('<p>');</script></head>"
+        "<body><!-- <p>hidden</p> --><p>a &lt;b&gt; and <em>c</em></p>\n  <div>1<br>2</div><preview>x</preview></body>"
+    )
+    assert read_page(page) == "Größe\na <b> and c\n1\n2\nx"
