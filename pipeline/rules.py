@@ -100,6 +100,18 @@ def _show(value: object) -> str:
     return shorten(hide_secrets(repr(value)).replace("\n", " "), 200)  # the repr of an array has line feeds
 
 
+def check_part(key: str, value: object) -> str:
+    """Return which part of how many, as text: `3/16` is the fourth of sixteen, counted from 0."""
+    rule = "must be a part and the number of parts, such as 3/16 for the fourth of sixteen: parts count from 0"
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value) if isinstance(value, str) else None
+    if match is None:
+        reject(key, rule, value)
+    part, parts = int(match[1]), int(match[2])
+    if part >= parts:
+        reject(key, f"{rule}. Of {parts} parts the last one is {parts - 1}" if parts else rule, value)
+    return f"{part}/{parts}"
+
+
 def check_bool(key: str, value: object) -> bool:
     """Refuse anything but true and false: a text such as "false" is true in Python."""
     if not isinstance(value, bool):

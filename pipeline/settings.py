@@ -24,6 +24,7 @@ from pipeline.rules import (
     check_fraction,
     check_limit,
     check_list,
+    check_part,
     check_path,
     check_paths,
     check_range,
@@ -53,6 +54,7 @@ DOCUMENTS = ("join", "separate", "pack")
 ORDERS = ("sequential", "shuffled")
 SHUFFLES = ("auto", "none", "full", "lanes")
 POSITIONS = ("learned", "sinusoidal", "none")
+EXECUTORS = ("local", "ray")
 
 MAX_SEED = 2**63 - 1
 MAX_EPOCH = 2**64 - 1  # of epochs and seeds of the loader
@@ -331,26 +333,41 @@ class ExecutorConfig(Section):
     """Where the write stage's tasks run.
 
     Args:
-        name: `local` runs threads of this process.
-        workers: how many tasks run at once; None means one for each core.
+        name: `local` runs threads of this process, `ray` the workers of a Ray cluster.
+        workers: how many tasks run at once; None means one for each core, of the cluster with `ray`.
+        address: for ray, a running cluster's address; None means `RAY_ADDRESS` or else a new cluster on this machine.
+        part: for local, which part of the tasks this process does: `3/16` is the fourth of sixteen, counted from 0.
 
     """
 
     section: ClassVar[str] = "executor"
 
-    name: str = _choice("local")
+    name: str = _choice(*EXECUTORS)
     workers: int | None = _number(None, least=1, most=MAX_WORKERS)
+    address: str | None = _checked(None, check_text, empty=False)
+    part: str | None = _checked(None, check_part)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
-        if self.workers is None:
+        if self.address is not None and self.name != "ray":
+            conflict("executor.address", f"is for executor=ray, not {self.name}: leave it out", self.address)
+        if self.part is not None and self.name == "ray":
+            rule = "is for executor=local: a Ray cluster divides the tasks itself, so leave one of the two out"
+            conflict("executor.part", rule, self.part)
+        if self.workers is None and self.name == "local":
             self.workers = self.num_workers
 
     @property
     def num_workers(self) -> int:
-        """`workers` as a number: the cores that this process may use if it was left out."""
+        """Threads of this process: `workers` with `local` if it was given, else the cores that it may use."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cores if self.workers is None else self.workers
+        return cores if self.workers is None or self.name == "ray" else self.workers
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """`part` as two numbers: which part, and of how many; the only one if it was left out."""
+        part, _, parts = (self.part or "0/1").partition("/")
+        return int(part), int(parts)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -473,6 +490,9 @@ class Config:
         self.stages = [self.stages] if isinstance(self.stages, str) else self.stages
         if not isinstance(self.stages, list) or not self.stages:
             reject("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
+        if self.executor.part is not None and self.stages != ["write"]:
+            rule = "a part of an array job only writes: set stages=write"
+            conflict("executor.part", rule, self.executor.part)
         if "report" in self.stages and not self.sweep.path:
             reject("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
         for stage in self.stages:

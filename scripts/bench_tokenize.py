@@ -53,6 +53,7 @@ import sys, time
 from pathlib import Path
 import awkward, gigatoken.gigatoken_rs, pyarrow.json, pyarrow.parquet, tiktoken
 from pipeline.corpus.corpora import find_partitions
+from pipeline.executor.local import LocalExecutor
 from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.encode import tokenize
@@ -62,7 +63,7 @@ started = time.perf_counter()
 encoder, corpus = load_tokenizer("gpt2", engine=engine), CorpusConfig(name=corpus, path=file)
 partitions = find_partitions(corpus, cache=cache, cut_safe=encoder.cut_safe, workers=workers).partitions
 store, made = tokenize(partitions, cache=cache, tokenizer=encoder, corpus=corpus, split=SplitConfig(), audit=0.001,
-                       workers=workers, advance=lambda _: None)
+                       executor=LocalExecutor(workers), advance=lambda _: None)
 seconds = time.perf_counter() - started
 size = sum(chunk.bytes for chunk in store.chunks)
 print(seconds, size, len(store.stream("train")) - store.num_documents + 1, peak()) # end-of-text is between documents

@@ -32,6 +32,7 @@ from bench_corpus import make_jsonl
 from bench_rounds import ROOT, print_ratio, run_interleaved, run_program
 
 from pipeline import write_shards
+from pipeline.executor.local import LocalExecutor
 from pipeline.packing import choose_group_tokens, pack_documents
 from pipeline.settings import CorpusConfig, ExecutorConfig, ShardsConfig, WindowConfig
 from pipeline.shards.folder import FolderLock
@@ -198,7 +199,12 @@ def bench_split(folder: Path, ids: np.ndarray, max_length: int, stride: int, *, 
             started = time.perf_counter()
             lock = FolderLock(folder=Path(place), identity="", recorded={})
             entries = write_split(
-                lock, "train", stored=stored_windows, layout=layout, workers=workers, advance=lambda _: None
+                lock,
+                "train",
+                stored=stored_windows,
+                layout=layout,
+                executor=LocalExecutor(workers),
+                advance=lambda _: None,
             )
             taken = time.perf_counter() - started
         stored.append(sum(entry.bytes for entry in entries))

@@ -29,7 +29,7 @@ REFUSED = {
     "=3": "an override is key=value, and this one has no key; got '=3'",
     "window=null": "window: must be one of default; got None",
     "embedding=": "embedding: must be one of default; got ''",
-    "executor=3": "executor: must be one of local; got '3'",
+    "executor=3": "executor: must be one of local, ray; got '3'",
     "~window": "window: cannot be removed; got '~window'",
     "stages=write,load": "which a shell wants in quotes: 'stages=[write,load]'; got 'stages=write,load'",
     "+window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",

@@ -37,6 +37,7 @@ from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.download import HttpsOnly, read_slowly
 from pipeline.corpus.files import find_files, mark_as_cache
 from pipeline.corpus.reader import read_partition
+from pipeline.executor.local import LocalExecutor
 from pipeline.rules import ConfigError
 from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer.load import load_tokenizer
@@ -110,7 +111,7 @@ def make_store(
         corpus=CorpusConfig(max_bad_fraction=1.0),
         split=SplitConfig(validation=validation),
         audit=audit,
-        workers=workers,
+        executor=LocalExecutor(workers),
         advance=lambda _: None,
     )
     return store, origins["made"] + origins["mended"]
@@ -705,7 +706,7 @@ def test_a_place_in_a_later_piece_says_from_where_it_counts(tmp_path, tiny):
             corpus=CorpusConfig(max_bad_fraction=1.0),
             split=SplitConfig(),
             audit=0.0,
-            workers=1,
+            executor=LocalExecutor(1),
             advance=lambda _: None,
         )
     place, before = map(int, re.search(r"character (\d+).*from byte (\d+)", str(refusal.value)).groups())
@@ -776,7 +777,7 @@ def test_a_corpus_without_the_field_is_given_up_after_a_thousand_lines(tmp_path,
             corpus=CorpusConfig(),
             split=SplitConfig(),
             audit=0.0,
-            workers=1,
+            executor=LocalExecutor(1),
             advance=done.append,
         )
     assert len(done) < len(inputs) // 2

@@ -38,6 +38,7 @@ HEAVY = {
     "tokenizers": {"tokenizer"},
     "awkward": {"tokenizer"},
     "datasets": {"corpus"},
+    "ray": {"executor"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
 }

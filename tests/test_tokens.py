@@ -22,6 +22,7 @@ from pipeline import read_manifest, write_shards
 from pipeline.base.atomic import part_of
 from pipeline.corpus import partitions
 from pipeline.corpus.corpora import find_partitions
+from pipeline.executor.local import LocalExecutor
 from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer import audit
 from pipeline.tokenizer.load import load_tokenizer
@@ -53,7 +54,7 @@ def run(path, cache, *, encoder=None, workers=2, fraction=0.001, validation=0.0,
         corpus=corpus,
         split=SplitConfig(validation=validation, seed=seed),
         audit=fraction,
-        workers=workers,
+        executor=LocalExecutor(workers),
         advance=lambda _: None,
     )
     return store, {name: origins[name] for name in ("made", "mended", "found") if origins[name]}

@@ -7,12 +7,11 @@ traceback and asks for a report, so that it is not mistaken for the user's.
 
 from __future__ import annotations
 
-import dis
 import http.client
 import sys
 import traceback
-from pathlib import Path
 
+from pipeline.base.raised import is_raised_here
 from pipeline.base.wording import visible
 from pipeline.rules import ConfigError, hide_secrets, shorten
 
@@ -20,7 +19,6 @@ LIMIT = 600  # characters of a line
 OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError, http.client.HTTPException)
 LITTLE_MEMORY = "there is not enough memory. Lower executor.workers, loader.memory_budget or loader.batch_size"
 TOO_DEEP = "the input is nested too deeply to be read"
-OWN_FOLDERS = tuple(str(Path(__file__).resolve().parents[at] / name) for at, name in ((1, ""), (2, "scripts")))
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -48,7 +46,7 @@ def is_expected(error: BaseException) -> bool:
     """Tell whether an error is the config's or the outside world's rather than a defect of this program."""
     if isinstance(error, (*OUTSIDE, ConfigError)) or type(error).__name__ == "PanicException":
         return True
-    return isinstance(error, ValueError) and _is_raised_here(error)
+    return isinstance(error, ValueError) and is_raised_here(error)
 
 
 def report_error(error: BaseException, *, program: str) -> int:
@@ -60,15 +58,3 @@ def report_error(error: BaseException, *, program: str) -> int:
         return 1
     print(f"{program}: {describe_error(error)}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
-
-
-def _is_raised_here(error: BaseException) -> bool:
-    """Tell whether a `raise` statement of this package raised an error, not a function that it called."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None:
-        return True
-    code = frame.tb_frame.f_code
-    is_raise = code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return is_raise and str(Path(code.co_filename).resolve()).startswith(OWN_FOLDERS)

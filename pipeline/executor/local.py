@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """Runs tasks on this many threads of this process; see `pipeline.executor.Executor`."""
+
+    workers: int
+
+    def run_tasks(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `task(item)` for each item, in the items' order."""
+        return run_tasks(task, items, workers=self.workers)
+
+    def run_and_flush(self, task: Callable[[Item], Callable[[], Result]], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `task(item)()` for each item, in the items' order."""
+        return run_and_flush(task, items, workers=self.workers)
 
 
 def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:

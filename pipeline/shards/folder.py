@@ -3,7 +3,7 @@
     <folder>/.writing/lock                  held by the writer; names its process and machine
     <folder>/.writing/plan.json             which data set is being written
     <folder>/.writing/<shard>.json          a finished shard's entry: its size and its sha256
-    <folder>/.writing/<shard>.parquet       an unfinished shard
+    <folder>/.writing/.<shard>.<tag>.part   an unfinished shard
 
 Guarantee: a process may end at any instant. What it left is used again if its bytes have the recorded hash, else it is
 written again. The plan is on the disk before the first shard, so shards next to a plan or a manifest are ours. Nothing
@@ -141,6 +141,18 @@ def record_shard(folder: Path, entry: ShardEntry) -> None:
     """Record a shard's size and hash. Not flushed: if a power cut takes the record, that shard is written again."""
     path = folder / WRITING / f"{Path(entry.path).name}.json"
     write_json(path, sign({"shard": dataclasses.asdict(entry)}), sync=False)
+
+
+def refuse_other_plan(folder: Path, identity: str) -> None:
+    """Refuse to publish a shard in a folder whose plan is another data set's, as a late worker of an ended run may.
+
+    Raises:
+        ValueError: it is.
+
+    """
+    plan = _read_plan(folder)
+    if plan and plan.get("fingerprint") != identity:
+        raise ValueError(f"{folder} is by now written as another data set; this run is over")
 
 
 @contextlib.contextmanager

@@ -5,22 +5,26 @@ bytes depend on the token stream, the layout and the order, not on the number of
 `order=shuffled`, row i holds window `permute(i)`: an exact shuffle of all windows of the split that is never stored.
 Each row group gathers its own windows from the mapped token store.
 
-A shard is written under a temporary name outside `data/`, hashed while it is written, flushed, recorded and renamed. A
-shard that an earlier run has recorded is kept if it has the recorded bytes. A task holds one row group at a time.
+A shard is written under a temporary name of its own outside `data/`, hashed while it is written, flushed, recorded and
+renamed. A shard that an earlier run has recorded is kept if it has the recorded bytes. A task holds one row group at a
+time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+import uuid
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.executor.local import run_tasks
+from pipeline.base.atomic import part_of
 from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
-from pipeline.shards.folder import record_shard
+from pipeline.shards.folder import record_shard, refuse_other_plan
 from pipeline.shards.format import find_footer, group_table, shard_schema, shard_writer
 from pipeline.shards.manifest import ShardEntry
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
+    from pipeline.executor.choose import Executor
     from pipeline.shards.folder import FolderLock
     from pipeline.shards.layout import Layout
     from pipeline.windows import StoredWindows
@@ -72,66 +77,98 @@ def shard_names(split: str, num_windows: int, layout: Layout) -> list[str]:
     return [f"{split}-{index:05d}-of-{total:05d}.parquet" for index in range(total)]
 
 
+class ShardTask(NamedTuple):
+    """A shard to be written, and what an earlier run has recorded of it."""
+
+    name: str
+    first: int  # of the rows of its split
+    last: int  # the one after the last
+    known: ShardEntry | None
+
+
+def plan_shard_tasks(
+    split: str, num_windows: int, layout: Layout, *, recorded: dict[str, ShardEntry]
+) -> list[ShardTask]:
+    """Return the tasks that write a split's shards, in order."""
+    size = layout.shard_size(num_windows)
+    return [
+        ShardTask(name, at * size, min((at + 1) * size, num_windows), recorded.get(f"data/{name}"))
+        for at, name in enumerate(shard_names(split, num_windows, layout))
+    ]
+
+
 def write_split(
     lock: FolderLock,
     split: str,
     *,
     stored: StoredWindows,
     layout: Layout,
-    workers: int,
+    executor: Executor,
     advance: Callable[[int], object],
 ) -> list[ShardEntry]:
     """Write a split's windows to `data/<split>-*.parquet`. `advance` is called with the number of each shard's windows.
 
     Shards that an earlier run has recorded are kept if they have the recorded bytes.
     """
-    names = shard_names(split, len(stored), layout)
-    size = layout.shard_size(len(stored))
-
-    def task(index: int) -> ShardEntry:
-        known = lock.recorded.get(f"data/{names[index]}")
-        if known and is_intact(lock.folder, known):
-            return known
-        first = index * size
-        last = min(first + size, len(stored))
-        return write_shard(lock.folder, names[index], first, last, stored=stored, layout=layout)
-
+    write = partial(keep_or_write, folder=lock.folder, identity=lock.identity, stored=stored, layout=layout)
     entries = []
-    for entry in run_tasks(task, range(len(names)), workers=workers):
+    for entry in executor.run_tasks(write, plan_shard_tasks(split, len(stored), layout, recorded=lock.recorded)):
         entries.append(entry)
         advance(entry.num_windows)
     return entries
 
 
-def write_shard(folder: Path, name: str, first: int, last: int, *, stored: StoredWindows, layout: Layout) -> ShardEntry:
-    """Write one shard, rows [first, last) of its split, and return its entry for the manifest."""
-    temporary, max_length = folder / WRITING / name, stored.windows.max_length
+def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: StoredWindows, layout: Layout) -> ShardEntry:
+    """Return the entry of a shard for the manifest: the recorded shard is kept if it is intact, else it is written."""
+    if task.known and is_intact(folder, task.known):
+        return task.known
+    return write_shard(folder, identity, task, stored=stored, layout=layout)
+
+
+def write_shard(folder: Path, identity: str, task: ShardTask, *, stored: StoredWindows, layout: Layout) -> ShardEntry:
+    """Write one shard and return its entry for the manifest.
+
+    Several runs of one task may overlap: each has a temporary file of its own, and whichever renames it last puts the
+    same bytes there.
+
+    Raises:
+        ValueError: the folder is by now another data set's.
+
+    """
+    final, max_length = folder / f"data/{task.name}", stored.windows.max_length
+    temporary = part_of(folder / WRITING / task.name, uuid.uuid4().hex[:8])
     padded, packed = stored.windows.tail == "pad", isinstance(stored.windows, PackedWindows)
     groups = []
-    rows = min(layout.windows_per_group, last - first)
+    rows = min(layout.windows_per_group, task.last - task.first)
     scratch_2BT = np.empty((2, rows, max_length), np.int32)  # takes no memory until it is used
-    with temporary.open("xb") as file:
-        sink = HashingFile(file)
-        schema = shard_schema(max_length, padded=padded, packed=packed)
-        with shard_writer(sink, schema, compression=layout.compression) as writer:
-            for start in range(first, last, layout.windows_per_group):
-                stop = min(start + layout.windows_per_group, last)
-                writer.write_table(group_table(*stored.read(start, stop), padded=padded, scratch_2BT=scratch_2BT))
-                groups.append(stop - start)
-        file.flush()
-        os.fsync(file.fileno())
-    footer_start, footer = find_footer(temporary)
-    entry = ShardEntry(
-        path=f"data/{name}",
-        num_windows=last - first,
-        bytes=sink.size,
-        sha256=sink.hexdigest(),
-        row_groups=groups,
-        footer_start=footer_start,
-        footer_sha256=hashlib.sha256(footer).hexdigest(),
-    )
-    record_shard(folder, entry)
-    temporary.rename(folder / entry.path)
+    try:
+        with temporary.open("xb") as file:
+            sink = HashingFile(file)
+            schema = shard_schema(max_length, padded=padded, packed=packed)
+            with shard_writer(sink, schema, compression=layout.compression) as writer:
+                for start in range(task.first, task.last, layout.windows_per_group):
+                    stop = min(start + layout.windows_per_group, task.last)
+                    writer.write_table(group_table(*stored.read(start, stop), padded=padded, scratch_2BT=scratch_2BT))
+                    groups.append(stop - start)
+            file.flush()
+            os.fsync(file.fileno())
+        footer_start, footer = find_footer(temporary)
+        entry = ShardEntry(
+            path=f"data/{task.name}",
+            num_windows=task.last - task.first,
+            bytes=sink.size,
+            sha256=sink.hexdigest(),
+            row_groups=groups,
+            footer_start=footer_start,
+            footer_sha256=hashlib.sha256(footer).hexdigest(),
+        )
+        refuse_other_plan(folder, identity)
+        record_shard(folder, entry)
+        temporary.rename(final)
+    except BaseException:
+        with suppress(OSError):  # the first error says what happened
+            temporary.unlink()
+        raise
     return entry
 
 

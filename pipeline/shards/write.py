@@ -23,6 +23,7 @@ from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
+from pipeline.executor.choose import check_executor, open_executor
 from pipeline.rules import names_arguments
 from pipeline.shards.card import write_card
 from pipeline.shards.documents import write_documents
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.executor.choose import Executor
     from pipeline.settings import (
         CacheConfig,
         CorpusConfig,
@@ -69,7 +71,7 @@ class WriteReport:
     passed_over: dict[str, dict[str, Any]]  # files of the corpus's folders that it does not take, by kind
     padding: dict[str, int]  # by split, the positions of its windows that have no token
     engine: str
-    start_seconds: float  # to load the tokenizer, and to find and hash the input
+    start_seconds: float  # to load the tokenizer, to find and hash the input, and to start or reach a cluster
     tokenize_seconds: float
     new_text_seconds: float  # the part of them that went into the chunks made, not into reading those found
     write_seconds: float
@@ -115,7 +117,7 @@ def write_shards(
         window: how token IDs become windows.
         split: what goes to the validation split.
         shards: the layout; its own `path` is the argument `path`.
-        executor: how many tasks run at once.
+        executor: where the tasks run, and how many at once.
         cache: the folder of the token store.
 
     Raises:
@@ -142,6 +144,7 @@ def write_shards(
         cache=cache,
     )
     folder, corpus_section = sections.folder, sections.corpus
+    check_executor(sections.executor)
     job = prepare_job(sections)
     ready = time.perf_counter()
     report = partial(
@@ -149,7 +152,6 @@ def write_shards(
         path=folder,
         passed_over=describe_passed_over(job),
         engine=job.encoder.engine,
-        start_seconds=ready - started,
     )
     with translate_os_errors(folder, "shards.path"):
         finished = find_finished(folder, job.fingerprint)
@@ -165,6 +167,7 @@ def write_shards(
             return report(
                 manifest=finished,
                 finished_before=True,
+                start_seconds=ready - started,
                 chunks=len(job.partitions),
                 padding=finished.windows.get("padding", {}),
                 skipped=finished.corpus.get("skipped", {}),
@@ -176,10 +179,14 @@ def write_shards(
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
-        with lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job) as lock:
-            store, origins = _tokenize(job)
+        with (
+            lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job) as lock,
+            open_executor(sections.executor) as cluster,
+        ):
+            opened = time.perf_counter()
+            store, origins = _tokenize(job, cluster)
             tokenized = time.perf_counter()
-            splits, counts = _write_splits(job, store, lock)
+            splits, counts = _write_splits(job, store, lock, cluster)
             manifest = Manifest(
                 fingerprint=job.fingerprint,
                 tokenizer=describe_tokenizer(job.encoder),
@@ -205,20 +212,21 @@ def write_shards(
     return report(
         manifest=manifest,
         finished_before=False,
+        start_seconds=opened - started,
         chunks=len({chunk.id for chunk in store.chunks}),
         padding=manifest.windows["padding"],
         skipped=manifest.corpus["skipped"],
         chunks_made=origins["made"] + origins["mended"],
         chunks_mended=origins["mended"],
         bytes_tokenized=origins["bytes"],
-        tokenize_seconds=tokenized - ready,
-        new_text_seconds=(tokenized - ready) * origins["new"] / max(1, origins["new"] + origins["known"]),
+        tokenize_seconds=tokenized - opened,
+        new_text_seconds=(tokenized - opened) * origins["new"] / max(1, origins["new"] + origins["known"]),
         write_seconds=time.perf_counter() - tokenized,
         peak_memory=peak_memory(),
     )
 
 
-def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
+def _tokenize(job: Job, executor: Executor) -> tuple[TokenStore, Counter[str]]:
     sections, total = job.sections, sum(partition.num_bytes for partition in job.partitions)
     with ProgressBar("tokenize", total, "B") as bar, translate_os_errors(sections.cache_folder, "cache.path"):
         return tokenize(
@@ -228,13 +236,13 @@ def _tokenize(job: Job) -> tuple[TokenStore, Counter[str]]:
             corpus=sections.corpus,
             split=sections.split,
             audit=sections.tokenizer.audit,
-            workers=sections.executor.num_workers,
+            executor=executor,
             advance=bar.update,
         )
 
 
 def _write_splits(
-    job: Job, store: TokenStore, lock: FolderLock
+    job: Job, store: TokenStore, lock: FolderLock, executor: Executor
 ) -> tuple[dict[str, SplitEntry], dict[str, dict[str, Any]]]:
     """Write the shards of all splits. Return the splits' entries, and what the manifest counts of their windows."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
@@ -249,7 +257,7 @@ def _write_splits(
                 name,
                 stored=stored,
                 layout=job.layout,
-                workers=job.sections.executor.num_workers,
+                executor=executor,
                 advance=bar.update,
             )
             documents = store.documents(name)

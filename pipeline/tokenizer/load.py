@@ -4,8 +4,8 @@
 with it (`engines.py`). GPT-2's ranks come with the package, so the default works offline. A changed or truncated
 vocabulary is refused.
 
-Cost: loading GPT-2 takes 0.1 s. A loaded tokenizer is kept, and all threads of the process share it. It cannot be
-pickled: another process calls `load_tokenizer` with the same arguments.
+Cost: loading GPT-2 takes 0.1 s. A loaded tokenizer is kept, and all threads of the process share it. Pickled, it is
+only its section and its hash, from which another process loads it (`load_same`).
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,20 @@ def load_cached(fields: tuple[tuple[str, Any], ...], _: object) -> Tokenizer:
     values = dict(fields)
     values["special_tokens"] = values["special_tokens"] and dict(values["special_tokens"])
     section = TokenizerConfig(**values)
-    if section.name == "bytes":
-        return _load_bytes(section)
-    return load_huggingface(section) if section.name == "huggingface" else _load_ranks(section)
+    load = {"bytes": _load_bytes, "huggingface": load_huggingface}.get(section.name, _load_ranks)
+    tokenizer = load(section)
+    return dataclasses.replace(tokenizer, _load=functools.partial(load_same, section, tokenizer.hash))
+
+
+def load_same(section: TokenizerConfig, expected: str) -> Tokenizer:
+    """Load the tokenizer of a section, and refuse another one than the process had that sent the section."""
+    tokenizer = load_tokenizer(section)
+    if tokenizer.hash != expected:
+        raise ValueError(
+            f"tokenizer.path={section.path}: on {socket.gethostname()} it is another vocabulary than where the run was "
+            "started; give it by a path that all machines see"
+        )
+    return tokenizer
 
 
 def _load_ranks(section: TokenizerConfig) -> Tokenizer:

@@ -23,7 +23,10 @@ from pipeline.tokenizer.special_tokens import DocumentToken
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Tokenizer:
-    """A vocabulary and the engine that encodes with it. Made by `load_tokenizer`; many threads may use it at once."""
+    """A vocabulary and the engine that encodes with it. Made by `load_tokenizer`; many threads may use it at once.
+
+    Pickled, it is only how to load it: another process loads the vocabulary once and keeps it.
+    """
 
     name: str
     hash: str  # sha256, in hex; `special_text` is a rule about documents and not part of it
@@ -42,6 +45,11 @@ class Tokenizer:
     _decode: Callable[[list[int]], str] | None = None  # None: join the token texts
     _only_engine: str = ""  # the user asked for this one: tokens that another one made are not used
     _never_from_text: frozenset[int] = frozenset()  # control tokens that the engine could make out of a text
+    _load: "Callable[[], Tokenizer] | None" = None  # loads it in another process
+
+    def __reduce__(self) -> "tuple[Callable[[], Tokenizer], tuple[()]]":
+        assert self._load is not None, "load_tokenizer sets it"
+        return self._load, ()
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.name}: {self.vocab_size:,} IDs, eos {self.eos}, encoded by {self.engine}>"

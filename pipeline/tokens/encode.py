@@ -33,7 +33,6 @@ from pipeline.corpus.quarantine import (
     write_quarantine,
 )
 from pipeline.corpus.reader import read_partition
-from pipeline.executor.local import run_and_flush
 from pipeline.tokenizer.audit import AT_LEAST, choose_documents
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_skipped, find_chunk
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.corpus.documents import DocumentBatch, Partition
+    from pipeline.executor.choose import Executor
     from pipeline.settings import CorpusConfig, SplitConfig
     from pipeline.tokenizer.engines import Counts, Ids
     from pipeline.tokenizer.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def tokenize(
     corpus: CorpusConfig,
     split: SplitConfig,
     audit: float,
-    workers: int,
+    executor: Executor,
     advance: Callable[[int], object],
 ) -> tuple[TokenStore, Counter[str]]:
     """Return the token store of a corpus, and a count of chunks `made`, `found` and `mended`.
@@ -85,11 +85,7 @@ def tokenize(
     tasks = plan_chunks(partitions, cache=cache, rules=rules)
     encode = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
     # two files of one content have one chunk, and are one task
-    results = run_and_flush(
-        partial(_measure, encode),
-        {task[1:]: task for task in tasks}.values(),
-        workers=workers,
-    )
+    results = executor.run_and_flush(partial(_measure, encode), {task[1:]: task for task in tasks}.values())
     done: dict[tuple[object, ...], Chunk] = {}
     description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.eos}
     chunks: list[Chunk] = []
