@@ -41,6 +41,11 @@ class StrideError(ConflictError):
     """A stride above `max_length`, which loses tokens."""
 
 
+def has_scheme(path: str) -> bool:
+    """Tell whether a path is a URI, such as `s3://bucket/x`."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
 def strip_secrets(url: str) -> str:
     """Return a URL without user name, password, query and fragment."""
     scheme, _, rest = url.partition("://")
@@ -204,7 +209,7 @@ def check_path(key: str, path: object, rule: str = "must name a folder") -> str:
         reject(key, rule, path)
     if "\0" in name:
         reject(key, "must not contain the character NUL, which no path has", name)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+    if has_scheme(name):
         reject(key, "must be a path on this machine (mount or copy data that is elsewhere)", name)
     return name
 

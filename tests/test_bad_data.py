@@ -350,7 +350,7 @@ def test_a_read_that_fails_once_costs_a_pause_and_nothing_else(shards, monkeypat
     assert pauses == list(PAUSES[:2])
     (said,) = [one.getMessage() for one in caplog.records if one.name == "pipeline.base.retry"]
     assert os.strerror(number) in said
-    assert "reading it again" in said
+    assert "trying again" in said
 
 
 def test_a_token_store_is_read_again_too(shards, monkeypatch, pauses):

@@ -13,6 +13,7 @@ ROOMS = (
     "rules",
     "settings",
     "base",
+    "storage",
     "executor",
     "packing",
     "windows",
@@ -39,6 +40,8 @@ HEAVY = {
     "awkward": {"tokenizer"},
     "datasets": {"corpus"},
     "ray": {"executor"},
+    "obstore": {"storage"},
+    "boto3": {"storage"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
 }

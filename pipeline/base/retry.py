@@ -32,19 +32,23 @@ PASSING = frozenset(
 pause = time.sleep  # tests replace it
 
 
-def read_twice(read: Callable[[], T], path: Path) -> T:
+def read_twice(read: Callable[[], T], path: Path | str) -> T:
     """Return `read()`, called once more if what it read is not as it should be; it tries again itself otherwise."""
     return retry(read, path, unclear=(ValueError,), pauses=())
 
 
 def retry(
-    read: Callable[[], T], path: Path, *, unclear: tuple[type[Exception], ...] = (), pauses: tuple[float, ...] = PAUSES
+    read: Callable[[], T],
+    path: Path | str,
+    *,
+    unclear: tuple[type[Exception], ...] = (),
+    pauses: tuple[float, ...] = PAUSES,
 ) -> T:
     """Return `read()`, called again as the module says.
 
     Args:
         read: reads something; it may be called several times.
-        path: of the file, for the log.
+        path: of the file or the object, for the log.
         unclear: errors besides an `OSError` without a number that mean that what was read is not as it should be.
         pauses: before each further try after a passing error; empty if the file has failed before.
 
@@ -66,5 +70,5 @@ def retry(
             if number is None or wait is None:
                 raise
             if wait == pauses[0]:
-                logging.getLogger(__name__).warning("%s: %s; reading it again", path, os.strerror(number))
+                logging.getLogger(__name__).warning("%s: %s; trying again", path, os.strerror(number))
         pause(wait)

@@ -1,0 +1,1 @@
+"""Local folders and prefixes of buckets, behind one small interface."""

@@ -1,0 +1,99 @@
+"""The client of an object store: made from environment variables, once for each bucket and prefix."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.rules import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.storage.names import Location
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+TIMEOUT = "120s"  # of a request with its whole answer; what is lost is asked for again
+
+_users: set[int] = set()  # processes that have used the client: this one, and what it was forked from
+
+
+def open_client(location: Location) -> Any:
+    """Return obstore's client of a prefix.
+
+    Raises:
+        ConfigError: obstore is not installed; or the endpoint is plain http on another machine.
+
+    """
+    try:
+        from obstore import store
+    except ImportError:
+        raise ConfigError(
+            f"{location}: object stores need the extra `remote`: pip install 'stridemill[remote]'"
+        ) from None
+    options: dict[str, Any] = {
+        "prefix": location.key or None,
+        "client_options": {"timeout": TIMEOUT, "allow_http": False},
+        "retry_config": {"max_retries": 0},  # `RemoteStorage` tries again itself, and compares contents then
+    }
+    if location.scheme == "s3":
+        options |= _s3_options(location, options["client_options"])
+    kind = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[location.scheme]
+    try:
+        return kind(location.bucket, **options)
+    except Exception as error:  # noqa: BLE001 - of obstore's own classes
+        what = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(f"{location}: the store's settings are not complete: {what:.200}") from None
+
+
+def check_process(uri: str) -> None:
+    """Refuse a process that was forked from one that has used the client: it would wait for ever.
+
+    Raises:
+        OSError: it was.
+
+    """
+    here = os.getpid()
+    if _users and here not in _users:
+        what = (
+            "an object store cannot be read in a process that was forked from one that has read it; start processes "
+            "by spawn, for a DataLoader with multiprocessing_context='spawn'"
+        )
+        raise OSError(errno.ENOTSUP, what, uri)
+    _users.add(here)
+
+
+def _s3_options(location: Location, client: dict[str, Any]) -> dict[str, Any]:
+    """Return what obstore does not take from the environment itself: the endpoint, and profiles by boto3."""
+    options: dict[str, Any] = {}
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    if endpoint := next((os.environ[name] for name in names if os.environ.get(name)), None):
+        options["endpoint"] = endpoint.rstrip("/")
+        parts = urlsplit(endpoint)
+        allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+        if parts.scheme == "http" and not allowed and parts.hostname not in LOOPBACK:
+            raise ConfigError(
+                f"{location}: the endpoint is plain http on another machine; use https, or set AWS_ALLOW_HTTP=true"
+            )
+        client["allow_http"] = parts.scheme == "http"
+    if not os.environ.get("AWS_ACCESS_KEY_ID") and (profile := _find_profile()):
+        options |= profile
+    return options
+
+
+def _find_profile() -> dict[str, Any]:
+    """Return the keys and the region of a profile in ~/.aws, if there is one and boto3 is installed to read it."""
+    files = ("~/.aws/credentials", "~/.aws/config")
+    if not os.environ.get("AWS_PROFILE") and not any(Path(file).expanduser().is_file() for file in files):
+        return {}
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        return {}
+    region = {"region": session.region_name} if session.region_name else {}
+    return {"credential_provider": Boto3CredentialProvider(session), **region}
