@@ -31,7 +31,9 @@ WALLS = {
     "loader": {"corpus", "tokenizer", "executor"},
     "embedding": {"corpus", "tokenizer", "tokens", "shards", "executor"},
 }
-READ_SIDE = {f"pipeline.shards.{name}" for name in ("manifest", "format", "document_format", "layout", "pages")}
+READ_SIDE = {
+    f"pipeline.shards.{name}" for name in ("manifest", "format", "document_format", "layout", "pages", "row_groups")
+}
 HEAVY = {
     "torch": {"loader", "embedding", "cli"},
     "tiktoken": {"tokenizer"},

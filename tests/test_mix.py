@@ -180,7 +180,7 @@ def test_spans_hold_every_row_when_it_is_needed(given_):
     mix, data = draw_mixture(given_)
     start = data.draw(st.integers(0, 130))
     world_size, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
-    starts = np.cumsum([0, *(count for order in mix.orders for count in np.diff(order.starts))])
+    starts = np.cumsum([0, *(count for order in mix.orders for count in order.stored.counts())])
     for rank in range(world_size):
         part = divide(rank=rank, world_size=world_size, batch_size=batch_size, lanes=mix.num_rows)
         indices = part.indices(start, 120 // part.global_batch + 1).ravel()

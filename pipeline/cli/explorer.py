@@ -87,10 +87,9 @@ def read_stretch(windows: WindowDataset, window: int) -> tuple[int, int, list[in
     An ID is None where no window contains the token. The stretch ends where the window's row group does.
     """
     reader = windows.reader
-    ends = np.cumsum(reader.groups)
-    group = int(np.searchsorted(ends, window, side="right"))
+    group = int(reader.groups.locate(np.array([window]))[0][0])
     rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
-    offset = int(ends[group] - reader.groups[group])
+    offset = reader.groups.first_window(group)
     start = int(rows.starts[window - offset])
     low = max(0, start - BEFORE)
     near = np.flatnonzero((rows.starts < low + MOST_TOKENS) & (rows.starts + rows.lengths >= low))

@@ -113,7 +113,7 @@ def prove_once(case: Case) -> np.ndarray:
     order = loader.order
     assert isinstance(order, Order), "one data set"
     expected = selected_windows(order)
-    counts = np.bincount(windows, minlength=int(order.starts[-1]))
+    counts = np.bincount(windows, minlength=order.stored.num_windows)
     times = np.zeros(len(counts), np.int64)
     times[expected] = 1
     wrong = np.flatnonzero(counts != times)
@@ -140,7 +140,9 @@ def prove_shares(case: Case) -> np.ndarray:
     if not np.array_equal(counts, np.array(loader.source_samples) - before):
         raise BrokenPromiseError(f"the sources gave {counts.tolist()} samples, which source_samples does not say")
     for source, one in enumerate(order.orders):
-        counted_windows = np.bincount(windows[sources == source] - order.offsets[source], minlength=int(one.starts[-1]))
+        counted_windows = np.bincount(
+            windows[sources == source] - order.offsets[source], minlength=one.stored.num_windows
+        )
         times = counted_windows[selected_windows(one)]
         if times.sum() < counted_windows.sum():
             raise BrokenPromiseError(f"source {source} gave a window that loader.limit or loader.exclude leaves out")

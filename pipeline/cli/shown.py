@@ -103,10 +103,8 @@ def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: 
 
 def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int, list[int]]:
     """Return a window's first token in its split, its number of real tokens, and those of each document if packed."""
-    ends = np.cumsum(reader.groups)
-    group = int(np.searchsorted(ends, number, side="right"))
+    group, row = (int(one[0]) for one in reader.groups.locate(np.array([number])))
     rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
-    row = number - int(ends[group] - reader.groups[group])
     length, segments = int(rows.lengths[row]), []
     if rows.ends is not None:
         stops = np.flatnonzero(np.unpackbits(rows.ends[row], count=reader.max_length, bitorder="little")) + 1

@@ -95,7 +95,7 @@ class CarriedOrder(Order):
             return usual
         stop = min(len(self), self.taken + len(self.skipped) - epoch * len(self))
         groups = np.unique(self.locate(self.windows(np.arange(start, stop), epoch))[0]).tolist()
-        first = (Span(group, 0, int(self.starts[group + 1] - self.starts[group]), start, stop - 1) for group in groups)
+        first = (Span(group, 0, self.stored[group], start, stop - 1) for group in groups)
         return merge(first, usual, key=attrgetter("first"))
 
 

@@ -178,9 +178,11 @@ class ShardLoader(IterableDataset[Batch]):
         readers = [opened(one) for one in sources]
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
         self.threads = values.threads or min(4, os.cpu_count() or 1)
-        kind = resolve_shuffle(values.shuffle, num_windows=sum(self.reader.groups), max_length=self.reader.max_length)
+        kind = resolve_shuffle(
+            values.shuffle, num_windows=self.reader.groups.num_windows, max_length=self.reader.max_length
+        )
         selections = select_windows(
-            [sum(reader.groups) for reader in readers],
+            [reader.groups.num_windows for reader in readers],
             split=values.split,
             limit=values.limit,
             exclude=values.exclude,

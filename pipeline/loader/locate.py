@@ -190,14 +190,12 @@ def check_numbers(windows: Iterable[int] | np.ndarray, num_windows: int) -> np.n
 
 def read_places(files: ShardFiles, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return each window's first token in its split's stream and its number of real tokens, both int64 [B]."""
-    ends = np.cumsum([count for shard in files.entry.shards for count in shard.row_groups], dtype=np.int64)
-    groups = np.searchsorted(ends, numbers, side="right")
+    groups, at = files.groups.locate(np.maximum(numbers, 0))
     starts, lengths = np.zeros(len(numbers), np.int64), np.zeros(len(numbers), np.int64)
     for group in np.unique(groups[numbers >= 0]).tolist():
         here = np.flatnonzero((groups == group) & (numbers >= 0))
         rows = files.read(group, with_ids=False)[2]
-        at = numbers[here] - (ends[group - 1] if group else 0)
-        starts[here], lengths[here] = rows.starts[at], rows.lengths[at]
+        starts[here], lengths[here] = rows.starts[at[here]], rows.lengths[at[here]]
     return starts, lengths
 
 

@@ -1,7 +1,8 @@
 """The windows of several orders at once: what `Order.windows` returns for each, without a call for each.
 
 A mixture of small sources asks for a few windows of each of many (source, epoch) pairs. Calls for each pair would cost
-100 times as much as the arithmetic. So the pairs' tables are laid end to end, and each step is done for all windows.
+100 times as much as the arithmetic, so each step is done for all windows at once: the numbers that define a pair's
+sequence of row groups become arrays, and where it has tables, these are laid end to end.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.base.permutation import Int64, make_key, permute
-from pipeline.loader.order import GROUPS, IN_BLOCK
+from pipeline.loader.order import IN_BLOCK, find_windows
+from pipeline.loader.sequence import GROUPS, EvenSequence, JoinedSequences, ListedSequence, shuffle_many_even
+from pipeline.shards.row_groups import EvenRowGroups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.loader.order import Order, RowGroupSequence
+    from pipeline.loader.order import Order
 
 
 def windows_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indices: Int64, epochs: Int64) -> Int64:
@@ -42,24 +45,14 @@ def _numbers_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indi
         return indices
     if shuffle == "full":
         return permute(indices, sizes, make_key(seed, epochs, IN_BLOCK))
-    pairs, of = _number_pairs(sources, epochs)
-    sequences = _shuffle_row_groups(orders, pairs)
-    bases = np.cumsum([0, *(len(orders[source]) for source, _ in pairs)])[of]  # [P] where each pair's windows start
-    # Of all pairs, end to end: where blocks start, where row groups start, and the first window of each.
-    blocks, first_block = _join([sequence.blocks for sequence in sequences], of)
-    borders, _ = _join([sequence.borders for sequence in sequences], of)
-    windows = [
-        np.append(orders[source].kept_starts[sequence.groups], 0)
-        for (source, _), sequence in zip(pairs, sequences, strict=True)
-    ]
-    lane = indices % lanes
-    lane_start, lane_stop = (one * (sizes // lanes) + np.minimum(one, sizes % lanes) for one in (lane, lane + 1))
-    at = lane_start + indices // lanes
-    block = np.searchsorted(blocks, bases + at, side="right") - 1
-    low, high = np.maximum(blocks[block] - bases, lane_start), np.minimum(blocks[block + 1] - bases, lane_stop)
-    at = low + permute(at - low, high - low, make_key(seed, epochs, IN_BLOCK, lane, block - first_block))
-    group = np.searchsorted(borders, bases + at, side="right") - 1
-    found: Int64 = np.concatenate(windows)[group] + bases + at - borders[group]
+    found = np.empty_like(indices)
+    blocks = np.array([order.block for order in orders])[sources]
+    is_even = np.array([isinstance(order.kept, EvenRowGroups) for order in orders])[sources]
+    for make_sequence, which in ((_even_sequence, is_even), (_joined_sequences, ~is_even)):
+        if len(mine := np.flatnonzero(which)):
+            sequence = make_sequence(orders, *_number_pairs(sources[mine], epochs[mine]))
+            shape = {"sizes": sizes[mine], "blocks": blocks[mine]}
+            found[mine] = find_windows(sequence, indices[mine], epochs[mine], **shape, lanes=lanes, seed=seed)
     return found
 
 
@@ -71,28 +64,41 @@ def _number_pairs(sources: Int64, epochs: Int64) -> tuple[list[tuple[int, int]],
     return [(code // width, code % width + least) for code in codes.tolist()], of
 
 
-def _join(tables: list[Int64], of: Int64) -> tuple[Int64, Int64]:
-    """Return the pairs' tables end to end, and where each window's table starts [P].
+def _even_sequence(orders: Sequence[Order], pairs: list[tuple[int, int]], of: Int64) -> EvenSequence:
+    """Return the sequence of each window's pair, of row groups of one size."""
+    groups = [orders[source].kept for source, _ in pairs]
+    sizes = np.array([one.num_windows for one in groups])
+    per_group = np.array([one.per_group for one in groups if isinstance(one, EvenRowGroups)])
+    epochs = np.array([epoch for _, epoch in pairs])
+    return shuffle_many_even(sizes, per_group, seed=orders[0].seed, epochs=epochs, of=of)
 
-    A table counts windows from 0 to its source's last one, and goes on from that of the pair before.
-    """
-    bases = np.cumsum([0, *(int(table[-1]) for table in tables[:-1])])
-    starts = np.cumsum([0, *(len(table) for table in tables[:-1])])
-    return np.concatenate([table + base for table, base in zip(tables, bases.tolist(), strict=True)]), starts[of]
+
+def _joined_sequences(orders: Sequence[Order], pairs: list[tuple[int, int]], of: Int64) -> JoinedSequences:
+    """Return the sequence of each window's pair, of row groups of any sizes: the tables of all pairs, end to end."""
+    sequences = _shuffle_row_groups(orders, pairs)
+    bases = np.cumsum([0, *(int(one.borders[-1]) for one in sequences[:-1])])
+    firsts = np.cumsum([0, *(len(one.borders) for one in sequences[:-1])])
+    return JoinedSequences(
+        np.concatenate([one.borders + base for one, base in zip(sequences, bases.tolist(), strict=True)]),
+        np.concatenate([np.append(one.windows[one.groups], 0) for one in sequences]),
+        bases[of],
+        firsts[of],
+        np.array([one.num_groups for one in sequences])[of],
+    )
 
 
-def _shuffle_row_groups(orders: Sequence[Order], pairs: list[tuple[int, int]]) -> list[RowGroupSequence]:
+def _shuffle_row_groups(orders: Sequence[Order], pairs: list[tuple[int, int]]) -> list[ListedSequence]:
     """Return the row groups of each pair in their order: those that are not known yet by one permutation."""
     known = [orders[source].known_sequence(epoch) for source, epoch in pairs]
     missing = [pair for pair, sequence in zip(pairs, known, strict=True) if sequence is None]
     if missing:
-        counts = [len(orders[source].starts) - 1 for source, _ in missing]
+        counts = [len(orders[source].kept) for source, _ in missing]
         of = np.repeat(np.arange(len(missing)), counts)
         keys = make_key(orders[0].seed, np.array([epoch for _, epoch in missing]), GROUPS)
         bases = np.cumsum([0, *counts])
         groups = permute(np.arange(len(of)) - bases[of], np.array(counts)[of], keys[of])
         parts = iter(np.split(groups, bases[1:-1]))
     return [
-        orders[source].remember_sequence(epoch, next(parts)) if sequence is None else sequence
+        sequence if isinstance(sequence, ListedSequence) else orders[source].remember_groups(epoch, next(parts))
         for (source, epoch), sequence in zip(pairs, known, strict=True)
     ]

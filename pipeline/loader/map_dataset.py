@@ -77,7 +77,6 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         )
         if pairs and document_ids:
             raise ValueError("document_ids: items of pairs=True are (input_ids, target_ids); leave one of the two out")
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.reader.groups, dtype=np.int64)])
         self._most = max(1, memory_budget // max(1, slot_bytes(self.reader)))
         self._cached: OrderedDict[int, GroupMemory] = OrderedDict()
         self._lock = threading.Lock()
@@ -90,7 +89,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self.reader.groups.num_windows
 
     def __repr__(self) -> str:
         return f"WindowDataset({describe(self.reader)})"
@@ -123,17 +122,16 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         ids_BT1 = np.empty((len(numbers), self.reader.max_length + 1), self.reader.dtype)
         bounds_B2 = np.tile(np.array([0, self.reader.max_length], np.int32), (len(numbers), 1))
         ends_BE = np.zeros((len(numbers), ends_bytes(self.reader)), np.uint8) if has_ends(self.reader) else None
-        groups = np.searchsorted(self._starts, numbers, side="right") - 1
+        groups, rows = self.reader.groups.locate(numbers)
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
-            rows = numbers[here] - self._starts[group]
             memory = self._group(group)
-            pitch = int(self.reader.pitches[group])
-            ids_BT1[here] = view_windows(memory.tokens, pitch=pitch, max_length=self.reader.max_length)[rows]
+            pitch = self.reader.pitch_of(group)
+            ids_BT1[here] = view_windows(memory.tokens, pitch=pitch, max_length=self.reader.max_length)[rows[here]]
             if memory.bounds is not None:
-                bounds_B2[here] = memory.bounds[rows]
+                bounds_B2[here] = memory.bounds[rows[here]]
             if ends_BE is not None and memory.ends is not None:
-                ends_BE[here] = memory.ends[rows]
+                ends_BE[here] = memory.ends[rows[here]]
         batch = convert_all(RowBatch(ids_BT1, bounds_B2, ends_BE), SampleIds(numbers), self._document_rule)
         if self.pairs:
             return list(zip(*batch, strict=True))  # type: ignore[arg-type]  # not what most callers meet

@@ -81,8 +81,8 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name, sizes in (
-            ("offsets", [int(order.starts[-1]) for order in self.orders]),
-            ("group_offsets", [len(order.starts) - 1 for order in self.orders]),
+            ("offsets", [order.stored.num_windows for order in self.orders]),
+            ("group_offsets", [len(order.stored) for order in self.orders]),
         ):
             object.__setattr__(self, name, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)]))
         object.__setattr__(self, "_sizes", np.array([len(order) for order in self.orders], np.int64))
@@ -224,9 +224,9 @@ class Mixture:
         drawn, (before, after) = part.before(start), part.slack()
         streams: list[Iterator[Span]] = []
         for which, source in enumerate(part.active.tolist()):
-            order, groups = self.orders[source], np.diff(self.orders[source].kept_starts).tolist()
-            first_group = int(self.group_offsets[source])
+            order, first_group = self.orders[source], int(self.group_offsets[source])
             if self._is_small(order, len(rows)):
+                groups = order.kept.counts().tolist()
                 streams.append(
                     iter([Span(first_group + n, 0, size, start, FOREVER) for n, size in enumerate(groups) if size])
                 )

@@ -25,8 +25,9 @@ decode and when.
 
 Memory: under `lanes` a reader buffers one piece of each lane that it reads, block * (windows of a row group) * L tokens
 each; under `full` everything, N * L tokens; under `none` one row group.
-Cost: starting at any index takes O(1), except for the row group sequence, which takes O(row groups) once an epoch
-(0.1 s for a million). An index takes about 0.1 microseconds if thousands are asked for at once: ask for many.
+Cost: starting at any index of any epoch takes O(1) time and memory if the row groups have one size but the last
+(`pipeline.loader.sequence`). In older data sets of other sizes, and with a selection, it takes O(row groups) once an
+epoch (0.1 s for a million). An index takes about 0.3 microseconds if thousands are asked for at once: ask for many.
 
 Permutations are keyed bijections (`pipeline.base.permutation`), so none is ever stored.
 """
@@ -35,17 +36,29 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.base.permutation import Int64, make_key, permute
 from pipeline.loader.selection import Selection
+from pipeline.loader.sequence import (
+    GROUPS,
+    Count,
+    EvenSequence,
+    JoinedSequences,
+    ListedSequence,
+    RowGroupSequence,
+    list_sequence,
+    shuffle_even,
+)
+from pipeline.shards.row_groups import EvenRowGroups, ListedRowGroups, RowGroups, as_row_groups
 
 if TYPE_CHECKING:
-    from pipeline.loader.readers import Reader
+    from pipeline.loader.readers import ShardReader, StoreReader
 
+Sequenced = TypeVar("Sequenced", EvenSequence, ListedSequence)
 Shuffle: TypeAlias = Literal["none", "full", "lanes"]
 
 # `auto` is `full` up to this many tokens in all windows together: 128 MiB as uint16, 256 MiB as int32.
@@ -63,9 +76,9 @@ def resolve_shuffle(shuffle: str, *, num_windows: int, max_length: int) -> Shuff
     return cast("Shuffle", shuffle)
 
 
-def default_block(groups: Sequence[int] | Int64, *, max_length: int) -> int:
+def default_block(groups: RowGroups | Sequence[int] | Int64, *, max_length: int) -> int:
     """Return the row groups per shuffle block: as many of the largest as fit `BLOCK_TOKENS`, at least one."""
-    return max(1, BLOCK_TOKENS // max(1, int(np.max(np.asarray(groups), initial=0)) * max_length))
+    return max(1, BLOCK_TOKENS // max(1, as_row_groups(groups).largest * max_length))
 
 
 def num_batches(consumed: int, stop: int, *, global_batch: int, step_size: int, drop_last: bool) -> int:
@@ -89,7 +102,7 @@ def num_batches(consumed: int, stop: int, *, global_batch: int, step_size: int, 
     return max(to_border // global_batch, -(-left // global_batch))
 
 
-GROUPS, IN_BLOCK = 1, 2  # what a permutation is for: two uses never share a key
+IN_BLOCK = 2  # what a permutation is for: no other use of the seed shares it (pipeline.loader.sequence has 1)
 
 
 class Span(NamedTuple):
@@ -102,37 +115,26 @@ class Span(NamedTuple):
     last: int
 
 
-class RowGroupSequence(NamedTuple):
-    """The row groups of an epoch in shuffled order, and how lanes and shuffle blocks divide them."""
-
-    groups: Int64  # [G] the row groups in this order
-    borders: Int64  # [G + 1] where each starts, in windows; the last is N
-    blocks: Int64  # [B + 1] every `block`-th border, and N
-    lanes: Int64  # [C + 1] where each lane starts, and N
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Order:
     """The order of one split's windows in any epoch, as the module's docstring defines it."""
 
-    groups: Sequence[int] | Int64  # window counts of all row groups, in stored order
+    groups: RowGroups | Sequence[int] | Int64  # window counts of all row groups, in stored order
     shuffle: Shuffle
     seed: int = 0
     lanes: int = 64
     block: int = 1  # row groups per shuffle block; only `lanes` uses it
     selection: Selection | None = None  # the windows that are read; None: all of them
-    starts: Int64 = field(init=False, repr=False)  # [G + 1] the first stored window of each row group, and their number
-    kept_starts: Int64 = field(init=False, repr=False)  # [G + 1] the same, of the selected windows; the last is N
+    stored: RowGroups = field(init=False, repr=False)  # the window counts
+    kept: RowGroups = field(init=False, repr=False)  # the same, of the selected windows
     _sequences: dict[int, RowGroupSequence] = field(init=False, repr=False, default_factory=dict)  # by epoch, at most 2
     _size: int = field(init=False, repr=False)  # N, for which each batch asks
 
     endless = False  # an epoch ends with its last window
 
     def __post_init__(self) -> None:
-        counts = np.array(self.groups, dtype=np.int64)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        assert counts.ndim == 1, "groups is one flat list over all shards"
-        assert (counts >= 0).all(), "a row group's window count is never negative"
+        stored = as_row_groups(self.groups)
+        kept = stored if self.selection is None else as_row_groups(np.diff(self.selection.starts(stored.starts())))
         assert self.shuffle in ("none", "full", "lanes"), f"shuffle={self.shuffle!r} must be resolved before"
         if self.lanes < 1:
             raise ValueError(f"loader.lanes={self.lanes} must be at least 1")
@@ -140,10 +142,9 @@ class Order:
             raise ValueError(f"the row groups per shuffle block must be at least 1, not {self.block}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"loader.seed={self.seed} must be from 0 to 2**64 - 1")
-        starts.setflags(write=False)
-        object.__setattr__(self, "starts", starts)
-        object.__setattr__(self, "kept_starts", starts if self.selection is None else self.selection.starts(starts))
-        object.__setattr__(self, "_size", int(self.kept_starts[-1]))
+        object.__setattr__(self, "stored", stored)
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "_size", kept.num_windows)
 
     def __len__(self) -> int:
         return self._size
@@ -151,7 +152,7 @@ class Order:
     @property
     def num_groups(self) -> int:
         """The row groups with a window that is read."""
-        return int(np.count_nonzero(np.diff(self.kept_starts)))
+        return self.kept.num_filled
 
     def first(self, epoch: int) -> int:  # noqa: ARG002 - a mixture counts on from epoch to epoch
         """Return an epoch's first index."""
@@ -202,21 +203,12 @@ class Order:
         if self.shuffle == "full":
             return permute(i, len(self), make_key(self.seed, epoch, IN_BLOCK))
         assert isinstance(epoch, int), "each epoch has a sequence of its own"
-        sequence = self.shuffle_row_groups(epoch)
-        lane, entry = i % self.lanes, i // self.lanes
-        at = sequence.lanes[lane] + entry
-        block = np.searchsorted(sequence.blocks, at, side="right") - 1
-        low = np.maximum(sequence.blocks[block], sequence.lanes[lane])
-        high = np.minimum(sequence.blocks[block + 1], sequence.lanes[lane + 1])
-        at = low + permute(at - low, high - low, make_key(self.seed, epoch, IN_BLOCK, lane, block))
-        number = np.searchsorted(sequence.borders, at, side="right") - 1
-        return self.kept_starts[sequence.groups[number]] + at - sequence.borders[number]
+        shape = {"sizes": len(self), "blocks": self.row_groups_per_block, "lanes": self.lanes}
+        return find_windows(self.sequence(epoch), i, epoch, **shape, seed=self.seed)
 
     def locate(self, windows: npt.ArrayLike) -> tuple[Int64, Int64]:
         """Return the row group of each stored window [P] and its row there: int64 [P] each."""
-        window = self._checked(windows, "window", "windows", int(self.starts[-1]))
-        group = np.searchsorted(self.starts, window, side="right") - 1
-        return group, window - self.starts[group]
+        return self.stored.locate(self._checked(windows, "window", "windows", self.stored.num_windows))
 
     def spans(self, start: int, epoch: int, lanes: Iterable[int] | None = None) -> Iterator[Span]:
         """Yield what a reader of some lanes must decode from index `start` to the end of the epoch; of all without.
@@ -230,43 +222,49 @@ class Order:
 
     def lane_spans(self, lane: int, start: int, epoch: int) -> Iterator[Span]:
         """Yield the spans of one lane, from index `start` to the end of the epoch."""
-        sequence = self.shuffle_row_groups(epoch)
-        num_lanes, lane_start, lane_stop = len(sequence.lanes) - 1, *map(int, sequence.lanes[lane : lane + 2])
+        sequence, num_lanes, per_block = self.sequence(epoch), self.num_rows, self.row_groups_per_block
+        lane_start, lane_stop = (lane_border(one, size=len(self), lanes=num_lanes) for one in (lane, lane + 1))
         at = lane_start + max(0, -(-(start - lane) // num_lanes))
         while at < lane_stop:
-            block = int(np.searchsorted(sequence.blocks, at, side="right")) - 1
-            low, high = max(int(sequence.blocks[block]), lane_start), min(int(sequence.blocks[block + 1]), lane_stop)
+            block = int(sequence.number(at)) // per_block
+            after = min((block + 1) * per_block, len(self.kept))
+            low = max(int(sequence.border(block * per_block)), lane_start)
+            high = min(int(sequence.border(after)), lane_stop)
             first, last = ((one - lane_start) * num_lanes + lane for one in (low, high - 1))
-            first_number = int(np.searchsorted(sequence.borders, low, side="right")) - 1
-            for number in range(first_number, int(np.searchsorted(sequence.borders, high, side="left"))):
-                border, next_border = int(sequence.borders[number]), int(sequence.borders[number + 1])
+            for number in range(int(sequence.number(low)), int(sequence.number(high - 1)) + 1):
+                border, next_border = int(sequence.border(number)), int(sequence.border(number + 1))
                 if border < next_border:
                     rows = max(low, border) - border, min(high, next_border) - border
-                    yield Span(int(sequence.groups[number]), *rows, first, last)
+                    yield Span(sequence.group(number), *rows, first, last)
             at = high
 
-    def shuffle_row_groups(self, epoch: int) -> RowGroupSequence:
-        """Return the row groups of one epoch in their order: shuffled under `lanes`, else as stored, in one lane."""
+    @property
+    def row_groups_per_block(self) -> int:
+        """The row groups of a shuffle block in this order."""
+        return {"none": 1, "full": max(1, len(self.kept)), "lanes": self.block}[self.shuffle]
+
+    def sequence(self, epoch: int) -> RowGroupSequence:
+        """Return the row groups of one epoch in their order: shuffled under `lanes`, else as stored."""
         if (known := self.known_sequence(epoch)) is not None:
             return known
-        groups = np.arange(len(self.starts) - 1)
-        if self.shuffle == "lanes":
+        is_shuffled = self.shuffle == "lanes"
+        if isinstance(self.kept, EvenRowGroups):
+            return self._remember(epoch, shuffle_even(self.kept, seed=self.seed, epoch=epoch if is_shuffled else None))
+        groups = np.arange(len(self.kept))
+        if is_shuffled:
             groups = permute(groups, len(groups), make_key(self.seed, epoch, GROUPS))
-        return self.remember_sequence(epoch, groups)
+        return self.remember_groups(epoch, groups)
 
     def known_sequence(self, epoch: int) -> RowGroupSequence | None:
         """Return the row groups of an epoch in their order, None if they are not known yet."""
         return self._sequences.get(epoch)
 
-    def remember_sequence(self, epoch: int, groups: Int64) -> RowGroupSequence:
-        """Return how lanes and blocks divide the row groups of an epoch, which are in this order, and remember it."""
-        counts = np.diff(self.kept_starts)
-        num_lanes = self.lanes if self.shuffle == "lanes" else 1
-        borders = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[groups])])
-        block = {"none": 1, "full": max(1, len(counts)), "lanes": self.block}[self.shuffle]
-        lane = np.arange(num_lanes + 1)
-        lanes = lane * (len(self) // num_lanes) + np.minimum(lane, len(self) % num_lanes)  # the longer ones first
-        sequence = RowGroupSequence(groups, borders, np.append(borders[:-1:block], len(self)), lanes)
+    def remember_groups(self, epoch: int, groups: Int64) -> ListedSequence:
+        """Return the row groups of an epoch, which have any sizes and are in this order, and remember it."""
+        assert isinstance(self.kept, ListedRowGroups), "otherwise arithmetic says it"
+        return self._remember(epoch, list_sequence(self.kept, groups))
+
+    def _remember(self, epoch: int, sequence: Sequenced) -> Sequenced:
         if len(self._sequences) > 1:
             self._sequences.clear()
         self._sequences[epoch] = sequence
@@ -279,8 +277,38 @@ class Order:
         return checked
 
 
+def find_windows(
+    sequence: RowGroupSequence | JoinedSequences,
+    indices: Int64,
+    epochs: int | Int64,
+    *,
+    sizes: int | Int64,
+    blocks: int | Int64,
+    lanes: int,
+    seed: int,
+) -> Int64:
+    """Return the window at each index [P] of a shuffled order with lanes: int64 [P].
+
+    What is given for an order may be given for each index: its sequence, its windows, its row groups per shuffle block.
+    """
+    lane = indices % lanes
+    lane_start, lane_stop = (lane_border(one, size=sizes, lanes=lanes) for one in (lane, lane + 1))
+    at = lane_start + indices // lanes
+    block = sequence.number(at) // blocks
+    low = np.maximum(sequence.border(block * blocks), lane_start)
+    high = np.minimum(sequence.border(np.minimum((block + 1) * blocks, sequence.num_groups)), lane_stop)
+    at = low + permute(at - low, high - low, make_key(seed, epochs, IN_BLOCK, lane, block))
+    number = sequence.number(at)
+    return sequence.first_window(number) + at - sequence.border(number)
+
+
+def lane_border(lane: Count, *, size: int | Int64, lanes: int) -> Count:
+    """Return where a lane starts in the sequence of `size` windows, the longer lanes first; one lane or several."""
+    return lane * (size // lanes) + np.minimum(lane, size % lanes)  # type: ignore[return-value]
+
+
 def make_order(
-    reader: "Reader", *, shuffle: Shuffle, seed: int, lanes: int, selection: Selection | None = None
+    reader: "ShardReader | StoreReader", *, shuffle: Shuffle, seed: int, lanes: int, selection: Selection | None = None
 ) -> Order:
     """Return the order of one data set's windows, or of the selected ones."""
     block = default_block(reader.groups, max_length=reader.max_length)

@@ -35,6 +35,7 @@ from pipeline.packing import choose_group_tokens
 from pipeline.rules import check_path, reject, shorten
 from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.layout import choose_layout
+from pipeline.shards.row_groups import JoinedRowGroups, divide_windows
 from pipeline.tokens.chunk import DamagedChunk
 from pipeline.tokens.store import open_store
 from pipeline.windows import IGNORED, StoredWindows, cut_windows
@@ -67,17 +68,16 @@ class ShardReader:
         self.tokenizer = manifest.tokenizer
         self.max_length, self.stride = entry.max_length, entry.stride
         self.documents, self.layout = manifest.windows["documents"], manifest.windows["order"]
-        self.groups = [count for shard in entry.shards for count in shard.row_groups]
+        self.groups = self._files.groups
         self.dtype = compact_dtype(manifest.tokenizer["vocab_size"])
         self._pitch = choose_pitch(
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
-        self.pitches = np.full(len(self.groups), self._pitch)
         self.padded, self.packed = manifest.windows["tail"] == "pad", self.documents == "pack"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
-        """Decode a row group into `tokens`, flat, with its windows `pitches[group]` apart.
+        """Decode a row group into `tokens`, flat, with its windows `pitch_of(group)` apart.
 
         Raises:
             DamagedRowGroup: a shard is missing, a page's checksum does not match its bytes, or its content is not what
@@ -107,6 +107,10 @@ class ShardReader:
         windows_BT1[1:, old:-1] = inputs_BT[1:, old:]
         windows_BT1[:, -1] = next_ids
         return rows
+
+    def pitch_of(self, group: int) -> int:  # noqa: ARG002 - those of a mixture differ
+        """Return the tokens between the starts of two windows of a row group in memory."""
+        return self._pitch
 
     def read_last(self, group: int) -> tuple[int, int]:
         """Return the start and the length of a row group's last window; no IDs are decoded."""
@@ -179,11 +183,7 @@ class StoreReader:
             max_length=self.max_length, stride=self.stride, order=self.layout, documents=self.documents
         )
         per_group, per_shard = layout.windows_per_group, layout.shard_size(len(self.windows))
-        self.groups = [
-            min(per_group, per_shard - within, len(self.windows) - first - within)
-            for first in range(0, len(self.windows), per_shard)
-            for within in range(0, min(per_shard, len(self.windows) - first), per_group)
-        ]
+        self.groups = divide_windows(len(self.windows), per_group=per_group, per_shard=per_shard)
         self.dtype = compact_dtype(store.tokenizer["vocab_size"])
         shape = [self.max_length, self.stride, window.tail, self.documents]
         rule: list[str | int] = (
@@ -191,19 +191,17 @@ class StoreReader:
         )  # since release 0.1.0, whose states are of other windows
         rule += [group_tokens] if self.packed else []
         self.fingerprint = hash_json([store.id, split, *shape, *rule, per_group, per_shard])
-        self.pitches = np.full(len(self.groups), self._pitch)
         self.padded = window.tail == "pad"
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.groups, dtype=np.int64)])
         self.end_of_text: int | None = store.tokenizer.get("end_of_text")
         self._stored = StoredWindows(
             stream=stream, windows=self.windows, order="sequential", seed=0, pad_id=end_of_text_id(self)
         )
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
-        """Read a row group into `tokens`, flat, with its windows `pitches[group]` apart."""
-        first, last = int(self._starts[group]), int(self._starts[group + 1])
+        """Read a row group into `tokens`, flat, with its windows `pitch_of(group)` apart."""
+        first = self.groups.first_window(group)
         try:
-            found_BT1, starts, lengths, *segments = self._stored.read(first, last)
+            found_BT1, starts, lengths, *segments = self._stored.read(first, first + self.groups[group])
         except DamagedChunk as error:
             raise DamagedRowGroup(f"{self.path}: row group {group} cannot be read: {error}") from error
         windows_BT1 = view_windows(tokens, pitch=self._pitch, max_length=self.max_length)
@@ -212,9 +210,14 @@ class StoreReader:
         ends = pack_ends(*segments, max_length=self.max_length) if segments else None
         return RowInfo(starts, lengths, ends)
 
+    def pitch_of(self, group: int) -> int:  # noqa: ARG002 - as above
+        """Return the tokens between the starts of two windows of a row group in memory."""
+        return self._pitch
+
     def read_last(self, group: int) -> tuple[int, int]:
         """Return the start and the length of a row group's last window."""
-        starts, lengths = self.windows.locate(self._starts[group + 1 : group + 2] - 1)
+        last = self.groups.first_window(group) + self.groups[group] - 1
+        starts, lengths = self.windows.locate(np.array([last]))
         return int(starts[0]), int(lengths[0])
 
     def source_of(self, group: int) -> tuple[Self, int]:
@@ -248,13 +251,10 @@ class MixtureReader:
         self.readers = list(readers)
         self.split, self.tokenizer, self.max_length, self.dtype = one.split, one.tokenizer, one.max_length, one.dtype
         self.fingerprint = [reader.fingerprint for reader in readers]
-        self.groups = [count for reader in readers for count in reader.groups]
-        self.pitches = np.concatenate([reader.pitches for reader in readers])
+        self.groups = JoinedRowGroups([reader.groups for reader in readers])
         self.padded, self.packed = any(one.padded for one in readers), any(one.packed for one in readers)
         self.score = one.score
         self.end_of_text = one.end_of_text
-        self._first_groups = np.cumsum([0, *(len(reader.groups) for reader in readers)])
-        self._first_windows = np.cumsum([0, *(sum(reader.groups) for reader in readers)])
 
     def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
         """Decode a row group as the reader of its data set does."""
@@ -263,13 +263,18 @@ class MixtureReader:
 
     def source_of(self, group: int) -> tuple[ShardReader | StoreReader, int]:
         """Return the data set of a row group, and its number there."""
-        source = int(np.searchsorted(self._first_groups, group, side="right")) - 1
-        return self.readers[source], group - int(self._first_groups[source])
+        source, number = self.groups.source_of(group)
+        return self.readers[source], number
+
+    def pitch_of(self, group: int) -> int:
+        """Return the tokens between the starts of two windows of a row group in memory."""
+        reader, number = self.source_of(group)
+        return reader.pitch_of(number)
 
     def sample_ids(self, windows: np.ndarray) -> SampleIds:
         """Return the data sets of windows that are numbered through all, int64 [B], and their numbers there."""
-        sources = np.searchsorted(self._first_windows, windows, side="right") - 1
-        return SampleIds(windows - self._first_windows[sources], sources)
+        sources, numbers = self.groups.sources_of(windows)
+        return SampleIds(numbers, sources)
 
 
 Reader: TypeAlias = ShardReader | StoreReader | MixtureReader
@@ -313,7 +318,8 @@ def describe(reader: Reader) -> str:
     else:
         what, stride = f"{shorten(str(reader.path), 60)!r}, {reader.split}", str(reader.stride)
     name = shorten(str(reader.tokenizer["name"]), 60)
-    return f"{what}: {sum(reader.groups):,} windows of {reader.max_length} tokens, stride {stride}, tokenizer {name}"
+    windows = f"{reader.groups.num_windows:,} windows of {reader.max_length} tokens"
+    return f"{what}: {windows}, stride {stride}, tokenizer {name}"
 
 
 def check_tokenizer(found: Mapping[str, Any], expected: Mapping[str, Any], path: object) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.loader.damage import Damage, DamagedRowGroup, clear_rows
 from pipeline.loader.metrics import Counters
+from pipeline.loader.readers import MixtureReader
 from pipeline.loader.row_group import GroupMemory, RowBatch, count_slot_tokens, view_windows
 from pipeline.loader.target_mask import count_scored_targets
 
@@ -60,13 +61,12 @@ class RowGroupCache:
         self.reader, self._slots = reader, slots
         self._keep = keep
         self._has_bounds = has_bounds(reader)
-        self._height = max(reader.groups, default=0)
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(reader.groups, dtype=np.int64)])
+        self._height = reader.groups.largest
         self._width = slot_tokens(reader)
         self._tokens = np.empty(slots * self._width, reader.dtype)
         self._bounds = np.zeros((slots * self._height if self._has_bounds else 0, 2), np.int32)
         self._marks = np.zeros((slots * self._height, ends_bytes(reader)), np.uint8) if has_ends(reader) else None
-        self._slot = np.full(len(reader.groups), -1, np.int64)  # of each cached row group
+        self._slot: dict[int, int] = {}  # of each cached row group
         self._free = list(range(slots))
         self._users: dict[int, int] = {}  # spans of each cached row group that are not over
         self._decoded: dict[int, Future[Any]] = {}
@@ -116,8 +116,9 @@ class RowGroupCache:
             self._users[group] -= 1
             if not self._users[group]:
                 self._drop(group)
-        groups = np.searchsorted(self._starts, windows, side="right") - 1
-        needed = np.unique(groups).tolist()
+        groups, rows = self.reader.groups.locate(windows)
+        needed_groups = np.unique(groups)
+        needed = needed_groups.tolist()
         if self._keep:  # what is wanted now comes first
             for group in needed:
                 self._add(group)
@@ -125,31 +126,33 @@ class RowGroupCache:
         cached = [group for group in needed if group in self._decoded]
         damaged = {group: error for group in cached if (error := wait_for(self._decoded[group]))}
         if len(cached) == len(needed):
-            rows, slots = windows - self._starts[groups], self._slot[groups]
-            offsets = slots * self._width + rows * self.reader.pitches[groups]
+            which = np.searchsorted(needed_groups, groups)
+            slots = np.array([self._slot[group] for group in needed], np.int64)[which]
+            pitches = np.array([self.reader.pitch_of(group) for group in needed], np.int64)[which]
+            offsets = slots * self._width + rows * pitches
             ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
             at = slots * self._height + rows
             bounds_B2 = self._bounds[at] if self._has_bounds else None
             rows_B = self._row_batch(ids_BT1, bounds_B2, None if self._marks is None else self._marks[at])
         else:
-            rows_B = self._gather_without_slots(windows, groups, damaged)
+            rows_B = self._gather_without_slots(groups, rows, damaged)
         if not damaged:
             return rows_B, None
         damage = Damage(np.where(np.isin(groups, list(damaged)), groups, -1), damaged)
         return clear_rows(rows_B, damage), damage
 
     def _gather_without_slots(
-        self, windows: np.ndarray, groups: np.ndarray, damaged: dict[int, DamagedRowGroup]
+        self, groups: np.ndarray, rows: np.ndarray, damaged: dict[int, DamagedRowGroup]
     ) -> RowBatch:
         """Gather from cached row groups, and from others that are decoded for this call alone: slow and rare."""
         max_length = self.reader.max_length
-        ids_BT1 = np.empty((len(windows), max_length + 1), self._tokens.dtype)
-        bounds_B2 = np.zeros((len(windows) if self._has_bounds else 0, 2), np.int32)
-        ends_BE = None if self._marks is None else np.zeros((len(windows), self._marks.shape[1]), np.uint8)
+        ids_BT1 = np.empty((len(rows), max_length + 1), self._tokens.dtype)
+        bounds_B2 = np.zeros((len(rows) if self._has_bounds else 0, 2), np.int32)
+        ends_BE = None if self._marks is None else np.zeros((len(rows), self._marks.shape[1]), np.uint8)
         for group in np.unique(groups).tolist():
             here = np.flatnonzero(groups == group)
             if group in self._decoded:
-                memory = self._memory(group, int(self._slot[group]))
+                memory = self._memory(group, self._slot[group])
             else:
                 try:
                     memory = decode_group(self.reader, group)
@@ -157,12 +160,12 @@ class RowGroupCache:
                     damaged[group] = error
                     continue
                 self._count(group)
-            rows = windows[here] - self._starts[group]
-            ids_BT1[here] = view_windows(memory.tokens, pitch=self.reader.pitches[group], max_length=max_length)[rows]
+            pitch = self.reader.pitch_of(group)
+            ids_BT1[here] = view_windows(memory.tokens, pitch=pitch, max_length=max_length)[rows[here]]
             if memory.bounds is not None:
-                bounds_B2[here] = memory.bounds[rows]
+                bounds_B2[here] = memory.bounds[rows[here]]
             if ends_BE is not None and memory.ends is not None:
-                ends_BE[here] = memory.ends[rows]
+                ends_BE[here] = memory.ends[rows[here]]
         return self._row_batch(ids_BT1, bounds_B2 if self._has_bounds else None, ends_BE)
 
     def _row_batch(self, ids_BT1: np.ndarray, bounds_B2: np.ndarray | None, ends_BE: np.ndarray | None) -> RowBatch:
@@ -210,8 +213,7 @@ class RowGroupCache:
         self.counters.add(1, count_tokens(self.reader, group) * self.reader.dtype.itemsize)
 
     def _drop(self, group: int) -> None:
-        self._free.append(int(self._slot[group]))
-        self._slot[group] = -1
+        self._free.append(self._slot.pop(group))
         self._idle.pop(group, None)
         del self._decoded[group], self._users[group]
 
@@ -278,16 +280,18 @@ def ends_bytes(reader: Reader) -> int:
 
 def count_tokens(reader: Reader, group: int) -> int:
     """Return the tokens that a row group takes in memory."""
-    return count_slot_tokens(reader.groups[group], pitch=int(reader.pitches[group]), max_length=reader.max_length)
+    return count_slot_tokens(reader.groups[group], pitch=reader.pitch_of(group), max_length=reader.max_length)
 
 
 def slot_tokens(reader: Reader) -> int:
     """Return the tokens of a slot, which any row group fits into."""
-    groups = np.asarray(reader.groups, np.int64)
-    return int(count_slot_tokens(groups, pitch=reader.pitches, max_length=reader.max_length).max(initial=0))
+    sources = reader.readers if isinstance(reader, MixtureReader) else [reader]
+    return max(
+        count_slot_tokens(one.groups.largest, pitch=one.pitch_of(0), max_length=reader.max_length) for one in sources
+    )
 
 
 def slot_bytes(reader: Reader) -> int:
     """Return the bytes of a slot: its tokens and, if some targets may not count, what says which do."""
     per_row = 8 * has_bounds(reader) + ends_bytes(reader) * has_ends(reader)
-    return slot_tokens(reader) * reader.dtype.itemsize + per_row * max(reader.groups, default=0)
+    return slot_tokens(reader) * reader.dtype.itemsize + per_row * reader.groups.largest

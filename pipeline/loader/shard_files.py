@@ -19,6 +19,7 @@ from pipeline.loader.row_group import RowInfo, pack_ends
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from pipeline.shards.pages import check_pages
+from pipeline.shards.row_groups import as_row_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ class ShardFiles:
         self._padded = self.manifest.windows["tail"] == "pad"
         self._packed = self.manifest.windows["documents"] == "pack"
         self._entries = {shard.path: shard for shard in shards}
-        self._counts = [count for shard in shards for count in shard.row_groups]
+        self.groups = as_row_groups([count for shard in shards for count in shard.row_groups])
         self._files = [(shard.path, group) for shard in shards for group in range(len(shard.row_groups))]
         self._marks: dict[str, Mark] = {}  # of each shard whose footer was read
         self._failed: set[str] = set()  # shards that could not be read: no second wait for them
@@ -133,8 +134,8 @@ class ShardFiles:
             said = " ".join(str(error).split())  # the library's may have several lines
             raise kind(f"{name} cannot be read: {said}") from error
         shape = (len(starts), self.entry.max_length if inputs_BT is None else inputs_BT.shape[1])
-        if shape != (self._counts[group], self.entry.max_length):
-            expected = (self._counts[group], self.entry.max_length)
+        if shape != (self.groups[group], self.entry.max_length):
+            expected = (self.groups[group], self.entry.max_length)
             raise DamagedRowGroup(f"{name} has [windows, tokens] of {shape}; the manifest says {expected}")
         ends = None if segments is None else pack_ends(segments, max_length=self.entry.max_length)
         return inputs_BT, next_ids, RowInfo(starts, lengths, ends)
