@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,6 +23,8 @@ from pipeline import (
     embed_batches,
     write_shards,
 )
+from pipeline.loader.documents import DocumentTable
+from pipeline.loader.row_group import DocumentRule, RowBatch
 
 END = 256
 NAMES = ("document_ids", "position_ids", "cu_seqlens")
@@ -378,3 +381,35 @@ def test_a_dataset_of_pairs_has_no_document_ids(joined):
 def test_a_switch_that_is_no_truth_value_is_refused(joined, reader, name):
     with pytest.raises(ValueError, match=f"{name}: must be true or false; got 'false'"):
         reader(joined, **{name: "false"})
+
+
+@given(
+    width=st.sampled_from([1, 2, 100, 127, 128, 129, 300]),
+    gaps=st.lists(st.integers(0, 200), max_size=30),
+    padding=st.lists(st.integers(0, 300), min_size=4, max_size=4),
+    batch_size=st.sampled_from([1, 2, 4]),
+)
+def test_a_table_tells_what_reading_token_by_token_tells(width, gaps, padding, batch_size):
+    """Rows short and long, so that the numbers in them take one byte or two."""
+    ids_BT1 = np.zeros((4, width + 1), np.uint16)
+    ends = np.cumsum(gaps, dtype=np.int64)
+    ids_BT1.flat[ends[ends < ids_BT1.size]] = 9
+    to_B = np.clip(width + 1 - np.array(padding), 0, width).astype(np.int32)  # most rows have a padding
+    bounds_B2 = np.stack([np.zeros(4, np.int32), to_B], axis=1)
+    table = DocumentTable(RowBatch(ids_BT1, bounds_B2, None), DocumentRule(9), batch_size=batch_size)
+    for number in range(4 // batch_size):
+        found, sizes = table.documents(number), []
+        for row in range(batch_size):
+            of, positions, before = [], [], None
+            stop = int(to_B[number * batch_size + row])
+            for place, token in enumerate(ids_BT1[number * batch_size + row, :-1].tolist()):
+                is_first = place in (0, stop) or (place < stop and before == 9)
+                positions.append(0 if is_first else positions[-1] + 1)
+                of.append(-1 if place >= stop else (of[-1] if of else -1) + is_first)
+                before = token
+            assert found.document_ids[row].tolist() == of
+            assert found.position_ids[row].tolist() == positions
+            firsts = [place for place, position in enumerate(positions) if not position]
+            sizes += np.diff([*firsts, width]).tolist()
+        assert found.cu_seqlens.tolist() == [0, *itertools.accumulate(sizes)]
+        assert found.max_seqlen == max(sizes)

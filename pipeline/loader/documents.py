@@ -24,7 +24,7 @@ import torch
 from pipeline.loader.row_group import INT64_TOKENS, DocumentRule, RowBatch, StartAndEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Self
 
 
@@ -50,18 +50,23 @@ def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
     End-of-text tokens end documents. Packed rows say themselves where they do (`RowBatch.ends`).
     """
     ids_BT1, width = rows.ids, rows.ids.shape[1] - 1
-    is_first_BT: np.ndarray = np.zeros((len(ids_BT1), width), bool)
+    found = np.empty(0, np.int64)
     if end_of_text is not None:
-        np.equal(ids_BT1[:, :-1], end_of_text, out=is_first_BT)
-    if isinstance(end_of_text, StartAndEnd):
-        is_first_BT &= ids_BT1[:, 1:] == end_of_text  # the second of two
+        at = np.flatnonzero(ids_BT1.reshape(-1) == ids_BT1.dtype.type(end_of_text))
+        row, column = np.divmod(at, width + 1)
+        is_first = column < width  # the last token of a row is a target alone
+        if isinstance(end_of_text, StartAndEnd):
+            is_first[is_first] = ids_BT1[row[is_first], column[is_first] + 1] == end_of_text  # the second of two
+        found = (at - row)[is_first]
     if rows.ends is not None:
         is_packed_B = (rows.ends[:, width // 8] >> width % 8 & 1).astype(bool)  # in a mixture, others may be not
-        bits_BT = np.unpackbits(rows.ends[is_packed_B], axis=1, count=width, bitorder="little")
-        is_first_BT[is_packed_B] = bits_BT.astype(bool)
+        bits_BT = np.unpackbits(rows.ends, axis=1, count=width, bitorder="little")
+        found = found[~is_packed_B[found // width]]
+        found = np.sort(np.concatenate([found, np.flatnonzero(bits_BT)]))
     if rows.bounds is not None:  # padding may consist of end-of-text tokens
-        is_first_BT &= np.arange(width, dtype=np.int32) < padding_starts(rows)[:, None]
-    return np.flatnonzero(is_first_BT)
+        row, column = np.divmod(found, width)
+        found = found[column < padding_starts(rows)[row]]
+    return found
 
 
 def padding_starts(rows: RowBatch) -> np.ndarray:
@@ -140,34 +145,54 @@ class DocumentTable:
         """The pieces of all rows."""
         return find_pieces(self._rows, self._first_targets)
 
+    def part(self, name: str, number: int) -> torch.Tensor:
+        """Return a batch's part of `document_ids` or `position_ids`, [B, T]."""
+        block, first = divmod(number, self._spread_batches)
+        rows = slice(first * self.batch_size, (first + 1) * self.batch_size)
+        return torch.from_numpy(getattr(self, name)[block][rows])
+
     @cached_property
-    def document_ids(self) -> list[torch.Tensor]:
-        """Each batch's `document_ids`."""
+    def document_ids(self) -> list[np.ndarray]:
+        """The batches' `document_ids`, as many together as are converted to int64 at once."""
         self._looked_at.add("document_ids")
-        return self._spread(lambda pieces: np.repeat(pieces.numbers, pieces.sizes))
+        return [self._spread(pieces.numbers, pieces.sizes).astype(np.int64) for pieces in self._cut()]
 
     @cached_property
-    def position_ids(self) -> list[torch.Tensor]:
-        """Each batch's `position_ids`."""
+    def position_ids(self) -> list[np.ndarray]:
+        """The batches' `position_ids`, as many together."""
         self._looked_at.add("position_ids")
-        places = np.arange(self._spread_rows * self.width)
+        places_T, found = np.arange(self.width, dtype=self._compact), []
+        for pieces in self._cut():
+            starts_BT = self._spread(pieces.starts % self.width, pieces.sizes)
+            found.append(np.subtract(places_T, starts_BT, out=starts_BT).astype(np.int64))
+        return found
 
-        def count(pieces: Pieces) -> np.ndarray:
-            starts = np.repeat(pieces.starts, pieces.sizes)
-            np.subtract(places[: len(starts)], starts, out=starts)
-            return starts
+    @property
+    def _compact(self) -> np.dtype[Any]:
+        """The type of numbers from -1 to less than a row's length: a pass over int16 takes a fifth of one over int64.
 
-        return self._spread(count)
+        `np.repeat` keeps the interpreter's lock, so the caller's thread waits for it; `astype` does not.
+        """
+        return np.min_scalar_type(-self.width)
+
+    def _spread(self, values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        return np.repeat(values.astype(self._compact), sizes).reshape(-1, self.width)
+
+    def bounds_of(self, number: int) -> torch.Tensor:
+        """Return a batch's `cu_seqlens`."""
+        bounds, firsts = self.cu_seqlens
+        return torch.from_numpy(bounds[firsts[number] : firsts[number + 1]])
 
     @cached_property
-    def cu_seqlens(self) -> list[torch.Tensor]:
-        """Each batch's `cu_seqlens`."""
+    def cu_seqlens(self) -> tuple[np.ndarray, list[int]]:
+        """The batches' `cu_seqlens` one after the other, int32, and where each starts."""
         self._looked_at.add("cu_seqlens")
         size, starts = self.batch_size * self.width, self.pieces.starts
-        counts = np.diff(self.pieces.first_pieces[:: self.batch_size])
-        bounds = np.full(len(starts) + len(counts), size, np.int32)  # after the pieces of each batch, its size
+        firsts = np.append(self.pieces.first_pieces[: -1 : self.batch_size], len(starts))
+        batches = np.arange(len(firsts))
+        bounds = np.full(len(starts) + len(firsts) - 1, size, np.int32)  # after the pieces of each batch, its size
         bounds[np.arange(len(starts)) + starts // size] = starts % size
-        return list(torch.from_numpy(bounds).split((counts + 1).tolist()))
+        return bounds, (firsts + batches).tolist()
 
     @cached_property
     def max_seqlen(self) -> list[int]:
@@ -182,18 +207,15 @@ class DocumentTable:
         return find_first_targets(self._rows, self.rule.end_of_text)
 
     @property
-    def _spread_rows(self) -> int:
-        """Rows for which tensors are made at once, as inputs and targets are."""
-        return self.batch_size * max(1, INT64_TOKENS // (self.batch_size * self.width))
+    def _spread_batches(self) -> int:
+        """Batches for which tensors are made at once, as inputs and targets are."""
+        return max(1, INT64_TOKENS // (self.batch_size * self.width))
 
-    def _spread(self, make: Callable[[Pieces], np.ndarray]) -> list[torch.Tensor]:
-        """Return each batch's part, [B, T], of what `make` returns for the flattened rows."""
-        found: list[torch.Tensor] = []
-        for start in range(0, len(self._rows.ids), self._spread_rows):
-            rows = slice(start, min(start + self._spread_rows, len(self._rows.ids)))
-            values = make(self.pieces.cut(rows, self.width)).reshape(-1, self.width)
-            found += torch.from_numpy(values).split(self.batch_size)
-        return found
+    def _cut(self) -> Iterator[Pieces]:
+        """Yield the pieces of the rows for which tensors are made at once."""
+        height = self._spread_batches * self.batch_size
+        for start in range(0, len(self._rows.ids), height):
+            yield self.pieces.cut(slice(start, min(start + height, len(self._rows.ids))), self.width)
 
 
 class Documents:
@@ -223,17 +245,23 @@ class Documents:
     @property
     def document_ids(self) -> torch.Tensor:
         """The document of each input, counted within its row, -1 for padding: int64 [B, T]."""
-        return self._table.document_ids[self._number] if self._device is None else self._once(self._spread_numbers)
+        return (
+            self._table.part("document_ids", self._number) if self._device is None else self._once(self._spread_numbers)
+        )
 
     @property
     def position_ids(self) -> torch.Tensor:
         """The position of each input in its piece: int64 [B, T]."""
-        return self._table.position_ids[self._number] if self._device is None else self._once(self._count_positions)
+        return (
+            self._table.part("position_ids", self._number)
+            if self._device is None
+            else self._once(self._count_positions)
+        )
 
     @property
     def cu_seqlens(self) -> torch.Tensor:
         """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1]."""
-        return self._table.cu_seqlens[self._number] if self._device is None else self._once(self._copy_bounds)
+        return self._table.bounds_of(self._number) if self._device is None else self._once(self._copy_bounds)
 
     @property
     def max_seqlen(self) -> int:
@@ -256,7 +284,7 @@ class Documents:
         return torch.arange(starts_BT.numel(), device=self._device).view_as(starts_BT) - starts_BT
 
     def _copy_bounds(self) -> torch.Tensor:
-        return self._table.cu_seqlens[self._number].to(self._device, non_blocking=True)
+        return self._table.bounds_of(self._number).to(self._device, non_blocking=True)
 
     def _spread(self, values_S: np.ndarray) -> torch.Tensor:
         sizes_S, table = self._table.pieces_of(self._number).sizes, self._table
