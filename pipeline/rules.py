@@ -33,6 +33,10 @@ class ConfigError(ValueError):
     """A config that is refused before any work starts, in one line with the key, the rule and the value."""
 
 
+class WaitingError(ValueError):
+    """A part of an array job has done what it can, and the rest waits for other parts: run it again later."""
+
+
 class ConflictError(ConfigError):
     """Values that are each valid but conflict with each other, as points of a sweep over both may."""
 

@@ -13,8 +13,9 @@ import traceback
 
 from pipeline.base.raised import is_raised_here
 from pipeline.base.wording import visible
-from pipeline.rules import ConfigError, hide_secrets, shorten
+from pipeline.rules import ConfigError, WaitingError, hide_secrets, shorten
 
+TRY_AGAIN = 75  # EX_TEMPFAIL in sysexits.h
 LIMIT = 600  # characters of a line
 OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError, http.client.HTTPException)
 LITTLE_MEMORY = "there is not enough memory. Lower executor.workers, loader.memory_budget or loader.batch_size"
@@ -57,4 +58,4 @@ def report_error(error: BaseException, *, program: str) -> int:
         print(f"{program}: this is a defect of the program. Please report it with the lines above", file=sys.stderr)
         return 1
     print(f"{program}: {describe_error(error)}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) else 1
+    return 2 if isinstance(error, ConfigError) else TRY_AGAIN if isinstance(error, WaitingError) else 1

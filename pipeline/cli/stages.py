@@ -22,7 +22,7 @@ from pipeline.cli.program import run_program
 from pipeline.cli.record import logged_stage, recorded_run
 from pipeline.cli.sweep import finish_sweep, register_sweeper, run_point, turn_to_write
 from pipeline.cli.sweep import folders as sweep_folders
-from pipeline.rules import ConfigError, hide_secrets
+from pipeline.rules import ConfigError, WaitingError, hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.cli.report import Report
     from pipeline.cli.show import ShowReport
     from pipeline.settings import Config
+    from pipeline.shards.part import PartReport
     from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
@@ -75,6 +76,7 @@ def run(composed: DictConfig) -> float | None:
 
     Raises:
         ValueError: a stage failed, or found problems.
+        WaitingError: a part of an array job waits for others.
 
     """
     output = Path(HydraConfig.get().runtime.output_dir)
@@ -94,6 +96,8 @@ def run(composed: DictConfig) -> float | None:
                 print(flush=True)
                 if failure := find_failure(report):
                     raise ValueError(f"{config.shards_path}: {failure}")
+    if waiting := getattr(reports.get("write"), "waiting", ""):  # its own share is done, so the run has not failed
+        raise WaitingError(f"executor.part={config.executor.part}: pass two waits for {waiting}; run this part again")
     load = summary.get("load")
     return load["tokens"] / max(load["load_seconds"], 1e-9) if load else None
 
@@ -139,6 +143,16 @@ def run_write(config: Config) -> WriteReport:
     with turn_to_write(config.shards_path):
         report = write_shards(config.shards_path, **write_sections(config))
     say(describe_write(report))
+    return report
+
+
+def run_part(config: Config) -> PartReport:
+    """Do one part of an array job."""
+    from pipeline.cli.part import describe_part
+    from pipeline.shards.part import write_part
+
+    report = write_part(config.shards_path, **write_sections(config))
+    say(describe_part(report))
     return report
 
 
@@ -206,7 +220,7 @@ def run_report(config: Config) -> Report:
 
 RUNNERS: dict[str, Callable[[Config], Any]] = {
     "plan": run_plan,
-    "write": run_write,
+    "write": lambda config: run_write(config) if config.executor.part is None else run_part(config),
     "verify": run_verify,
     "load": run_load,
     "show": run_show,

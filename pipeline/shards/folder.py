@@ -1,6 +1,7 @@
 """A data set's folder while it is written: one writer at a time, and every finished shard survives a crash.
 
-    <folder>/.writing/lock                  held by the writer; names its process and machine
+    <folder>/.writing/lock                  held by the writer; names its process and machine. The parts of an array
+                                            job share it (`shared_folder.py`)
     <folder>/.writing/plan.json             which data set is being written
     <folder>/.writing/<shard>.json          a finished shard's entry: its size and its sha256
     <folder>/.writing/.<shard>.<tag>.part   an unfinished shard
@@ -81,7 +82,7 @@ def lock_folder(folder: Path, identity: str, *, overwrite: bool, job: Job | None
     try:
         refuse_links(folder)
         with _locked(folder):
-            recorded = _find_recorded(folder, identity, overwrite=overwrite, job=job)
+            recorded = find_recorded(folder, identity, overwrite=overwrite, job=job)
             facts = dataclasses.asdict(job_facts(job)) if job else {}
             try:
                 yield FolderLock(folder=folder, identity=identity, facts=facts, recorded=recorded)
@@ -105,8 +106,10 @@ def remove_leftovers(folder: Path, identity: str) -> None:
                 pass
 
 
-def prepare_folder(lock: FolderLock, files: set[str]) -> None:
+def prepare_folder(lock: FolderLock, files: set[str], *, is_shared: bool = False) -> None:
     """Record the plan, then remove what the new data set will not contain: `files` are its shards and tables, by path.
+
+    In a shared folder the temporary files of shards are left: other parts of the job may be writing them.
 
     The plan comes first and the old manifest goes second. So at no instant are our files in a folder that has neither,
     or a manifest next to files that it does not describe.
@@ -126,7 +129,8 @@ def prepare_folder(lock: FolderLock, files: set[str]) -> None:
     if not is_card(folder / CARD_NAME, lock.identity):
         (folder / CARD_NAME).unlink(missing_ok=True)
     remove_all(find_parts(folder))
-    remove_all(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
+    if not is_shared:
+        remove_all(path for path in working.iterdir() if path.suffix in (".parquet", ".part"))
     make_folder(folder / "data")
     for name in ("data", DOCUMENTS_FOLDER):
         for file in (folder / name).iterdir() if (folder / name).is_dir() else ():
@@ -165,7 +169,7 @@ def _locked(folder: Path) -> Iterator[None]:
             descriptor = try_to_hold(path)
             break
     if descriptor is None:
-        owner = path.read_text(encoding="utf-8") if path.exists() else ""
+        owner = path.read_text(encoding="utf-8").partition("\n")[0] if path.exists() else ""
         raise ValueError(
             f"{folder} is being written by another run{f' ({owner})' if owner else ''}; "
             "wait for it, or choose another shards.path"
@@ -182,7 +186,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | None) -> dict[str, ShardEntry]:
+def find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | None) -> dict[str, ShardEntry]:
     """Return what an earlier run has finished of this data set; refuse a folder that holds anything else."""
     plan, manifest, damage = _read_plan(folder), None, None
     try:

@@ -98,7 +98,7 @@ def _claims_to_be_manifest(path: Path) -> bool:
 def _is_working(name: str) -> bool:
     """Return whether a file in `.writing` has a name of ours, those of earlier releases included."""
     name = final_name(name) or name.removesuffix(".part")
-    return name in ("lock", "plan.json", *TABLES) or is_shard(name.removesuffix(".json"))
+    return name in ("lock", "turn", "plan.json", *TABLES) or is_shard(name.removesuffix(".json"))
 
 
 def is_shard(name: str) -> bool:

@@ -29,7 +29,7 @@ from pipeline.shards.format import find_footer, group_table, shard_schema, shard
 from pipeline.shards.manifest import ShardEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -110,12 +110,20 @@ def write_split(
 
     Shards that an earlier run has recorded are kept if they have the recorded bytes.
     """
-    write = partial(keep_or_write, folder=lock.folder, identity=lock.identity, stored=stored, layout=layout)
+    tasks = plan_shard_tasks(split, len(stored), layout, recorded=lock.recorded)
     entries = []
-    for entry in executor.run_tasks(write, plan_shard_tasks(split, len(stored), layout, recorded=lock.recorded)):
+    for entry in run_shard_tasks(lock, tasks, stored=stored, layout=layout, executor=executor):
         entries.append(entry)
         advance(entry.num_windows)
     return entries
+
+
+def run_shard_tasks(
+    lock: FolderLock, tasks: Sequence[ShardTask], *, stored: StoredWindows, layout: Layout, executor: Executor
+) -> Iterator[ShardEntry]:
+    """Yield the entry of each shard, in the tasks' order."""
+    write = partial(keep_or_write, folder=lock.folder, identity=lock.identity, stored=stored, layout=layout)
+    return executor.run_tasks(write, tasks)
 
 
 def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: StoredWindows, layout: Layout) -> ShardEntry:

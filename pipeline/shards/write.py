@@ -24,7 +24,7 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.executor.choose import check_executor, open_executor
-from pipeline.rules import names_arguments
+from pipeline.rules import conflict, names_arguments
 from pipeline.shards.card import write_card
 from pipeline.shards.documents import write_documents
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
@@ -144,6 +144,8 @@ def write_shards(
         cache=cache,
     )
     folder, corpus_section = sections.folder, sections.corpus
+    if sections.executor.part is not None:
+        conflict("executor.part", "in Python, call pipeline.shards.part.write_part", sections.executor.part)
     check_executor(sections.executor)
     job = prepare_job(sections)
     ready = time.perf_counter()
@@ -247,8 +249,7 @@ def _write_splits(
     """Write the shards of all splits. Return the splits' entries, and what the manifest counts of their windows."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     has_tables = job.sections.shards.documents
-    files = {f"data/{file}" for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
-    prepare_folder(lock, files | ({f"{DOCUMENTS_FOLDER}/{name}.parquet" for name in plans} if has_tables else set()))
+    prepare_folder(lock, list_files(job, plans))
     splits, unused, padding, cut = {}, {}, {}, {}
     with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():
@@ -277,6 +278,14 @@ def _write_splits(
     if job.sections.window.documents == "pack":
         counts["cut"] = cut
     return splits, counts
+
+
+def list_files(job: Job, plans: dict[str, StoredWindows]) -> set[str]:
+    """Return the paths of the shards and tables that the data set will have."""
+    files = {f"data/{file}" for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
+    return files | (
+        {f"{DOCUMENTS_FOLDER}/{name}.parquet" for name in plans} if job.sections.shards.documents else set()
+    )
 
 
 def lacks_documents(finished: Manifest, shards: ShardsConfig) -> bool:

@@ -85,18 +85,14 @@ def tokenize(
     tasks = plan_chunks(partitions, cache=cache, rules=rules)
     encode = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
     # two files of one content have one chunk, and are one task
-    results = executor.run_and_flush(partial(_measure, encode), {task[1:]: task for task in tasks}.values())
+    results = executor.run_and_flush(partial(measure, encode), {task[1:]: task for task in tasks}.values())
     done: dict[tuple[object, ...], Chunk] = {}
-    description = describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.eos}
     chunks: list[Chunk] = []
     origins: Counter[str] = Counter()
     num_bad, some_good = 0, False
     for task in tasks:
         if task[1:] not in done:
-            (done[task[1:]], origin), taken = next(results)
-            origins[origin] += 1
-            origins["bytes"] += 0 if origin == "found" else done[task[1:]].bytes
-            origins["known" if origin == "found" else "new"] += taken
+            done[task[1:]] = count_result(origins, next(results))
         chunk = done[task[1:]]
         chunks.append(chunk)
         advance(task.partition.num_bytes)
@@ -105,11 +101,48 @@ def tokenize(
         if num_bad >= HOPELESS and not some_good:
             break
     del results
-    names = [list(task.partition.names) for task in tasks[: len(chunks)]]
-    store = TokenStore(cache=cache, chunks=chunks, tokenizer=description, validation=split.validation, names=names)
+    made = bool(origins["made"] or origins["mended"])
+    store = make_store(tasks, chunks, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, is_new=made)
+    return store, origins
+
+
+def make_store(
+    tasks: Sequence[ChunkTask],
+    chunks: Sequence[Chunk],
+    *,
+    cache: Path,
+    tokenizer: Tokenizer,
+    corpus: CorpusConfig,
+    split: SplitConfig,
+    is_new: bool,
+    checks: bool = False,
+) -> TokenStore:
+    """Return the store of all chunks, and write its file; `chunks` are those of the first tasks if the run gives up.
+
+    Args:
+        tasks: of the corpus.
+        chunks: of each task, in order.
+        cache: the folder of the token store.
+        tokenizer: that encoded them.
+        corpus: its limits.
+        split: how the documents are divided.
+        is_new: one of the chunks was made by this run: then the cache must be writable.
+        checks: whether each file is checked when it is first read.
+
+    Raises:
+        ValueError: as `tokenize`.
+
+    """
+    store = TokenStore(
+        cache=cache,
+        chunks=list(chunks),
+        tokenizer=describe_tokenizer(tokenizer) | {"end_of_text": tokenizer.eos},
+        validation=split.validation,
+        names=[list(task.partition.names) for task in tasks[: len(chunks)]],
+        checks=checks,
+    )
     quarantine = cache / "quarantine" / f"{store.id}.jsonl"
-    # Chunks that were all found are enough: then the cache need not be writable.
-    needed = nullcontext if origins["made"] or origins["mended"] else allow_read_only
+    needed = nullcontext if is_new else allow_read_only
     with needed():
         if count_bad(chunks):
             make_folder(quarantine.parent)
@@ -122,10 +155,19 @@ def tokenize(
     assert len(chunks) == len(tasks), "a run that stops early has too many rejected documents"
     with needed():
         save_store(store)
-    return store, origins
+    return store
 
 
-def _measure(
+def count_result(origins: Counter[str], result: tuple[tuple[Chunk, str], int]) -> Chunk:
+    """Count what a task did, and return its chunk."""
+    (chunk, origin), taken = result
+    origins[origin] += 1
+    origins["bytes"] += 0 if origin == "found" else chunk.bytes
+    origins["known" if origin == "found" else "new"] += taken
+    return chunk
+
+
+def measure(
     task: Callable[[ChunkTask], Callable[[], tuple[Chunk, str]]], item: ChunkTask
 ) -> Callable[[], tuple[tuple[Chunk, str], int]]:
     """Run a task of two steps; its last one also returns the nanoseconds that both took."""
@@ -160,7 +202,7 @@ def encode_partition(
     """Do all of `tokenize_partition` but its last step, which waits for the disk. Return that step; call it."""
     partition, identity, origin = task.partition, chunk_id(task.units), "made"
     try:
-        part, replace = _find_part(task, cache, tokenizer)
+        part, replace = find_part(task, cache, tokenizer)
         if part is not None:
             if corpus.on_bad == "raise" and part.bad:
                 line = next(_read_rejected(cache, part, partition.names), None)
@@ -223,8 +265,10 @@ def encode_partition(
     return finish
 
 
-def _find_part(task: ChunkTask, cache: Path, tokenizer: Tokenizer) -> tuple[Chunk | None, bool]:
+def find_part(task: ChunkTask, cache: Path, tokenizer: Tokenizer, *, reads: bool = True) -> tuple[Chunk | None, bool]:
     """Return the finished chunk with a task's tokens; and whether there is one, if only by an engine not to be used.
+
+    Without `reads` it is not read through, so a changed byte is not noticed here.
 
     Raises:
         DamagedChunk: it is there, but not as it was written.
@@ -236,7 +280,8 @@ def _find_part(task: ChunkTask, cache: Path, tokenizer: Tokenizer) -> tuple[Chun
         is_there = is_there or found is not None
         if found is None or not tokenizer.accepts(found.engine):
             continue
-        check_chunk(cache, found)
+        if reads:
+            check_chunk(cache, found)
         part = found.select(first, first + len(task.units))
         assert part.units == list(task.units), f"{name} has other sources than its ID or the index says"
         return part, True
