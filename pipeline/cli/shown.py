@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.base.display import typed
 from pipeline.base.wording import counted
 from pipeline.corpus.compression import SUFFIXES
 from pipeline.corpus.documents import describe_location
@@ -201,7 +202,7 @@ def show_pieces(ids: Sequence[int], tokenizer: Tokenizer | None) -> list[str]:
     r"""Return each token's text as one would type it: \n for a line feed, \xNN for a part of a character."""
     if tokenizer is None:
         return [str(token) for token in ids]
-    return [repr(piece)[1:-1].replace("\\\\x", "\\x") for piece in tokenizer.decode_pieces(ids)]
+    return list(map(typed, tokenizer.decode_pieces(ids)))
 
 
 def show_pairs(window: Shown, tokenizer: Tokenizer | None) -> list[tuple[str, str, str, str]]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import torch
 
+from pipeline.base.display import html_table, numbers_table
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.row_group import INT64_TOKENS, SampleIds
 from pipeline.rules import reject
 from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from typing import Self
 
     from pipeline.loader.documents import Documents
@@ -141,7 +141,8 @@ class Batch(NotCollated):
             name: f"{str(value.dtype)[6:]} {list(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
             for name, value in values.items()
         }
-        return html_table(repr(self), shapes)
+        names = ("window_ids", "input_ids", "target_ids")
+        return html_table(repr(self), shapes) + numbers_table({name: values[name].tolist() for name in names})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on `device` except `window_ids` and `source_ids`, which name samples.
@@ -292,12 +293,6 @@ def unpack_ends(ends_BE: torch.Tensor, max_length: int) -> torch.Tensor:
     """
     bits_8 = torch.arange(8, device=ends_BE.device, dtype=torch.uint8)
     return ((ends_BE[:, :, None] >> bits_8) & 1).bool().flatten(1)[:, :max_length]
-
-
-def html_table(title: str, rows: Mapping[str, str]) -> str:
-    """Return names and values as an HTML table, for notebooks."""
-    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
 
 
 def _slice(samples: SampleIds, rows: slice) -> SampleIds:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pipeline.base.display import html_table
 from pipeline.base.memory import keep_freed_memory
-from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device, html_table
+from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device
 from pipeline.loader.damage import DamageLog
 from pipeline.loader.division import check_step_size, divide, warn_of_shared_lanes
 from pipeline.loader.mixture import Mixture

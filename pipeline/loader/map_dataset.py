@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from pipeline.base.display import html_table
 from pipeline.loader.batch import convert_all
 from pipeline.loader.readers import describe, document_rule, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
@@ -93,6 +94,9 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __repr__(self) -> str:
         return f"WindowDataset({describe(self.reader)})"
+
+    def _repr_html_(self) -> str:
+        return html_table("WindowDataset", {"data": describe(self.reader)})
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name in self.__dict__:

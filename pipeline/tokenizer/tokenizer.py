@@ -9,13 +9,16 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
+from pipeline.base.display import MOST_ROWS, MOST_TOKENS, Token, TokenView, find_rows
 from pipeline.base.hashing import hash_json
+from pipeline.rules import check_range
 from pipeline.tokenizer.audit import START_BYTES
 from pipeline.tokenizer.engines import Counts, DocumentError, Encode, Ids
 from pipeline.tokenizer.special_tokens import DocumentToken
@@ -193,6 +196,35 @@ class Tokenizer:
     def decode_pieces(self, ids: Iterable[int]) -> list[str]:
         r"""Return the text of each ID by itself, for showing tokens; bytes that are not UTF-8 appear as \xNN."""
         return [text.decode("utf-8", "backslashreplace") for text in self._token_texts([int(token) for token in ids])]
+
+    def show(self, tokens: object) -> TokenView:
+        """Return tokens as a notebook and a terminal show them: each text with its ID and, in a window, its target.
+
+            tokenizer.show("The kettle sang.")
+            tokenizer.show(batch)  # or one window of a `WindowDataset`, or a list of IDs
+
+        Args:
+            tokens: a text; IDs, as a list, array or tensor of one or two dimensions; or anything with `input_ids` and
+                `target_ids`, or the two as a pair.
+
+        Raises:
+            ConfigError: an ID is not in the vocabulary, or there are no IDs.
+
+        """
+        inputs, *targets = find_rows(self.encode(tokens) if isinstance(tokens, str) else tokens)
+        for token in chain(*inputs, *([max(one, 0) for one in row] for row in chain(*targets))):
+            check_range("tokens", token, 0, self.vocab_size - 1)
+        cut = [[row[:MOST_TOKENS] for row in rows[:MOST_ROWS]] for rows in (inputs, *targets)]
+        below = (
+            [list(map(self._show_target, row)) for row in cut[1]] if targets else [[""] * len(ids) for ids in cut[0]]
+        )
+        shown = [
+            list(map(Token, self.decode_pieces(ids), ids, texts)) for ids, texts in zip(cut[0], below, strict=True)
+        ]
+        return TokenView(shown, num_rows=len(inputs), num_tokens=max(map(len, inputs), default=0))
+
+    def _show_target(self, target: int) -> str:
+        return str(target) if target < 0 else self.decode_pieces([target])[0]
 
 
 def identity_of(**facts: Any) -> str:
