@@ -251,67 +251,77 @@ def sort_stably(values: np.ndarray) -> np.ndarray:
     return order
 
 
-class _Rooms:
-    """Windows by the room that is left in them, as ranges of their numbers."""
-
-    def __init__(self) -> None:
-        self.ranges: dict[int, list[tuple[int, int]]] = {}  # by room: windows first .. stop - 1
-        self.sorted: list[int] = []  # the rooms that some windows have
-
-    def put(self, room: int, first: int, stop: int) -> None:
-        """Add windows, unless they are full."""
-        if room in self.ranges:
-            self.ranges[room].append((first, stop))
-        elif room:
-            self.ranges[room] = [(first, stop)]
-            insort(self.sorted, room)
-
-    def take(self, length: int) -> tuple[int, int, int] | None:
-        """Remove and return windows with the least room that holds `length`: the room, the first and the stop."""
-        at = bisect_left(self.sorted, length)
-        if at == len(self.sorted):
-            return None
-        room = self.sorted[at]
-        windows = self.ranges[room]
-        first, stop = windows.pop()
-        if not windows:
-            del self.ranges[room], self.sorted[at]
-        return room, first, stop
-
-
 def _best_fit(lengths: list[int], counts: list[int], max_length: int) -> tuple[list[int], int]:
     """Place pieces, grouped by their lengths, from the longest to the shortest.
 
     Return the steps, flat (first piece, first window, pieces for each window), and the number of windows. The windows
-    of a step, and its pieces, are consecutive; its last window may get fewer pieces.
+    of a step, and its pieces, are consecutive; its last window may get fewer pieces. Of a small group, this loop takes
+    most of the time: it does without divisions where a window gets one piece.
     """
-    steps: list[int] = []
-    rooms = _Rooms()
-    take, put = rooms.take, rooms.put
-    opened = piece = 0
-    for length, count in zip(lengths, counts, strict=True):
+    rooms, ranges, opened, large = _open_windows(lengths, counts, max_length)
+    steps = [0, 0, 1] if opened else []
+    piece, shortest = opened, lengths[-1] if lengths else 0
+    for length, count in zip(lengths[large:], counts[large:], strict=True):
         left = count
         while left:
-            # A piece of more than half of `max_length` fits into no window that has one already.
-            found = take(length) if 2 * length <= max_length else None
-            if found is None:
-                found = max_length, opened, opened - (-left // (max_length // length))
-                opened = found[2]
-            room, first, stop = found
-            each = room // length
-            placed = min(left, (stop - first) * each)
+            at = bisect_left(rooms, length)
+            if at < len(rooms):
+                room = rooms[at]
+                same = ranges[room]
+                first, stop = same.pop()
+                if not same:
+                    del rooms[at], ranges[room]
+            else:
+                room, first = max_length, opened
+                stop = opened = first - (-left // (max_length // length))
+            if room < 2 * length:
+                each, more, space = 1, 0, room - length
+                full = min(first + left, stop)
+                placed = full - first
+            else:
+                each = room // length
+                placed = min(left, (stop - first) * each)
+                filled, more = divmod(placed, each)
+                full, space = first + filled, room - each * length
             steps += (piece, first, each)
             piece, left = piece + placed, left - placed
-            filled, more = divmod(placed, each)
-            full = first + filled
-            if filled:
-                put(room - each * length, first, full)
-            if more:  # the last window that is needed gets fewer pieces
-                put(room - more * length, full, full + 1)
+            if space >= shortest and full > first:
+                _put(rooms, ranges, space, (first, full))
+            if more:  # the last window that is needed has got fewer pieces
+                _put(rooms, ranges, room - more * length, (full, full + 1))
                 full += 1
             if full < stop:
-                put(room, full, stop)
+                _put(rooms, ranges, room, (full, stop))
     return steps, opened
+
+
+def _open_windows(
+    lengths: list[int], counts: list[int], max_length: int
+) -> tuple[list[int], dict[int, list[tuple[int, int]]], int, int]:
+    """Open a window for each piece of more than half of `max_length`: none fits into a window that has one.
+
+    Return the rooms that windows have, ascending; the ranges of windows (first, stop) by their room; the number of
+    windows; and the number of these lengths.
+    """
+    rooms: list[int] = []
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    opened = large = 0
+    for length, count in zip(lengths, counts, strict=True):
+        if 2 * length <= max_length:
+            break
+        if length < max_length:
+            rooms.append(max_length - length)
+            ranges[max_length - length] = [(opened, opened + count)]
+        opened, large = opened + count, large + 1
+    return rooms, ranges, opened, large
+
+
+def _put(rooms: list[int], ranges: dict[int, list[tuple[int, int]]], room: int, windows: tuple[int, int]) -> None:
+    if room in ranges:
+        ranges[room].append(windows)
+    else:
+        ranges[room] = [windows]
+        insort(rooms, room)
 
 
 def read_packed(stream: SpanStream, windows: PackedWindows, numbers: np.ndarray, *, pad_id: int) -> PackedRows:
