@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import sections, store_windows
@@ -48,8 +47,8 @@ def test_the_same_text_and_config_give_the_rows_of_release_0_1_0(old, name):
     for shard in manifest.splits["train"].shards:
         before, after = old / name / shard.path, new.path / shard.path
         assert pq.read_table(before).equals(pq.read_table(after))
-        if manifest.written_by["pyarrow"] == pa.__version__:  # another release may encode other bytes
-            assert before.read_bytes() == after.read_bytes()
+        sizes = [file.stat().st_size for file in (after, before)]
+        assert sizes[0] <= sizes[1], "the pages have other bytes, but no more of them"
 
 
 def test_windows_are_cut_from_a_token_store_of_release_0_1_0(old):

@@ -19,8 +19,9 @@ from pipeline.cli.shown import find_window, find_windows
 from pipeline.packing import choose_group_tokens, pack_documents, pack_sizes
 from pipeline.rules import ConfigError
 from pipeline.settings import CacheConfig, Config, ShardsConfig
-from pipeline.shards.format import find_footer, shard_writer
+from pipeline.shards.format import find_footer
 from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_writer import ShardWriter
 from pipeline.tokens.store import open_store
 from pipeline.windows import count_cut, count_padding
 
@@ -317,7 +318,7 @@ def test_verify_finds_wrong_segment_lengths(write_books, tmp_path, change, is_re
     change(lists)
     kind = table.schema.field("segment_lengths").type
     table = table.set_column(table.num_columns - 1, table.schema.field("segment_lengths"), pa.array(lists, kind))
-    with shard_writer(file, table.schema, compression="zstd") as writer:
+    with file.open("wb") as sink, ShardWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
     start, footer = find_footer(file)
     sums = {"sha256": file.read_bytes(), "footer_sha256": footer}

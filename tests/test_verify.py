@@ -18,8 +18,9 @@ import pytest
 
 from pipeline import ShardLoader, read_manifest, verify_shards
 from pipeline.base.reading import sign
-from pipeline.shards.format import find_footer, shard_writer
+from pipeline.shards.format import find_footer
 from pipeline.shards.manifest import write_manifest
+from pipeline.shards.shard_writer import ShardWriter
 from pipeline.tokens.chunk import chunk_fields, find_chunk
 from pipeline.tokens.store import open_store
 
@@ -108,7 +109,7 @@ def edit(folder, change, groups=(20, 20, 20, 20)):
         else pa.array(columns[field.name][:, 0], field.type)
         for field in table.schema
     ]
-    with shard_writer(path, table.schema, compression="zstd") as writer:
+    with path.open("wb") as sink, ShardWriter(sink, table.schema, compression="zstd") as writer:
         changed = pa.Table.from_arrays(arrays, schema=table.schema)
         for index, count in enumerate(groups):
             writer.write_table(changed.slice(index * 20, count))

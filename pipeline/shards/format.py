@@ -8,14 +8,14 @@ the real tokens, `input_ids` has the end-of-text ID and `target_ids` -100, which
 
 Tokens are stored PLAIN under the codec: a dictionary, pyarrow's default, makes them larger and slower. A column of a
 row group is one page, so that zstd finds each window in the one before; starts are stored as differences. Every page
-has a checksum, which `open_shard` verifies on each read.
+has a checksum, which `open_shard` verifies on each read. `pipeline.shards.shard_writer` writes the pages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -106,21 +106,6 @@ def group_table(
         kind = schema.field("segment_lengths").type
         columns.append(pa.ListArray.from_arrays(offsets, pa.array(segments.sizes), type=kind))
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def shard_writer(file: Any, schema: pa.Schema, *, compression: str) -> pq.ParquetWriter:
-    """Open a Parquet writer with this format's settings. Each `write_table` makes one row group."""
-    return pq.ParquetWriter(
-        file,
-        schema,
-        compression=compression,
-        compression_level=ZSTD_LEVEL if compression == "zstd" else None,
-        use_dictionary=False,
-        column_encoding={"start": "DELTA_BINARY_PACKED"},  # 8 bytes become 0.05 in text order; 1.1 as PLAIN with zstd
-        data_page_size=PAGE_BYTES,
-        write_statistics=["start"],
-        write_page_checksum=True,
-    )
 
 
 def find_footer(path: Path) -> tuple[int, bytes]:

@@ -30,9 +30,10 @@ from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import count_reasons
 from pipeline.packing import PackedWindows, choose_group_tokens
 from pipeline.rules import names_arguments
-from pipeline.shards.format import group_table, shard_schema, shard_writer
+from pipeline.shards.format import group_table, shard_schema
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.shards.plan_sample import is_cached, tokenize_sample
+from pipeline.shards.shard_writer import ShardWriter
 from pipeline.shards.write import cut_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_tasks import plan_chunks
@@ -361,7 +362,7 @@ def _encode_sample(job: Job, store: TokenStore, *, is_complete: bool) -> tuple[E
     padded = window.tail == "pad"
     schema = shard_schema(window.max_length, padded=padded, packed=window.documents == "pack")
     empty = pa.BufferOutputStream()
-    shard_writer(empty, schema, compression=compression).close()
+    ShardWriter(empty, schema, compression=compression).close()
     per_shard = empty.getvalue().size
     one = np.zeros((1, job.sections.window.max_length + 1), np.int32)
     group_table(one, np.zeros(1, np.int64), np.ones(1, np.int32), padded=padded)  # the first call imports: not timed
@@ -372,7 +373,7 @@ def _encode_sample(job: Job, store: TokenStore, *, is_complete: bool) -> tuple[E
         groups += in_split
         chosen = np.unique(np.linspace(0, in_split - 1, min(SAMPLED_GROUPS, in_split)).round().astype(int))
         sink = pa.BufferOutputStream()
-        with shard_writer(sink, schema, compression=compression) as writer:
+        with ShardWriter(sink, schema, compression=compression) as writer:
             for first in chosen * group:  # complete row groups, each once: overlapping samples have no variance
                 started = time.perf_counter()
                 last = min(int(first) + group, len(stored))

@@ -25,8 +25,9 @@ from pipeline.base.atomic import part_of
 from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
 from pipeline.shards.folder import record_shard, refuse_other_plan
-from pipeline.shards.format import find_footer, group_table, shard_schema, shard_writer
+from pipeline.shards.format import find_footer, group_table, shard_schema
 from pipeline.shards.manifest import ShardEntry
+from pipeline.shards.shard_writer import ShardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,7 @@ def write_shard(folder: Path, identity: str, task: ShardTask, *, stored: StoredW
         with temporary.open("xb") as file:
             sink = HashingFile(file)
             schema = shard_schema(max_length, padded=padded, packed=packed)
-            with shard_writer(sink, schema, compression=layout.compression) as writer:
+            with ShardWriter(sink, schema, compression=layout.compression) as writer:
                 for start in range(task.first, task.last, layout.windows_per_group):
                     stop = min(start + layout.windows_per_group, task.last)
                     writer.write_table(group_table(*stored.read(start, stop), padded=padded, scratch_2BT=scratch_2BT))
