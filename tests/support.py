@@ -16,6 +16,7 @@ from pipeline import (
     TokenizerConfig,
     WindowConfig,
 )
+from pipeline.corpus import small_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +51,12 @@ def read_ranks(path):
     """A rank file, read in the plainest way: on each line a token in base64 and its rank."""
     words = [line.split() for line in path.read_bytes().splitlines()]
     return {base64.b64decode(token): int(rank) for token, rank in words}
+
+
+def divide_small_files(monkeypatch, files=2):
+    """Group small files by about this many instead of by megabytes."""
+    for name, value in {"LEAST_BYTES": 0, "FILE_BYTES": 1 << 20, "GROUP_BYTES": files << 20}.items():
+        monkeypatch.setattr(small_files, name, value)
 
 
 def store_windows(store, **options):

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import ROOT, sections
+from support import ROOT, divide_small_files, sections
 
 from pipeline import plan_shards, read_manifest, write_shards
 from pipeline.base.cut_points import safe_cuts
@@ -68,7 +68,7 @@ def tiny(monkeypatch):
         for module in (text_reader, partitions, encode):
             monkeypatch.setattr(module, "KEY_BYTES", 64)
         monkeypatch.setattr(partitions, "SMALL_BYTES", partition_bytes // 4)
-        monkeypatch.setattr(partitions, "GROUP_FILES", 16)
+        divide_small_files(monkeypatch, 8)
         monkeypatch.setattr(compression, "BLOCK_BYTES", 128)
         monkeypatch.setattr(compression, "RAW_BYTES", 128)
 
@@ -320,13 +320,13 @@ def test_files_come_once_and_in_the_order_of_their_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     names = ["a/10.txt", "a/9.md.gz", "b/2.txt", "c.rst.zst"]
-    assert [name for _, name in find_files([str(tmp_path)], (".txt", ".md", ".rst")).files] == names
+    assert [name for _, name, _ in find_files([str(tmp_path)], (".txt", ".md", ".rst")).files] == names
     doubled = [str(tmp_path / "b" / "2.txt"), str(tmp_path), str(tmp_path / "**" / "*.gz")]
-    assert [name for _, name in find_files(doubled, (".txt", ".md", ".rst")).files] == names
+    assert [name for _, name, _ in find_files(doubled, (".txt", ".md", ".rst")).files] == names
 
 
 def names_in(*paths, suffixes=(".txt", ".md")):
-    return [name for _, name in find_files([str(path) for path in paths], suffixes).files]
+    return [name for _, name, _ in find_files([str(path) for path in paths], suffixes).files]
 
 
 def test_a_new_file_elsewhere_changes_no_name(tmp_path):
@@ -718,7 +718,8 @@ def test_a_tilde_that_is_no_users_is_part_of_the_name(tmp_path, monkeypatch, nam
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("x")
-    assert find_files([name], (".txt",)).files == [(tmp_path / name, Path(name).name)]
+    (found,) = find_files([name], (".txt",)).files
+    assert (found.path, found.name) == (str(tmp_path / name), Path(name).name)
 
 
 def test_a_web_sites_manifest_hides_nothing(tmp_path):
@@ -726,7 +727,7 @@ def test_a_web_sites_manifest_hides_nothing(tmp_path):
     (tmp_path / "site" / "manifest.json").write_text('{"name": "a site", "fingerprint": "abc", "format_version": 1}')
     (tmp_path / "site" / "a.txt").write_text("some text")
     for path in (tmp_path, tmp_path / "**" / "*.txt"):
-        assert [name for _, name in find_files([str(path)], (".txt",)).files] == ["site/a.txt"]
+        assert [name for _, name, _ in find_files([str(path)], (".txt",)).files] == ["site/a.txt"]
 
 
 GLOBS = ["**/*.txt", "**", "*/**/b.txt", "a/**", "**/c/**/*.txt", "**/.hidden/*.txt", "**/[ab].txt", "a/**/**/b.txt"]
@@ -739,7 +740,7 @@ def test_a_glob_of_any_depth_names_what_pythons_glob_names(tmp_path, pattern):
         (tmp_path / name).write_text(name)
     found = glob.glob(str(tmp_path / pattern), recursive=True)
     expected = {Path(name) for name in found if Path(name).is_file()}
-    assert {file for file, _ in find_files([str(tmp_path / pattern)], (".txt",)).files} == expected
+    assert {Path(file) for file, _, _ in find_files([str(tmp_path / pattern)], (".txt",)).files} == expected
 
 
 def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
@@ -747,7 +748,7 @@ def test_links_that_lead_up_do_not_hold_a_glob_for_ever(tmp_path):
     (tmp_path / "d" / "t.txt").write_text("x")
     (tmp_path / "d" / "self").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "d" / "up").symlink_to("..", target_is_directory=True)
-    assert [name for _, name in find_files([str(tmp_path / "**" / "*.txt")], (".txt",)).files] == ["d/t.txt"]
+    assert [name for _, name, _ in find_files([str(tmp_path / "**" / "*.txt")], (".txt",)).files] == ["d/t.txt"]
 
 
 def test_the_verdict_is_one_file(tmp_path):
@@ -974,7 +975,7 @@ def test_hidden_files_of_a_folder_are_passed_over_and_those_that_are_named_are_n
     (tmp_path / ".linked").symlink_to(tmp_path / "sub")
     (tmp_path / "sub" / ".link.txt").symlink_to(tmp_path / "a.txt")
     found = find_files([str(tmp_path)], (".txt",))
-    assert [name for _, name in found.files] == ["a.txt", "sub/d.txt"]
+    assert [file.name for file in found.files] == ["a.txt", "sub/d.txt"]
     assert found.passed_over == {"hidden": (3, 3, ".git/description.txt")}
     assert names_in(tmp_path / ".git") == ["description.txt"]
     assert names_in(tmp_path / "sub" / "._c.txt") == ["._c.txt"]

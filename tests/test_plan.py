@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import sections
+from support import divide_small_files, sections
 
 from pipeline import CorpusConfig, WindowConfig, plan_shards, verify_shards, write_shards
 from pipeline.base.wording import percent
 from pipeline.cli.summary import describe_comparison, describe_plan, describe_write
-from pipeline.corpus import compression, partitions, sample
+from pipeline.corpus import compression, sample
 from pipeline.shards.plan import estimate_total
 from pipeline.shards.planned import compare_with_plan
 
@@ -83,7 +83,7 @@ def test_a_corpus_that_is_sampled_completely_is_planned_exactly(plan, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 def test_an_estimate_from_a_sample_holds_within_its_margins(plan, tmp_path, monkeypatch, window):
-    monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 partitions
+    divide_small_files(monkeypatch)  # about 30 partitions
     planned, options = plan(**window)
     assert 0 < planned.sampled_bytes < planned.input_bytes / 2
     report = write_shards(tmp_path / "shards", **sections(**options))
@@ -212,7 +212,7 @@ def test_a_plan_says_that_the_disk_is_too_small(plan, monkeypatch):
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_plan_is_exact_where_the_cache_has_all_tokens(plan, tmp_path, monkeypatch, window):
-    monkeypatch.setattr(partitions, "GROUP_FILES", 2)  # about 30 partitions
+    divide_small_files(monkeypatch)  # about 30 partitions
     estimated, options = plan(**window)
     report = write_shards(tmp_path / "shards", **sections(**options))
     assert estimated.windows.margin > 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.corpus.compression import is_packed
 from pipeline.corpus.documents import MAX_BUFFERED_BYTES, Partition, hash_parts
 from pipeline.corpus.download import download
-from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files
+from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files, found_file
 from pipeline.corpus.huggingface import partition_huggingface
 from pipeline.corpus.jsonl import has_json_lines
 from pipeline.corpus.parquet import partition_parquet
@@ -22,8 +22,7 @@ from pipeline.corpus.partitions import PARTITION_BYTES, partition_delimited, par
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.corpus.files import PassedOver
-    from pipeline.corpus.partitions import File
+    from pipeline.corpus.files import FoundFile, PassedOver
     from pipeline.settings import CorpusConfig
 
 
@@ -38,6 +37,7 @@ class Context(NamedTuple):
     cache: Path  # where downloads are kept
     cut_safe: bool  # the tokenizer allows cutting a long text before an ASCII space that follows a non-space character
     workers: int  # threads that hash the input
+    hold: int  # most bytes of small files that are held until they are tokenized
 
 
 class FoundInput(NamedTuple):
@@ -48,15 +48,23 @@ class FoundInput(NamedTuple):
 
 
 def find_partitions(
-    corpus: CorpusConfig, *, texts: Sequence[str] | None = None, cache: Path, cut_safe: bool, workers: int
+    corpus: CorpusConfig,
+    *,
+    texts: Sequence[str] | None = None,
+    cache: Path,
+    cut_safe: bool,
+    workers: int,
+    hold: int = 0,
 ) -> FoundInput:
     """List a corpus's partitions in a stable order, their content hashed; `texts` in memory replace the corpus.
+
+    Up to `hold` bytes of small files are kept in memory for their tokenizing, which then does not read them again.
 
     Raises:
         ValueError: there is nothing to read, a file is not what it should be, or a download failed.
 
     """
-    context = Context(cache, cut_safe, workers)
+    context = Context(cache, cut_safe, workers, hold)
     if texts is not None:
         return FoundInput(partition_texts(texts), {})
     if corpus.name in WITHOUT_FILES:
@@ -68,10 +76,12 @@ def find_partitions(
     return FoundInput(divide(files, corpus, context), passed_over)
 
 
-def _is_meant(file: Path, field: str) -> bool:
+def _is_meant(file: str, field: str) -> bool:
     """Tell whether a folder's file is input: one that ends in `.json` may be anything, so its first line decides."""
-    name = file.with_suffix("").name if is_packed(file) else file.name
-    return not name.lower().endswith(".json") or has_json_lines(file, field)
+    if ".json" not in file.lower():
+        return True
+    name = Path(file).with_suffix("").name if is_packed(file) else file
+    return not name.lower().endswith(".json") or has_json_lines(Path(file), field)
 
 
 def _python_docs(_: CorpusConfig, __: Context) -> list[Partition]:
@@ -130,20 +140,20 @@ def _the_verdict(corpus: CorpusConfig, context: Context) -> list[Partition]:
             f"{path}: sha256 is {found}, but corpus=the_verdict is the text with {expected}; "
             "set corpus.path to its own file, or use corpus=text for another text"
         )
-    return partition_text([(path, "the-verdict.txt")], cut_safe=context.cut_safe, workers=1)
+    return partition_text([found_file(path, "the-verdict.txt")], cut_safe=context.cut_safe, workers=1)
 
 
-def _text(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
+def _text(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
     if corpus.delimiter is not None:
-        return partition_delimited(files, delimiter=corpus.delimiter, workers=context.workers)
-    return partition_text(files, cut_safe=context.cut_safe, workers=context.workers)
+        return partition_delimited(files, delimiter=corpus.delimiter, workers=context.workers, hold=context.hold)
+    return partition_text(files, cut_safe=context.cut_safe, workers=context.workers, hold=context.hold)
 
 
-def _jsonl(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
-    return partition_jsonl(files, field=corpus.text_field, workers=context.workers)
+def _jsonl(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
+    return partition_jsonl(files, field=corpus.text_field, workers=context.workers, hold=context.hold)
 
 
-def _parquet(files: Sequence[File], corpus: CorpusConfig, context: Context) -> list[Partition]:
+def _parquet(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
     return partition_parquet(files, field=corpus.text_field, workers=context.workers)
 
 
@@ -161,7 +171,7 @@ WITHOUT_FILES: dict[str, Callable[[CorpusConfig, Context], list[Partition]]] = {
 }
 # Name -> the suffixes of its files in a folder, whether they may be packed, and how they are divided.
 WITH_FILES: dict[
-    str, tuple[tuple[str, ...], bool, Callable[[Sequence[File], CorpusConfig, Context], list[Partition]]]
+    str, tuple[tuple[str, ...], bool, Callable[[Sequence[FoundFile], CorpusConfig, Context], list[Partition]]]
 ] = {
     "text": (TEXT_SUFFIXES, True, _text),
     "jsonl": (JSONL_SUFFIXES, True, _jsonl),

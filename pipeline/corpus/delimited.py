@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.corpus.compression import read_blocks, read_raw
+from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import (
     BATCH_BYTES,
     HEAD_BYTES,
@@ -19,6 +19,7 @@ from pipeline.corpus.documents import (
     reject,
     too_long,
 )
+from pipeline.corpus.hashed import read_file
 from pipeline.corpus.signatures import check_format
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def read_delimited(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
     for source, path in enumerate(partition.paths):
         texts: list[bytes] = []
         row, first, size = partition.first_row, partition.first_row, 0
-        blocks = read_blocks(path, start=partition.start, stop=partition.stop)
+        blocks = read_file(partition, source)
         if partition.start == 0:
             blocks = check_format(path, blocks, text=True)
         for text, length in _documents(blocks, partition.field.encode(), limit, is_start=partition.start == 0):

@@ -16,6 +16,8 @@ from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pipeline.corpus.hashed import HeldFiles
+
 BATCH_BYTES = 8 << 20  # of text in a batch: large enough to amortize a call, small enough for memory
 # The longest document that is buffered in full if no limit is given: encoding takes up to 9 times its bytes.
 MAX_BUFFERED_BYTES = 64 << 20
@@ -41,6 +43,7 @@ class Partition:
     is_group: bool = False  # of small files, each of which is complete
     stamps: tuple[tuple[int, int], ...] = ()  # each file's size and modification time when it was hashed
     texts: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)  # of a corpus in memory
+    held: HeldFiles | None = dataclasses.field(default=None, repr=False, compare=False)  # contents of a group's files
 
     def select(self, start: int, stop: int) -> Partition:
         """Return a group of only some of its files."""
@@ -53,6 +56,7 @@ class Partition:
             keys=self.keys[chosen],
             stamps=self.stamps[chosen],
             num_bytes=sum(size for size, _ in self.stamps[chosen]),
+            held=self.held and self.held.select(start, stop),
         )
 
 
@@ -164,10 +168,21 @@ def as_utf8(texts: pa.Array) -> pa.Array | None:
 
 def hash_parts(parts: Iterable[object]) -> str:
     """Hash a list with sha256, each item preceded by its length, so that no two lists hash the same bytes."""
-    digest = hashlib.sha256()
-    for part in parts:
-        # a file's name may be any bytes: Python represents those that are not UTF-8 as surrogates
-        content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(map(_with_length, parts))).hexdigest()
+
+
+def hash_each(parts: Iterable[object], lasts: Iterable[object]) -> tuple[str, ...]:
+    """Return `hash_parts([*parts, last])` for each last item, in a fraction of the time."""
+    start = hashlib.sha256(b"".join(map(_with_length, parts)))
+    hashes = []
+    for last in lasts:
+        digest = start.copy()
+        digest.update(_with_length(last))
+        hashes.append(digest.hexdigest())
+    return tuple(hashes)
+
+
+def _with_length(part: object) -> bytes:
+    # a file's name may be any bytes: Python represents those that are not UTF-8 as surrogates
+    content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
+    return len(content).to_bytes(8, "little") + content

@@ -41,6 +41,7 @@ OWN_MARKS = {
     ".hydra/hydra.yaml": re.compile(rb"name: stridemill"),  # a run
     "multirun.yaml": re.compile(rb"name: stridemill"),  # a sweep
 }
+OWN_NAMES = {name.split("/")[0] for name in OWN_MARKS}
 MARK_BYTES = 1 << 14
 
 
@@ -52,11 +53,27 @@ class PassedOver(NamedTuple):
     example: str  # one of their names
 
 
+class FoundFile(NamedTuple):
+    """A file of a corpus."""
+
+    path: str
+    name: str
+    status: os.stat_result  # when it was found
+
+
 class FoundFiles(NamedTuple):
     """The files of a corpus."""
 
-    files: list[tuple[Path, str]]  # each once, with its name, ordered by name
+    files: list[FoundFile]  # each once, ordered by name
     passed_over: dict[str, PassedOver]  # by kind: an ending in small letters, `hidden`, `no ending` or `other`
+
+
+class _Path(NamedTuple):
+    """A path to a file; a `Path` object takes several times as long."""
+
+    path: str
+    is_link: bool
+    is_hidden: bool = False
 
 
 def find_files(
@@ -64,7 +81,7 @@ def find_files(
     suffixes: tuple[str, ...],
     *,
     packed: bool = True,
-    is_meant: Callable[[Path], bool] = lambda _: True,
+    is_meant: Callable[[str], bool] = lambda _: True,
 ) -> FoundFiles:
     """Return the files that paths, folders and globs name, and count those that are passed over.
 
@@ -78,16 +95,17 @@ def find_files(
 
     """
     endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
-    roots, found = [], []
-    others: dict[str, list[Path]] = defaultdict(list)
+    roots: list[str] = []
+    found: list[_Path] = []
+    others: dict[str, list[str]] = defaultdict(list)
     for path in paths:
-        location = Path(os.path.abspath(expand_user(path)))  # noqa: PTH100 - keeps links, which give files their names
+        location = os.path.abspath(expand_user(path))  # noqa: PTH100 - keeps links, which give files their names
         mode = _mode(path, location)
         if mode and stat.S_ISDIR(mode):
             root = location
-            kinds: dict[str, list[Path]] = defaultdict(list)
+            kinds: dict[str, list[_Path]] = defaultdict(list)
             for file in _walk(location):
-                kinds[_kind(file, root, endings, is_meant)].append(file)
+                kinds[_kind(file, endings, is_meant)].append(file)
             matches = kinds.pop("", [])
             if not matches:
                 plus = f" (or with {', '.join(SUFFIXES)} added)" if packed else ""
@@ -97,9 +115,9 @@ def find_files(
                     f"{there and f', but {there}'}; use a glob for files with other names"
                 )
             for kind, files in kinds.items():
-                others[kind] += files
+                others[kind] += [file.path for file in files]
         elif mode:
-            root, matches = location.parent, [location]
+            root, matches = os.path.split(location)[0], [_as_path(location)]
         else:
             root = _fixed_part(location)
             matches = list(_match(location, root))
@@ -107,28 +125,56 @@ def find_files(
                 raise ValueError(f"corpus.path={path!r}: no such file or folder, and no file matches it as a glob")
         roots.append(root)
         found += matches
-    shared = Path(os.path.commonpath(roots))
-    named = sorted(((_regular(file), file.relative_to(shared).as_posix()) for file in found), key=lambda pair: pair[1])
-    first: dict[Path, tuple[Path, str]] = {}
-    for file, name in named:  # a link's name says how its file is packed, so it is read by that name
-        first.setdefault(file.resolve(), (file, name))
-    return FoundFiles(list(first.values()), _count_passed_over(others, list(first), shared))
+    shared = os.path.commonpath(roots)
+    taken = _each_once(sorted(found), shared)  # all start with `shared`, so this is the order of their names
+    return FoundFiles(taken, _count_passed_over(others, taken, shared))
 
 
-def _kind(file: Path, root: Path, endings: tuple[str, ...], is_meant: Callable[[Path], bool]) -> str:
+def found_file(path: Path, name: str) -> FoundFile:
+    """Return one file with a name of its own; raises like `find_files`."""
+    return FoundFile(str(path), name, _status(str(path)))
+
+
+def _as_path(path: str) -> _Path:
+    return _Path(path, os.path.islink(path))  # noqa: PTH114 - without a `Path`
+
+
+def _each_once(paths: Sequence[_Path], shared: str) -> list[FoundFile]:
+    """Return files with their names below a folder; of several paths to one file the first."""
+    first: dict[str, FoundFile] = {}
+    folders: dict[str, str] = {}  # with links resolved
+    for path, is_link, _ in paths:
+        if is_link:
+            file = os.path.realpath(path)
+        else:
+            folder, _, name = path.rpartition("/")
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder or "/").rstrip("/")
+            file = f"{folders[folder]}/{name}"
+        if file not in first:  # a link's name says how its file is packed, so it is read by that name
+            first[file] = FoundFile(path, _relative(path, shared), _status(path))
+    return list(first.values())
+
+
+def _relative(path: str, folder: str) -> str:
+    """Return the path below a folder that it starts with."""
+    return path[len(folder.rstrip("/")) + 1 :]
+
+
+def _kind(file: _Path, endings: tuple[str, ...], is_meant: Callable[[str], bool]) -> str:
     """Return the kind under which a folder's file is passed over; nothing if it is taken."""
-    name = file.name.lower()
-    if any(part.startswith(".") for part in file.relative_to(root).parts):
+    if file.is_hidden:
         return "hidden"
-    if name.endswith(endings) and is_meant(file):
+    name = file.path[file.path.rindex("/") + 1 :].lower()
+    if name.endswith(endings) and is_meant(file.path):
         return ""
-    suffixes = file.with_name(name).suffixes
+    suffixes = Path(name).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in SUFFIXES else suffixes[-1:]) or "no ending"
 
 
-def _count_passed_over(others: dict[str, list[Path]], taken: Sequence[Path], shared: Path) -> dict[str, PassedOver]:
+def _count_passed_over(others: dict[str, list[str]], taken: Sequence[FoundFile], shared: str) -> dict[str, PassedOver]:
     """Count files by kind, each once; a file that another path takes is not passed over."""
-    seen = {_identity(file)[0] for file in taken}
+    seen: set[object] = {(file.status.st_dev, file.status.st_ino) for file in taken}
     rare = set(sorted(others, key=lambda kind: (-len(others[kind]), kind))[MAX_KINDS:])
     counts: dict[str, PassedOver] = {}
     for kind in sorted(others):
@@ -138,15 +184,15 @@ def _count_passed_over(others: dict[str, list[Path]], taken: Sequence[Path], sha
             if identity in seen:
                 continue
             seen.add(identity)
-            files, size_before, example = counts.get(label, (0, 0, file.relative_to(shared).as_posix()))
+            files, size_before, example = counts.get(label, (0, 0, _relative(file, shared)))
             counts[label] = PassedOver(files + 1, size_before + size, example)
     return counts
 
 
-def _identity(file: Path) -> tuple[object, int]:
+def _identity(file: str) -> tuple[object, int]:
     """Return what two paths to one file have in common, and its size."""
     try:
-        status = file.stat()
+        status = os.stat(file)  # noqa: PTH116 - without a `Path`
     except OSError:  # a link to nothing
         return file, 0
     return (status.st_dev, status.st_ino), status.st_size * stat.S_ISREG(status.st_mode)
@@ -178,68 +224,92 @@ def _read_start(path: Path) -> bytes:
         return b""
 
 
-def _mode(path: str, location: Path) -> int | None:
+def _mode(path: str, location: str) -> int | None:
     """Return the mode of what is at a path, or None if nothing is."""
     try:
-        return location.stat().st_mode
+        return Path(location).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ValueError(f"corpus.path={path!r}: cannot be read: {error.strerror}") from error
 
 
-def _regular(file: Path) -> Path:
-    """Return the file itself; raise a ValueError if it is not a file that can be read."""
+def _status(path: str) -> os.stat_result:
+    """Return a file's status; raise a ValueError if it is not a file that can be read."""
     try:
-        is_regular = stat.S_ISREG(file.stat().st_mode)
+        status = os.stat(path)  # noqa: PTH116 - without a `Path`
     except OSError as error:
-        what = "is a link to nothing" if file.is_symlink() else f"cannot be read: {error.strerror}"
-        raise ValueError(f"corpus.path: {file} {what}; mend or remove it") from error
-    if not is_regular:
-        raise ValueError(f"corpus.path: {file} is not a regular file but a pipe or a device; remove it")
-    return file
+        what = "is a link to nothing" if _as_path(path).is_link else f"cannot be read: {error.strerror}"
+        raise ValueError(f"corpus.path: {path} {what}; mend or remove it") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"corpus.path: {path} is not a regular file but a pipe or a device; remove it")
+    return status
 
 
 def _refuse(error: OSError) -> None:
     raise ValueError(f"corpus.path: the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _walk(root: Path, *, onerror: Callable[[OSError], None] | None = _refuse) -> Iterator[Path]:
+def _walk(root: str, *, onerror: Callable[[OSError], None] = _refuse) -> Iterator[_Path]:
     """Yield every file below a folder, links followed, each folder once.
 
     Hidden folders come last, so that a folder with two paths is entered by the visible one; their errors are ignored.
     """
     entered: set[tuple[int, int]] = set()
-    tops = deque([root])
+    tops, in_hidden = deque([root]), False
     while tops:
-        for name, subfolders, files in os.walk(tops.popleft(), onerror=onerror, followlinks=True):
-            folder = Path(name)
-            status = folder.stat()
+        folders = [tops.popleft()]
+        while folders:
+            folder = folders.pop()
+            try:
+                status = os.stat(folder)  # noqa: PTH116 - without a `Path`
+                with os.scandir(folder) as listed:
+                    entries = list(listed)
+            except OSError as error:
+                onerror(error)
+                continue
             identity = status.st_dev, status.st_ino
-            if identity in entered or (folder != root and is_own_output(folder)):
-                subfolders.clear()
+            has_mark = not OWN_NAMES.isdisjoint(entry.name for entry in entries)
+            if identity in entered or (folder != root and has_mark and is_own_output(Path(folder))):
                 continue
             entered.add(identity)
-            tops += [folder / hidden for hidden in sorted(subfolders) if hidden.startswith(".")]
-            subfolders[:] = sorted(visible for visible in subfolders if not visible.startswith("."))
-            yield from (folder / file for file in files)
-        onerror = None
+            below: list[str] = []
+            hidden: list[str] = []
+            for entry in entries:
+                is_hidden = entry.name.startswith(".")
+                if _is_folder(entry):
+                    (hidden if is_hidden else below).append(entry.path)
+                else:
+                    yield _Path(entry.path, entry.is_symlink(), in_hidden or is_hidden)
+            tops += sorted(hidden)
+            folders += sorted(below, reverse=True)
+        onerror, in_hidden = (lambda _: None), True
 
 
-def _match(pattern: Path, root: Path) -> Iterator[Path]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round and round
+        return False
+
+
+def _match(pattern: str, root: str) -> Iterator[_Path]:
     """Yield the files that a glob names. As in a shell, hidden names and folders that cannot be read are skipped."""
-    if "**" in pattern.parts:  # Python's glob enters a folder through each link to it: for ever if two lead upwards
-        wanted = pattern.relative_to(root).parts
-        yield from (file for file in _walk(root, onerror=None) if _fits(file.relative_to(root).parts, wanted))
+    if "**" in pattern.split(
+        "/"
+    ):  # Python's glob enters a folder through each link to it: for ever if two lead upwards
+        wanted = tuple(_relative(pattern, root).split("/"))
+        files = _walk(root, onerror=lambda _: None)
+        yield from (file for file in files if _fits(tuple(_relative(file.path, root).split("/")), wanted))
         return
     own: dict[Path, bool] = {}
-    for match in map(Path, glob.iglob(str(pattern), recursive=True)):
-        parents = [folder for folder in match.parents if folder.is_relative_to(root) and folder != root]
+    for match in map(Path, glob.iglob(pattern, recursive=True)):
+        parents = [folder for folder in match.parents if folder.is_relative_to(root) and folder != Path(root)]
         for folder in parents:
             if folder not in own:
                 own[folder] = is_own_output(folder)
         if not match.is_dir() and not any(own[folder] for folder in parents):
-            yield match
+            yield _as_path(str(match))
 
 
 def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
@@ -252,8 +322,8 @@ def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     return not is_hidden and fnmatchcase(names[0], wanted[0]) and _fits(names[1:], wanted[1:])
 
 
-def _fixed_part(pattern: Path) -> Path:
+def _fixed_part(pattern: str) -> str:
     """Return the folder in front of a glob's first wildcard."""
-    parts = pattern.parts[:-1]
+    parts = Path(pattern).parts[:-1]
     wild = next((at for at, part in enumerate(parts) if glob.escape(part) != part), len(parts))
-    return Path(*parts[:wild])
+    return str(Path(*parts[:wild]))

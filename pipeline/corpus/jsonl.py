@@ -38,6 +38,7 @@ from pipeline.corpus.documents import (
     too_long,
 )
 from pipeline.corpus.fields import list_some
+from pipeline.corpus.hashed import read_file
 from pipeline.corpus.signatures import check_format
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def read_jsonl(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
     """Yield the documents of some files, or of a byte range of one; a line over `limit` bytes is rejected."""
     for source, path in enumerate(partition.paths):
         row = partition.first_row
-        blocks = read_blocks(path, start=partition.start, stop=partition.stop)
+        blocks = read_file(partition, source)
         if partition.start == 0:
             blocks = check_format(path, blocks)
         for block, size in _complete_lines(blocks, limit, is_start=partition.start == 0):

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,13 +25,15 @@ import pyarrow.parquet as pq
 from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
 from pipeline.corpus.fields import as_binary, find_text, pick_column
-from pipeline.corpus.partitions import PARTITION_BYTES, file_stamp
+from pipeline.corpus.hashed import file_stamp
+from pipeline.corpus.partitions import PARTITION_BYTES
 from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+
+    from pipeline.corpus.files import FoundFile
 
 LOG = logging.getLogger(__name__)
 MAX_BATCH_ROWS = 1 << 16
@@ -70,19 +73,19 @@ class RowGroups:
     ranges: tuple[tuple[int, int, str], ...]  # the text column's offset and size in each row group, and its codec
 
 
-def partition_parquet(files: Sequence[tuple[Path, str]], *, field: str, workers: int) -> list[Partition]:
+def partition_parquet(files: Sequence[FoundFile], *, field: str, workers: int) -> list[Partition]:
     """Divide Parquet files into partitions: row groups with about `PARTITION_BYTES` of compressed text.
 
     Raises:
         ValueError: a file is not Parquet, or has no text column `field`; the message names its columns.
 
     """
-    _try_footers([path for path, _ in files])
-    drafts = [draft for path, name in files for draft in _row_groups(path, name, field)]
+    _try_footers([file.path for file in files])
+    drafts = [draft for file in files for draft in _row_groups(Path(file.path), file.name, field)]
     return list(run_tasks(_hash_row_groups, drafts, workers=workers))
 
 
-def _try_footers(paths: Sequence[Path]) -> None:
+def _try_footers(paths: Sequence[str]) -> None:
     """Read all footers in another process: a damaged one may end the process that reads it, without an exception.
 
     Raises:

@@ -29,10 +29,10 @@ from pipeline.corpus.documents import (
     reject,
     too_long,
 )
+from pipeline.corpus.hashed import check_unchanged
 from pipeline.corpus.huggingface import read_huggingface
 from pipeline.corpus.jsonl import read_jsonl
 from pipeline.corpus.parquet import read_parquet
-from pipeline.corpus.partitions import check_unchanged
 from pipeline.corpus.quarantine import REMEDY
 from pipeline.corpus.signatures import is_binary
 from pipeline.corpus.text import read_text

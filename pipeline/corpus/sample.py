@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus.compression import is_packed, read_start
+from pipeline.corpus.files import found_file
 from pipeline.corpus.partitions import partition_delimited, partition_jsonl, partition_text
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def take_start(partition: Partition, folder: Path, *, cut_safe: bool) -> FileSta
         return None
     file = folder / f"{partition.keys[0]}{ENDS[partition.reader]}"
     file.write_bytes(memoryview(content)[:stop])
-    files = [(file, partition.names[0])]
+    files = [found_file(file, partition.names[0])]
     if partition.reader == "jsonl":
         found = partition_jsonl(files, field=partition.field, workers=1)
     elif partition.reader == "delimited":

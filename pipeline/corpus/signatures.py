@@ -67,11 +67,23 @@ def recognise(head: bytes) -> Format | None:
     return next((one for pattern, one in _FORMATS if pattern.match(head)), None)
 
 
+_NEVER_TEXT = re.compile(
+    b"|".join(b"(?:%b)" % pattern.pattern for pattern, one in _FORMATS if one.never_text), re.DOTALL
+)
+
+
+def check_text(path: str, head: bytes) -> None:
+    """Raise a ValueError if a file that starts like this is never text, whatever its bytes are."""
+    if _NEVER_TEXT.match(head) and (found := recognise(head[:SIGNATURE_BYTES])):
+        raise ValueError(f"{path}: is {found.name}; {found.advice}")
+
+
 def check_format(path: str, blocks: Iterator[bytes], *, text: bool = False) -> Iterator[bytes]:
-    """Yield a file's blocks; raise a ValueError if it has another format than JSON lines, or than `text`."""
+    """Yield a file's blocks; raise a ValueError if it is not JSON lines, or with `text` if it is never text."""
     head = next(blocks, b"")
-    found = recognise(head[:SIGNATURE_BYTES])
-    if found and (found.never_text or not text):
+    if text:
+        check_text(path, head)
+    elif found := recognise(head[:SIGNATURE_BYTES]):
         raise ValueError(f"{path}: is {found.name}; {found.advice}")
     if head:
         yield head

@@ -29,10 +29,11 @@ from pipeline.corpus.documents import (
     reject,
     too_long,
 )
-from pipeline.corpus.signatures import check_format, is_binary
+from pipeline.corpus.hashed import read_small
+from pipeline.corpus.signatures import check_format, check_text, is_binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SEARCHED_BYTES = 64 << 10  # at the end of the buffered text, where a cut is looked for first
 
@@ -42,8 +43,14 @@ def read_text(partition: Partition, *, max_document_bytes: int | None, cut_safe:
     texts: list[bytes] = []
     sources: list[int] = []
     size = 0
-    for source in range(len(partition.paths)):
-        for found in _read_file(partition, source, max_document_bytes=max_document_bytes, cut_safe=cut_safe):
+    for source, path in enumerate(partition.paths):
+        if partition.is_group and not is_packed(path) and _fits(partition, source, max_document_bytes):
+            content = read_small(partition, source)
+            check_text(path, content)
+            file: Iterable[bytes | DocumentBatch] = (content,)
+        else:
+            file = _read_file(partition, source, max_document_bytes=max_document_bytes, cut_safe=cut_safe)
+        for found in file:
             if isinstance(found, bytes):
                 texts.append(found)
                 sources.append(source)
@@ -55,6 +62,11 @@ def read_text(partition: Partition, *, max_document_bytes: int | None, cut_safe:
                 yield found
     if texts:
         yield one_batch(texts, sources, [0] * len(texts))
+
+
+def _fits(partition: Partition, source: int, max_document_bytes: int | None) -> bool:
+    """Tell whether a small file is a document that is read in one step."""
+    return partition.stamps[source][0] <= min(BATCH_BYTES, max_document_bytes or MAX_BUFFERED_BYTES)
 
 
 def _read_file(

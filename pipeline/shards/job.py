@@ -26,6 +26,7 @@ from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.chunk_tasks import hash_rules, units_of
+from pipeline.tokens.file_index import has_index
 from pipeline.tokens.store import store_id
 from pipeline.windows import StoredWindows, cut_windows
 
@@ -191,8 +192,10 @@ def as_sections(
     )
 
 
-def prepare_job(sections: Sections) -> Job:
+def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
     """Load the tokenizer, find the input and hash it.
+
+    Up to `hold` bytes of small files are kept in memory for tokenizing, if the cache has no tokens of small files yet.
 
     Raises:
         ValueError: the vocabulary cannot be loaded or the corpus cannot be read; the message names which.
@@ -200,14 +203,15 @@ def prepare_job(sections: Sections) -> Job:
     """
     started = time.perf_counter()
     encoder = load_tokenizer(sections.tokenizer)
+    rules = hash_rules(tokenizer=encoder, corpus=sections.corpus, split=sections.split)
     partitions, passed_over = find_partitions(
         sections.corpus,
         texts=sections.texts,
         cache=sections.cache_folder,
         cut_safe=encoder.cut_safe,
         workers=sections.executor.num_workers,
+        hold=0 if has_index(sections.cache_folder, rules) else hold,
     )
-    rules = hash_rules(tokenizer=encoder, corpus=sections.corpus, split=sections.split)
     return Job(
         sections=sections,
         encoder=encoder,

@@ -23,6 +23,7 @@ from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
+from pipeline.corpus.small_files import HELD_BYTES
 from pipeline.executor.choose import check_executor, open_executor
 from pipeline.rules import conflict, names_arguments
 from pipeline.shards.card import write_card
@@ -147,7 +148,7 @@ def write_shards(
     if sections.executor.part is not None:
         conflict("executor.part", "in Python, call pipeline.shards.part.write_part", sections.executor.part)
     check_executor(sections.executor)
-    job = prepare_job(sections)
+    job = prepare_job(sections, hold=HELD_BYTES if sections.executor.name == "local" else 0)
     ready = time.perf_counter()
     report = partial(
         WriteReport,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.base.hashing import hash_json
+from pipeline.base.hashing import hash_json, hash_pairs
 from pipeline.tokens.chunk import DamagedChunk, find_chunk
 from pipeline.tokens.file_index import read_index
 from pipeline.tokens.store import FORMAT
@@ -45,7 +45,7 @@ def hash_rules(*, tokenizer: Tokenizer, corpus: CorpusConfig, split: SplitConfig
 
 def units_of(partition: Partition, rules: str) -> tuple[str, ...]:
     """Return what identifies the tokens of a partition's sources."""
-    return tuple(hash_json([rules, key]) for key in partition.keys)
+    return hash_pairs(rules, partition.keys)
 
 
 def chunk_id(units: Sequence[str]) -> str:

@@ -101,6 +101,9 @@ def tokenize(
         if num_bad >= HOPELESS and not some_good:
             break
     del results
+    for task in tasks:
+        if task.partition.held is not None:
+            task.partition.held.forget()
     made = bool(origins["made"] or origins["mended"])
     store = make_store(tasks, chunks, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, is_new=made)
     return store, origins

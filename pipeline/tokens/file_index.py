@@ -23,6 +23,11 @@ UNIT_BYTES = 32
 RECORD_BYTES = 2 * UNIT_BYTES + 4
 
 
+def has_index(cache: Path, rules: str) -> bool:
+    """Tell whether there are tokens of small files."""
+    return _path(cache, rules).exists()
+
+
 def read_index(cache: Path, rules: str) -> dict[str, tuple[str, int]]:
     """Return for each unit the chunk that contains it, and its number there."""
     path = _path(cache, rules)
