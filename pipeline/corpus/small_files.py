@@ -56,7 +56,7 @@ def hash_small_files(
     batches = [list(_divide(run)) for run in runs]
     read = run_tasks(partial(_read, budget=budget), chain.from_iterable(batches), workers=READ_THREADS)
     for run in batches:
-        yield _group(chain.from_iterable(_hold(next(read), budget) for _ in run))
+        yield group_files(chain.from_iterable(_hold(next(read), budget) for _ in run))
     assert next(read, None) is None, "each batch is read once"
 
 
@@ -89,7 +89,8 @@ def _hold(files: list[HashedFile], budget: Budget) -> list[HashedFile]:
     return files if budget.left >= 0 else [file._replace(content=None) for file in files]
 
 
-def _group(files: Iterable[HashedFile]) -> Iterator[tuple[FileRange, Hashed]]:
+def group_files(files: Iterable[HashedFile]) -> Iterator[tuple[FileRange, Hashed]]:
+    """Yield groups of neighbouring files, ended by their hashes and sizes."""
     group: list[HashedFile] = []
     size = 0
     for file in files:
