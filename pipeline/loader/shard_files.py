@@ -7,16 +7,19 @@ where that may help (`pipeline.base.retry`); what cannot be read at all is a `Da
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from pipeline.base.reading import open_regular
 from pipeline.base.retry import PAUSES, retry
 from pipeline.loader.damage import OWN_FAULTS, DamagedRowGroup
 from pipeline.loader.row_group import RowInfo, pack_ends
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
+from pipeline.shards.id_pages import IdPages
 from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
 from pipeline.shards.pages import check_pages
 from pipeline.shards.row_groups import as_row_groups
@@ -60,6 +63,7 @@ class ShardFiles:
         self._failed: set[str] = set()  # shards that could not be read: no second wait for them
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
         self._checked: set[int] = set()  # row groups whose page headers agree with the footer
+        self._pages = IdPages()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,7 +150,11 @@ class ShardFiles:
             check_pages(self.path / path, footer, number)
             self._checked.add(group)
         with open_shard(self.path / path, footer=footer) as file:
-            return read_columns(file, number, with_ids=with_ids)
+            if not with_ids:
+                return read_columns(file, number, with_ids=False)
+            with open_regular(self.path / path) as content:
+                descriptor = content.fileno()
+                return self._pages.read_columns(file, number, lambda start, size: os.pread(descriptor, size, start))
 
     def _retry(self, path: str, read: Callable[[], Read]) -> Read:
         """Read from a shard, again if that may help, and without a pause where it did not help before."""
