@@ -32,7 +32,8 @@ WALLS = {
     "embedding": {"corpus", "tokenizer", "tokens", "shards", "executor"},
 }
 READ_SIDE = {
-    f"pipeline.shards.{name}" for name in ("manifest", "format", "document_format", "layout", "pages", "row_groups")
+    f"pipeline.shards.{name}"
+    for name in ("manifest", "format", "document_format", "layout", "id_pages", "pages", "row_groups")
 }
 HEAVY = {
     "torch": {"loader", "embedding", "cli"},
