@@ -15,8 +15,12 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from run import FAILED, HERE, OURS, cut, make_parser, run
+
+if TYPE_CHECKING:
+    import argparse
 
 LOAD = """
 import sys, time
@@ -41,17 +45,22 @@ batches.close()
 
 
 def main() -> None:
-    """Write with all, load in interleaved runs, and print a table."""
+    """Write with all, load in interleaved runs, and print a table for each text."""
     parser = make_parser(__doc__, megabytes=60, rounds=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     given = parser.parse_args()
+    for file in given.file:
+        compare(file, given)
+
+
+def compare(file: Path, given: argparse.Namespace) -> None:
+    """Compare all on one text and print a table."""
     shape = [str(given.batch_size), str(given.max_length)]
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "text").mkdir()
-        size = cut(given.file, folder / "text", megabytes=given.megabytes, parts=1)
+        size = cut(file, folder / "text", megabytes=given.megabytes, parts=1)
         writers = {"stridemill": [sys.executable, "-c", OURS]}
         writers |= {peer: [given.python, str(HERE / f"peer_{peer}.py")] for peer in given.peers}
         for peer, writer in writers.items():
@@ -72,7 +81,8 @@ def main() -> None:
                     del rates[peer]
         if "stridemill" not in rates:
             sys.exit(FAILED)
-    print(f"{size / 1e6:.0f} MB of text, batches of {' x '.join(shape)}, {given.rounds} rounds of {given.seconds:g} s")
+    how = f"batches of {' x '.join(shape)}, {given.rounds} rounds of {given.seconds:g} s"
+    print(f"{size / 1e6:.0f} MB of {file.name}, {how}")
     ours = statistics.median(rates["stridemill"])
     for peer, values in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
         median, spread = statistics.median(values), f"({min(values) / 1e6:.1f} to {max(values) / 1e6:.1f})"

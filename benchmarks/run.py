@@ -7,7 +7,8 @@ reports its own time, without imports. The outputs differ: stridemill writes inp
 listed; datatrove, LitData and the Megatron style write each ID once. The peers encode with Hugging Face's tokenizers,
 as their own scripts and guides do; `--tokenizer tiktoken` makes them use tiktoken instead, except datatrove, which
 cannot. A peer that is not installed or fails is left out with its reason. `--peers` without names measures stridemill
-alone.
+alone. `--file` takes several texts. `--peer-megabytes` gives the peers a smaller part, since they take long; rates are
+compared then.
 """
 
 from __future__ import annotations
@@ -38,40 +39,56 @@ print("RESULT", time.perf_counter() - started, report.manifest.splits["train"].n
 
 
 def main() -> None:
-    """Run all scripts in turn, several times, and print a table."""
+    """Run all scripts in turn, several times, and print a table for each text."""
     parser = make_parser(__doc__, megabytes=20, rounds=1)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peer-megabytes", type=int, help="how much of the file the peers get; default: as much")
     parser.add_argument("--tokenizer", choices=["huggingface", "tiktoken"], default="huggingface", help="the peers'")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        parts = cut(given.file, Path(folder), megabytes=given.megabytes, parts=given.workers)
-        commands = {"stridemill": [sys.executable, "-c", OURS]}
-        commands |= {name: [given.python, str(HERE / f"peer_{name}.py")] for name in given.peers}
-        taken: dict[str, list[float]] = {name: [] for name in commands}
+    for file in given.file:
+        compare(file, given)
+
+
+def compare(file: Path, given: argparse.Namespace) -> None:
+    """Run all scripts on one text and print a table."""
+    amounts = {"ours": given.megabytes, "peers": given.peer_megabytes or given.megabytes}
+    commands = {"stridemill": [sys.executable, "-c", OURS]}
+    commands |= {name: [given.python, str(HERE / f"peer_{name}.py")] for name in given.peers}
+    rates: dict[str, list[float]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as name:
+        folders = {whose: Path(name, whose) for whose in amounts}
+        sizes = {whose: cut(file, folders[whose], megabytes=amounts[whose], parts=given.workers) for whose in amounts}
         for _ in range(given.rounds):
-            for name, command in commands.items():
+            for peer, command in commands.items():
+                whose = "ours" if peer == "stridemill" else "peers"
                 with tempfile.TemporaryDirectory() as output:
-                    result = run(
-                        [*command, folder, output, str(given.workers), str(given.max_length)], name, given.tokenizer
-                    )
+                    options = [str(folders[whose]), output, str(given.workers), str(given.max_length)]
+                    result = run([*command, *options], peer, given.tokenizer)
                 if result:
-                    taken[name].append(result[0])
-    if not taken["stridemill"]:
+                    rates[peer].append(sizes[whose] / 1e6 / result[0])
+    if not rates["stridemill"]:
         sys.exit(FAILED)
-    ours = statistics.median(taken["stridemill"])
+    ours = statistics.median(rates["stridemill"])
+    size = f"{sizes['ours'] / 1e6:.0f} MB of {file.name}"
+    if given.peer_megabytes:
+        size += f" (the peers: {sizes['peers'] / 1e6:.0f} MB)"
     how = f"{given.workers} workers, max_length {given.max_length}, {given.rounds} rounds"
-    print(f"{parts / 1e6:.0f} MB, {how}, the peers with {given.tokenizer}")
-    for name, times in taken.items():
-        if times:
-            median = statistics.median(times)
-            print(f"  {name:<12}{parts / 1e6 / median:8.1f} MB/s   stridemill is {median / ours:6.1f} times as fast")
+    print(f"{size}, {how}, the peers with {given.tokenizer}")
+    for name, found in rates.items():
+        if found:
+            rate = statistics.median(found)
+            print(f"  {name:<12}{rate:8.1f} MB/s   stridemill is {ours / rate:6.1f} times as fast")
 
 
 def make_parser(description: str | None, *, megabytes: int, rounds: int) -> argparse.ArgumentParser:
     """Return a parser of the options that all comparisons have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", default=sys.executable, help="the Python that has the peers installed")
-    parser.add_argument("--file", type=readable_file, required=True, help="a JSONL file with the fields text and id")
+    parser.add_argument(
+        "--python", type=program, default=sys.executable, help="the Python that has the peers installed"
+    )
+    parser.add_argument(
+        "--file", type=readable_file, nargs="+", required=True, help="JSONL files with the fields text and id"
+    )
     parser.add_argument("--megabytes", type=int, default=megabytes, help="how much of the file to use")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=rounds)
@@ -87,8 +104,14 @@ def readable_file(name: str) -> Path:
     return path
 
 
+def program(name: str) -> str:
+    """Return a program's path in full, since it runs in another folder; a name alone is looked for in PATH."""
+    return str(Path.cwd() / name) if os.sep in name else name
+
+
 def cut(file: Path, folder: Path, *, megabytes: int, parts: int) -> int:
     """Copy the first megabytes of a JSONL file into this many files of equal size; return their bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
     limit, size = megabytes * 1_000_000, 0
     with file.open("rb") as lines:
         for part in range(parts):

@@ -152,6 +152,28 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(name, file, tmp_path):
     assert "times as fast" in done.stdout
 
 
+@needs_gigatoken
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_peers_run_on_several_texts_from_any_folder(name, file, tmp_path):
+    python = tmp_path / "peers" / "python"  # stands for a peer of 1 second and a million tokens
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho RESULT 1 1000000\n", encoding="utf-8")
+    python.chmod(0o755)
+    (tmp_path / "other.jsonl").write_bytes(file.read_bytes())
+    arguments = ["--file", "in.jsonl", "other.jsonl", "--megabytes", 1, *COMPARISONS[name]]
+    if name == "run":
+        arguments += ["--peer-megabytes", 1]
+    done = run_python(
+        ROOT / "benchmarks" / f"{name}.py", *arguments, "--python", "peers/python", "--peers", "litdata", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"MB of (\w+)\.jsonl", done.stdout) == ["in", "other"]
+    megabytes = min(1.0, file.stat().st_size / 1e6)
+    rate = {"run": megabytes, "load": 1.0}[name]
+    found = re.findall(r"^  litdata +([\d.]+) M(?:B|tok)/s", done.stdout, re.MULTILINE)
+    assert [float(one) for one in found] == pytest.approx([rate, rate], abs=0.06)
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 @pytest.mark.parametrize(
     ("arguments", "reason"),

@@ -15,7 +15,6 @@ The format: https://github.com/apache/parquet-format
 from __future__ import annotations
 
 import base64
-import io
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -171,7 +170,7 @@ class ShardWriter:
 
     def _write_small(self, table: pa.Table) -> list[_Column]:
         """Let pyarrow make a file of the other columns, and copy its pages: they do not depend on where they are."""
-        sink, found = io.BytesIO(), list[pq.FileMetaData]()
+        sink, found = pa.BufferOutputStream(), list[pq.FileMetaData]()
         with pq.ParquetWriter(
             sink,
             table.schema,
@@ -188,7 +187,8 @@ class ShardWriter:
         group, moved = found[0].row_group(0), self._file.tell() - len(PARQUET)
         chunks = [group.column(number) for number in range(group.num_columns)]
         size = sum(chunk.total_compressed_size for chunk in chunks)
-        self._file.write(sink.getbuffer()[len(PARQUET) : len(PARQUET) + size])
+        content = memoryview(sink.getvalue()).cast("B")
+        self._file.write(content[len(PARQUET) : len(PARQUET) + size])
         return [
             _Column(
                 path=chunk.path_in_schema.split("."),
