@@ -123,7 +123,7 @@ FORKED = """
 import os, signal, sys, threading
 from tqdm import tqdm
 from pipeline import write_shards
-from pipeline.base.progress import TerminalBar
+from pipeline.base.terminal_bar import TerminalBar
 
 signal.alarm(60)
 write_shards(sys.argv[1] + "/a", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])

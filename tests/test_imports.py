@@ -147,3 +147,26 @@ def test_every_public_name_can_be_imported():
         assert getattr(pipeline, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = pipeline.nothing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], {"torch", "hydra", "numpy", "pyarrow", "tqdm", "http.client"}),
+        (["--version"], {"torch", "hydra", "omegaconf", "numpy", "pyarrow", "tqdm", "http.client"}),
+        (["stages=plan"], {"torch", "pandas", "tqdm"}),
+        (["stages=write"], {"torch", "pandas", "tqdm"}),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(tmp_path, arguments, absent):
+    paths = [f"{key}={tmp_path / key}" for key in ("shards.path", "cache.path", "hydra.run.dir")]
+    code = (
+        "import sys; sys.argv[0] = 'stridemill'\n"
+        "from pipeline.__main__ import main\n"
+        "main()\n"
+        f"print(*sorted(set(sys.modules) & {absent!r}), file=sys.stderr)"
+    )
+    done = run_python("-c", code, *arguments, *(paths if "=" in arguments[0] else []))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == ""
+    assert done.stdout

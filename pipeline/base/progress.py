@@ -4,33 +4,23 @@ A stage logs a line when it starts, one every `interval` seconds and one when it
 rate and the time left. A thread writes them, so they also come while nothing is finished. They go to the logger
 `pipeline.progress` at level INFO. The command line shows them where standard error is no terminal, and keeps them in
 the run's log file; another program sees them if it asks `logging` for them.
-
-tqdm's own lock is shared between forked processes, so a process that is killed while it holds the lock stops all others
-for ever. These bars have a lock between threads, which a fork makes anew in the child. Their own set of instances and
-no monitor thread keep them apart from the bars of other code in the process.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from dataclasses import dataclass
-from threading import Event, RLock, Thread
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakSet
-
-from tqdm import tqdm
+from threading import Event, Thread
+from typing import TYPE_CHECKING
 
 from pipeline.base.wording import duration, out_of, rate
 
 if TYPE_CHECKING:
     from typing import Self
 
-    Tqdm = tqdm[Any]
-else:
-    Tqdm = tqdm
+    from pipeline.base.terminal_bar import TerminalBar
 
 LOG = logging.getLogger(__name__)
 
@@ -71,7 +61,10 @@ class ProgressBar:
 
     def __enter__(self) -> Self:
         self.started, self.label = time.monotonic(), lines.label
-        self.bar = TerminalBar(self.name, self.total, self.unit, self.done)
+        if sys.stderr.isatty():
+            from pipeline.base.terminal_bar import TerminalBar
+
+            self.bar = TerminalBar(self.name, self.total, self.unit, self.done)
         self.say("starts")
         if LOG.isEnabledFor(logging.INFO):
             self.thread.start()
@@ -102,25 +95,3 @@ class ProgressBar:
         """Log a line."""
         amount = out_of(self.done, self.total, self.unit)
         LOG.info("%s", "  ".join(part for part in (self.label, self.name, amount, *parts) if part))
-
-
-class TerminalBar(Tqdm):
-    """The bar itself, which is drawn on a terminal alone."""
-
-    _instances: ClassVar[WeakSet[TerminalBar]] = WeakSet()
-    monitor_interval = 0
-
-    def __init__(self, name: str, total: int, unit: str, done: int) -> None:
-        # Without the monitor thread a falling rate must not delay the next refresh: `miniters` stays 1.
-        unit = unit if unit == "B" else f" {unit}"
-        super().__init__(
-            desc=name, total=total, initial=done, unit=unit, unit_scale=True, miniters=1, disable=None, file=sys.stderr
-        )
-
-
-def _renew_lock() -> None:
-    TerminalBar.set_lock(RLock())
-
-
-_renew_lock()
-os.register_at_fork(after_in_child=_renew_lock)

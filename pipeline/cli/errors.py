@@ -7,7 +7,6 @@ traceback and asks for a report, so that it is not mistaken for the user's.
 
 from __future__ import annotations
 
-import http.client
 import sys
 import traceback
 
@@ -17,7 +16,7 @@ from pipeline.rules import ConfigError, WaitingError, hide_secrets, shorten
 
 TRY_AGAIN = 75  # EX_TEMPFAIL in sysexits.h
 LIMIT = 600  # characters of a line
-OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError, http.client.HTTPException)
+OUTSIDE = (OSError, MemoryError, RecursionError, OverflowError)
 LITTLE_MEMORY = "there is not enough memory. Lower executor.workers, loader.memory_budget or loader.batch_size"
 TOO_DEEP = "the input is nested too deeply to be read"
 
@@ -45,7 +44,8 @@ def describe_error(error: BaseException) -> str:
 
 def is_expected(error: BaseException) -> bool:
     """Tell whether an error is the config's or the outside world's rather than a defect of this program."""
-    if isinstance(error, (*OUTSIDE, ConfigError)) or type(error).__name__ == "PanicException":
+    names = {kind.__name__ for kind in type(error).__mro__}  # of libraries that need not be imported
+    if isinstance(error, (*OUTSIDE, ConfigError)) or names & {"PanicException", "HTTPException"}:
         return True
     return isinstance(error, ValueError) and is_raised_here(error)
 

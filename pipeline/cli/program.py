@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 
-from pipeline.base.version import find_version
+from pipeline.cli.answer import answer
 from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
-from pipeline.cli.help import describe_keys
 from pipeline.cli.log import hide_secrets_in_logs
 from pipeline.cli.sweep import finish_sweep, reported_sweep
 from pipeline.settings import Config
@@ -53,11 +52,7 @@ def run_program(
     `check_number` one whose task returns no number, where a sweeper wants to optimize it.
     `resume_hint` says after an interrupt how to go on. `finish` makes the report of a sweep's folder.
     """
-    if "--version" in sys.argv[1:]:
-        print(f"stridemill {find_version()}")
-        return
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(describe_keys(program, kind, [*conf, find_conf()], config_name))
+    if answer(sys.argv[1:], program=program, config_name=config_name, kind=kind, conf=conf):
         return
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, rather than printed by Hydra

@@ -18,7 +18,7 @@ from pipeline.base.version import find_version
 from pipeline.base.wording import duration
 from pipeline.cli.errors import describe_error, is_expected, is_interrupt
 from pipeline.cli.log import RUN, logged_warnings
-from pipeline.cli.report import jsonable
+from pipeline.cli.plain import jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from pipeline.base.atomic import write_text
 from pipeline.cli.compare import STAGES, find_figures, find_swept_keys, name_columns, shared_overrides
 from pipeline.cli.html import page
 from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_command, read_points
-from pipeline.rules import hide_secrets, shorten
+from pipeline.rules import shorten
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
 TABLE, PAGE = "sweep.csv", "sweep.html"
@@ -144,13 +144,3 @@ def _time(value: float | None) -> str:
 def _name(point: Point) -> str:
     number = "-" if point.point is None else f"{point.point}"
     return number if point.sweep is None else point.sweep if point.point is None else f"{point.sweep} {number}"
-
-
-def jsonable(value: Any) -> Any:
-    """Turn nested values into what JSON takes: tuples become lists, paths text. Secrets of URLs are left out."""
-    if isinstance(value, dict):
-        return {key: jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(inner) for inner in value]
-    value = str(value) if isinstance(value, os.PathLike) else value
-    return hide_secrets(value) if isinstance(value, str) else value

@@ -38,8 +38,9 @@ from pipeline.base.wording import counted, duration, visible
 from pipeline.cli.compose import one_line, save_yaml
 from pipeline.cli.errors import describe_error, is_interrupt
 from pipeline.cli.log import RUN
+from pipeline.cli.plain import jsonable
 from pipeline.cli.points import PLAN, RECORD, SUMMARY, TRACEBACK, find_records, identify
-from pipeline.cli.report import describe_sweep, jsonable, write_report
+from pipeline.cli.report import describe_sweep, write_report
 from pipeline.rules import ConfigError, StrideError, hide_secrets
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrow import binary_array
 from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 
 if TYPE_CHECKING:
@@ -99,12 +100,10 @@ class DocumentBatch:
     rollback: bool = False  # the long text turned out to be invalid: drop its earlier segments
 
 
-def one_batch(
-    texts: Sequence[bytes | None], sources: Iterable[int], rows: Iterable[int], **more: object
-) -> DocumentBatch:
+def one_batch(texts: Sequence[bytes], sources: Iterable[int], rows: Iterable[int], **more: object) -> DocumentBatch:
     """Make a batch from documents that are Python objects."""
     return DocumentBatch(
-        texts=pa.array(texts, pa.large_binary()),
+        texts=binary_array(texts),
         sources=np.fromiter(sources, np.int32),
         rows=np.fromiter(rows, np.int64),
         **more,  # type: ignore[arg-type]

@@ -92,7 +92,9 @@ def _sort_out(partition: Partition, raw: DocumentBatch, limit: int) -> DocumentB
     is_suspect = (sizes == 0) | (sizes > limit) | (nuls > 1) | (as_text is None)
     some = np.flatnonzero(sizes)
     is_suspect[some] |= BLANK_STARTS[content[offsets[:-1][some]]]
-    is_null = texts.is_null().to_numpy(zero_copy_only=False)
+    is_null = np.zeros(len(texts), bool)
+    if texts.null_count:
+        is_null = texts.is_null().to_numpy(zero_copy_only=False)
     rejected, skipped, is_good = list(raw.rejected), Counter(raw.skipped), np.ones(len(texts), bool)
     for at in np.flatnonzero(is_suspect | is_null).tolist():
         source, text = int(raw.sources[at]), content[offsets[at] : offsets[at + 1]].data

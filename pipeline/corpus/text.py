@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
+from pipeline.base.arrow import binary_array
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus.compression import is_packed, read_blocks
 from pipeline.corpus.documents import (
@@ -116,7 +116,7 @@ def _read_file(
 def _segment(
     partition: Partition, source: int, text: bytes, *, offset: int, key: bytes, head: bytes, continues: bool = True
 ) -> DocumentBatch:
-    texts = as_utf8(pa.array([text], pa.large_binary()))
+    texts = as_utf8(binary_array([text]))
     if texts is None:
         fault = not_utf8(text, offset)
         assert fault, "Arrow refuses what Python reads as UTF-8"

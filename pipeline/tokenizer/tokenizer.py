@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrow import binary_array, numbers_of
 from pipeline.base.cut_points import safe_cuts
 from pipeline.base.display import MOST_ROWS, MOST_TOKENS, Token, TokenView, find_rows
 from pipeline.base.hashing import hash_json
@@ -116,7 +117,7 @@ class Tokenizer:
         # One pass for all names, the longest first: one name may be the start of another.
         names = sorted(self.special_tokens, key=len, reverse=True)
         counts = pc.count_substring_regex(_as_arrow(texts), "|".join(map(re.escape, names)))
-        return np.asarray(counts.to_numpy(zero_copy_only=False), np.int64)
+        return numbers_of(counts).astype(np.int64)
 
     def _refuse_control(self, ids: Ids, counts_D: Counts) -> None:
         found = np.flatnonzero(np.isin(ids, np.fromiter(self._never_from_text, np.int64)))
@@ -248,7 +249,7 @@ def _start(text: pa.Array) -> pa.Array | None:
         return None
     head = buffer.slice(0, min(buffer.size, 2 * START_BYTES)).to_pybytes()
     cut = next(safe_cuts(head, START_BYTES - 4), None)
-    return None if cut is None else pa.array([head[:cut].decode()], pa.large_string())
+    return None if cut is None else binary_array([head[:cut]], pa.large_string())
 
 
 def _as_arrow(texts: Sequence[str] | pa.Array) -> pa.Array:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
+from pipeline.base.arrow import numbers_of
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.paths import allow_read_only, make_folder
 from pipeline.base.wording import counted
@@ -308,8 +309,8 @@ def _encode(
         ids = np.insert(ids, np.cumsum(counts) - counts, tokenizer.bos)
         counts = counts + 1
     totals = np.zeros(len(texts), TOTALS)
-    totals["characters"] = pc.utf8_length(texts).to_numpy(zero_copy_only=False)
-    totals["bytes"] = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    totals["characters"] = numbers_of(pc.utf8_length(texts))
+    totals["bytes"] = numbers_of(pc.binary_length(texts))
     totals["special_text_found"] = tokenizer.count_special(texts)
     if audited and not batch.offset:  # a long document's first segment counts for all
         totals["audited"][[*in_full, *starts]] = 1
