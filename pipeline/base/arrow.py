@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 def binary_array(texts: Sequence[bytes], kind: pa.DataType | None = None) -> pa.Array:
@@ -27,3 +27,14 @@ def numbers_of(array: pa.Array) -> np.ndarray:
     if not len(array):
         return np.zeros(0, f"i{width}")
     return np.frombuffer(values, f"i{width}", len(array), array.offset * width)
+
+
+def numbers_array(values: np.ndarray) -> pa.Array:
+    """Return numpy's integers, 1-D, as an array, without a copy if they are contiguous."""
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, buffer])
+
+
+def text_array(texts: Iterable[str]) -> pa.Array:
+    """Return texts as a string array."""
+    return binary_array([text.encode() for text in texts], pa.large_string()).cast(pa.string())

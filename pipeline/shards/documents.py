@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.arrow import numbers_array, text_array
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import open_regular
 from pipeline.base.wording import counted
@@ -36,9 +37,9 @@ def list_documents(store: TokenStore, split: str) -> Iterator[Documents]:
     base, held = 0, None
     for chunk, names, table in zip(store.chunks, store.names, store.tables(), strict=True):
         here = table[table["split"] == SPLITS.index(split)]
-        files = pa.array([escape_name(name) for name in names], pa.string())
+        files = text_array(escape_name(name) for name in names)
         found = Documents(
-            files.take(pa.array(here["source"])),
+            files.take(numbers_array(here["source"])),
             here["row"].astype(np.int64),
             here["first"] + base,
             here["count"].astype(np.int64),
@@ -65,7 +66,7 @@ def _only_document(store: TokenStore, split: str) -> Documents:
     before = 0 if split == "train" else len(store.stream("train"))
     count = sum(int(table["count"].sum()) for _, table in parts)
     return Documents(
-        pa.array([escape_name(names[int(table["source"][0])])]),
+        text_array([escape_name(names[int(table["source"][0])])]),
         np.array([table["row"][0]], np.int64),
         np.array([-before], np.int64),
         np.array([count], np.int64),
@@ -117,7 +118,8 @@ def _row_groups(documents: Iterator[Documents]) -> Iterator[tuple[pa.Table, int]
     waiting: list[pa.Table] = []
     rows = stop = 0
     for found in documents:
-        waiting.append(pa.Table.from_arrays([found.files, pa.array(found.rows), pa.array(found.firsts)], schema=SCHEMA))
+        columns = [found.files, numbers_array(found.rows), numbers_array(found.firsts)]
+        waiting.append(pa.Table.from_arrays(columns, schema=SCHEMA))
         rows, stop = rows + len(found.rows), int(found.firsts[-1] + found.counts[-1])
         if rows >= GROUP_ROWS:
             table = pa.concat_tables(waiting).combine_chunks()

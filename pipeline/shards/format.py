@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.arrow import numbers_array, numbers_of
 from pipeline.base.reading import open_regular
 from pipeline.base.wording import counted
 from pipeline.packing import Segments
@@ -94,17 +95,17 @@ def group_table(
         targets_BT.reshape(-1)[segments.last_positions(max_length)] = IGNORED
     schema = shard_schema(max_length, padded=padded, packed=segments is not None)
     columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),
-        pa.FixedSizeListArray.from_arrays(pa.array(targets_BT.reshape(-1)), type=schema.field("target_ids").type),
-        pa.array(starts),
-        pa.array(np.ascontiguousarray(targets_BT[:, -1])),
+        pa.FixedSizeListArray.from_arrays(numbers_array(inputs_BT.reshape(-1)), type=schema.field("input_ids").type),
+        pa.FixedSizeListArray.from_arrays(numbers_array(targets_BT.reshape(-1)), type=schema.field("target_ids").type),
+        numbers_array(starts),
+        numbers_array(targets_BT[:, -1]),
     ]
     if padded:
-        columns.append(pa.array(lengths))
+        columns.append(numbers_array(lengths))
     if segments is not None:
-        offsets = pa.array(np.concatenate([np.zeros(1, np.int32), segments.ends.astype(np.int32)]))
+        offsets = numbers_array(np.concatenate([np.zeros(1, np.int32), segments.ends.astype(np.int32)]))
         kind = schema.field("segment_lengths").type
-        columns.append(pa.ListArray.from_arrays(offsets, pa.array(segments.sizes), type=kind))
+        columns.append(pa.ListArray.from_arrays(offsets, numbers_array(segments.sizes), type=kind))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -211,9 +212,11 @@ def read_columns(file: pq.ParquetFile, group: int, *, with_ids: bool = True) -> 
     max_length = schema.field("input_ids").type.list_size
     inputs_BT = None
     if with_ids:
-        inputs_BT = _as_numpy(_one_chunk(table.column("input_ids")).flatten()).reshape(-1, max_length)
-    lengths = _as_numpy(_one_chunk(table.column("length"))) if padded else np.full(table.num_rows, max_length, np.int32)
-    starts, next_ids = (_as_numpy(_one_chunk(table.column(name))) for name in ("start", "next_id"))
+        inputs_BT = numbers_of(_one_chunk(table.column("input_ids")).flatten()).reshape(-1, max_length)
+    lengths = (
+        numbers_of(_one_chunk(table.column("length"))) if padded else np.full(table.num_rows, max_length, np.int32)
+    )
+    starts, next_ids = (numbers_of(_one_chunk(table.column(name))) for name in ("start", "next_id"))
     segments = read_segments(table, lengths, (next_ids != IGNORED) & (lengths == max_length)) if packed else None
     return Columns(inputs_BT, next_ids, starts, lengths, segments)
 
@@ -226,8 +229,8 @@ def read_segments(table: pa.Table, lengths: np.ndarray, continued: np.ndarray) -
 
     """
     column = _one_chunk(table.column("segment_lengths"))
-    sizes = _as_numpy(column.flatten())
-    segments = Segments(sizes, np.cumsum(_as_numpy(column.value_lengths()), dtype=np.int64), continued)
+    sizes = numbers_of(column.flatten())
+    segments = Segments(sizes, np.cumsum(numbers_of(column.value_lengths()), dtype=np.int64), continued)
     if (sizes < 1).any() or (segments.lengths != lengths).any():
         raise ValueError("segment_lengths do not add up to the windows' lengths")
     return segments
@@ -235,12 +238,3 @@ def read_segments(table: pa.Table, lengths: np.ndarray, continued: np.ndarray) -
 
 def _one_chunk(column: pa.ChunkedArray) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which always copies
-
-
-def _as_numpy(array: pa.Array) -> np.ndarray:
-    """Return an array of int32 or int64, without nulls: Arrow's own `to_numpy` imports pandas, which takes 0.3 s."""
-    assert array.type in (pa.int32(), pa.int64()), "no other type is in a shard"
-    dtype = np.dtype(np.int32 if array.type == pa.int32() else np.int64)
-    if not len(array):
-        return np.empty(0, dtype)
-    return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * dtype.itemsize)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.arrow import numbers_of
 from pipeline.shards import thrift
 from pipeline.shards.format import PAGE_BYTES, ZSTD_LEVEL
 from pipeline.shards.zstd_frame import extend_frame
@@ -227,8 +228,7 @@ def make_levels(rows: int, max_length: int) -> bytes:
 def _flatten(column: pa.ChunkedArray) -> np.ndarray:
     """Return a column's IDs where they are; only several chunks are copied."""
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    ids: np.ndarray = array.flatten().to_numpy()
-    return ids
+    return numbers_of(array.flatten())
 
 
 def _make_page(content: list[bytes | memoryview], levels: bytes, ids: np.ndarray) -> _Page:
