@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 
     from pipeline.tokenizer.tokenizer import Tokenizer
 
-UNUSED_KEYS = ("study", "train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile")
+UNUSED_KEYS = (
+    "study",
+    "model.build",
+    *(
+        f"train.{name}"
+        for name in ("checkpoint_every", "resume", "device", "bf16", "compile", "on_metrics", "tensorboard")
+    ),
+)
 GROUPS = {
     "numbers": " one two three four five six",
     "verbs": " is are was has have does returns raises calls",
@@ -220,7 +227,8 @@ def write_files(
             (float(x), float(y), word.strip(), group)
             for (x, y), (word, (_, group)) in zip(flat, words.items(), strict=True)
         ]
-        write_text(output / f"{name}.svg", scatter(points, title=f"Embeddings {name} training, coloured by group"))
+        title = f"Embeddings {name} training, coloured by group"
+        write_text(output / f"{name}.svg", scatter(points, title=title, groups=list(GROUPS)))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from torch import distributed
+from torch import distributed, nn
 from train_compare import compare_points
-from training import CHECKPOINT, CURVE, METRICS, Settings, train, unigram, write_metrics
+from training import CHECKPOINT, CURVE, METRICS, Settings, build_gpt, train, unigram, write_metrics
 from training_config import TrainConfig
+from training_hooks import load_function, metric_reporter
 
 from pipeline import ShardLoader, StoreWindows, load_tokenizer, read_manifest
 from pipeline.base.progress import lines
@@ -40,7 +41,6 @@ from pipeline.settings import SplitConfig
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gpt import GPT
     from hydra.core.config_search_path import ConfigSearchPath
     from omegaconf import DictConfig
     from training import Metric
@@ -152,7 +152,7 @@ EXAMPLE = TrainConfig(split=SplitConfig(validation=0.1))
 def settings_of(config: TrainConfig, **changed: int) -> Settings:
     """Return the settings of the run that the config describes, with some of them changed."""
     train_, embedding = config.train, config.embedding
-    known = {
+    known: dict[str, Any] = {
         "layers": config.model.layers,
         "heads": config.model.heads,
         "dim": embedding.dim,
@@ -163,8 +163,9 @@ def settings_of(config: TrainConfig, **changed: int) -> Settings:
         "warmup": train_.warmup,
         "weight_decay": train_.weight_decay,
         "clip": train_.clip,
+        "build": config.model.build,
     }
-    return Settings(**{**known, **changed})  # type: ignore[arg-type]
+    return Settings(**{**known, **changed})
 
 
 def open_loader(
@@ -226,6 +227,7 @@ def run(config: TrainConfig, output: Path) -> dict[str, Any] | None:
             else None
         )
         started = time.perf_counter()
+        build = load_function("model.build", config.model.build) if config.model.build else build_gpt
         model, metrics = train(
             open_loader(config),
             validation,
@@ -237,6 +239,8 @@ def run(config: TrainConfig, output: Path) -> dict[str, Any] | None:
             device=device,
             bf16=config.train.bf16,
             compiled=config.train.compile,
+            report=metric_reporter(config, folder) if IS_MAIN else lambda _row: None,
+            build=build,
         )
         if not IS_MAIN or not metrics:
             return None
@@ -291,7 +295,7 @@ def summarize(manifest: Manifest, last: Metric, seconds: float) -> dict[str, Any
 
 
 @torch.no_grad()
-def write_sample(config: TrainConfig, model: GPT, validation: ShardLoader, *, count: int = 120) -> str:
+def write_sample(config: TrainConfig, model: nn.Module, validation: ShardLoader, *, count: int = 120) -> str:
     """Let the model continue the first tokens of the validation split, drawing each token by its probability."""
     validation.set_epoch(0)
     with closing(iter(validation)) as batches:

@@ -20,6 +20,7 @@ import torch
 from gpt import GPT, summed_loss, unigram_loss
 from torch import distributed, nn
 
+from pipeline import TokenEmbedding
 from pipeline.base.atomic import replace_file, write_text
 from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
@@ -37,6 +38,7 @@ CHECKPOINT, METRICS, CURVE = "checkpoint.pt", "metrics.csv", "loss.svg"
 KEY_OF = {  # of the settings whose key is not train.<name>
     "layers": "model.layers",
     "heads": "model.heads",
+    "build": "model.build",
     "dim": "embedding.dim",
     "positions": "embedding.positions",
     "seed": "embedding.seed",
@@ -58,6 +60,7 @@ class Settings:
     warmup: int = 20  # steps
     weight_decay: float = 0.1
     clip: float = 1.0  # of the gradient's norm
+    build: str | None = None  # the function that makes the model; None means GPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,19 @@ class Metric:
     tokens_per_second: float
 
 
+def build_gpt(vocab_size: int, max_length: int, settings: Settings) -> GPT:
+    """Make the small GPT of the settings."""
+    return GPT(
+        vocab_size,
+        max_length,
+        dim=settings.dim,
+        layers=settings.layers,
+        heads=settings.heads,
+        positions=settings.positions,
+        seed=settings.seed,
+    )
+
+
 def train(
     loader: ShardLoader,
     validation: ShardLoader | None,
@@ -84,13 +100,17 @@ def train(
     device: str = "cpu",
     bf16: bool = False,
     compiled: bool = False,
-    observe: Callable[[int, GPT], object] = lambda _step, _model: None,
+    observe: Callable[[int, Any], object] = lambda _step, _model: None,
+    report: Callable[[Metric], object] = lambda _row: None,
+    build: Callable[[int, int, Settings], nn.Module] = build_gpt,
     progress: bool = True,
-) -> tuple[GPT, list[Metric]]:
-    """Train a GPT on the loader's batches, epoch after epoch, and return it with its metrics.
+) -> tuple[Any, list[Metric]]:
+    """Train a model on the loader's batches, epoch after epoch, and return it with its metrics.
 
-    `observe` is called with a step's number and the model: before the first step, and at each metric. In a process
-    group each rank trains on its part of the batch, and only rank 0 writes files.
+    `observe` is called with a step's number and the model: before the first step, and at each metric. `report`
+    is called with each new row of metrics. `build` makes the model from the size of the vocabulary, the
+    longest window and the settings; it maps int64 [B, T] to scores [B, T, V]. In a process group each rank trains on
+    its part of the batch, and only rank 0 writes files.
 
     Raises:
         ValueError: the loader has no batch, the checkpoint belongs to another run, or the loss is no longer finite.
@@ -98,15 +118,7 @@ def train(
     """
     if len(loader) == 0:
         raise ValueError(f"the train split has {counted(len(loader.order), 'window')}, fewer than one batch needs")
-    model = GPT(
-        loader.reader.tokenizer["vocab_size"],
-        loader.reader.max_length,
-        dim=settings.dim,
-        layers=settings.layers,
-        heads=settings.heads,
-        positions=settings.positions,
-        seed=settings.seed,
-    ).to(device)
+    model = build(loader.reader.tokenizer["vocab_size"], loader.reader.max_length, settings).to(device)
     optimizer = make_optimizer(model, settings)
     metrics: list[Metric] = []
     first = tokens = 0
@@ -136,9 +148,7 @@ def train(
     total, count, started = 0.0, 0, time.perf_counter()
     with bar if is_main and progress else contextlib.nullcontext():
         for step in range(first + 1, settings.steps + 1):
-            rate = learning_rate(step, settings)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_learning_rate(optimizer, learning_rate(step, settings))
             batch = next(batches)
             with precision:
                 loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
@@ -148,20 +158,19 @@ def train(
             tokens += world_size * batch.input_ids.numel()
             bar.update()
             if step % validate_every == 0 or step == settings.steps:
-                mean, speed = total / count, count / (time.perf_counter() - started)
-                validation_loss = math.nan if validation is None else evaluate(model, validation, device=device)
-                metrics.append(
-                    Metric(
-                        step=step,
-                        tokens=tokens,
-                        train_loss=mean,
-                        validation_loss=validation_loss,
-                        learning_rate=rate,
-                        tokens_per_second=speed,
-                    )
+                row = Metric(
+                    step=step,
+                    tokens=tokens,
+                    train_loss=total / count,
+                    tokens_per_second=count / (time.perf_counter() - started),
+                    validation_loss=math.nan if validation is None else evaluate(model, validation, device=device),
+                    learning_rate=rate,
                 )
-                bar.annotate(f"loss {mean:.3f}, validation {validation_loss:.3f}, {speed:,.0f} tokens/s")
+                metrics.append(row)
+                losses = f"loss {row.train_loss:.3f}, validation {row.validation_loss:.3f}"
+                bar.annotate(f"{losses}, {row.tokens_per_second:,.0f} tokens/s")
                 observe(step, model)
+                report(row)
                 total, count, started = 0.0, 0, time.perf_counter()
             if folder is not None and is_main and (step % checkpoint_every == 0 or step == settings.steps):
                 state = {
@@ -176,7 +185,13 @@ def train(
 
 
 def take_step(
-    model: GPT, optimizer: torch.optim.Optimizer, loss: torch.Tensor, targets: int, *, step: int, settings: Settings
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: torch.Tensor,
+    targets: int,
+    *,
+    step: int,
+    settings: Settings,
 ) -> tuple[float, int]:
     """Take one step down the mean loss over all ranks' targets; return the summed loss and the number of targets.
 
@@ -205,14 +220,22 @@ def endless(loader: ShardLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def make_optimizer(model: GPT, settings: Settings) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) that decays matrices, but no norm, bias or embedding."""
-    tables = {id(weight) for weight in model.embedding.parameters()}
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding | TokenEmbedding)]
+    tables = {id(weight) for module in embeddings for weight in module.parameters()}
     decayed = [weight for weight in model.parameters() if weight.dim() == 2 and id(weight) not in tables]
     chosen = {id(weight) for weight in decayed}
     others = [weight for weight in model.parameters() if id(weight) not in chosen]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Set the learning rate of all parameters, and return it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def learning_rate(step: int, settings: Settings) -> float:

@@ -12,10 +12,11 @@ from pipeline.settings import Config
 
 @dataclass(kw_only=True, slots=True)
 class Model:
-    """A small GPT; its width is embedding.dim."""
+    """A small GPT, whose width is embedding.dim, or the model that `build` makes."""
 
     layers: int = 2
     heads: int = 4
+    build: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("layers", "heads"):
@@ -39,6 +40,8 @@ class Train:
     threads: int | None = 1
     bf16: bool = False
     compile: bool = False
+    on_metrics: str | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for key in ("steps", "validate_every", "checkpoint_every", "threads"):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores; torch's threads would wait busily
+
 import pytest
 from hypothesis import settings
-from support import run_python, sections
+from support import run_program, sections
 
 from pipeline import write_shards
 
@@ -61,7 +63,7 @@ def cli(tmp_path):
     """Run `python -m pipeline` in an empty folder."""
 
     def run(*arguments, cwd=tmp_path, **environment):
-        return run_python("-m", "pipeline", *arguments, cwd=cwd, **environment)
+        return run_program("-m", "pipeline", *arguments, cwd=cwd, **environment)
 
     return run
 

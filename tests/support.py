@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from warm import run_warm
+
 from pipeline import (
     CorpusConfig,
     ExecutorConfig,
@@ -78,6 +80,13 @@ def sections(**options):
 def environment(**more):
     """The environment of a program that imports this checkout from any folder."""
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def run_program(*arguments, cwd=ROOT, timeout=300, **more):
+    """Run `-m module ...` or `program.py ...` in a process that has imported torch already, and return what it did."""
+    if any(name.startswith("PYTHON") for name in more):  # Python itself reads these at its start
+        return run_python(*arguments, cwd=cwd, timeout=timeout, **more)
+    return run_warm(*map(str, arguments), cwd=str(cwd), environment=environment(**more), timeout=timeout)
 
 
 def run_python(*arguments, cwd=ROOT, timeout=300, **more):

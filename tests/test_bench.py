@@ -7,7 +7,7 @@ import re
 import pytest
 from bench_corpus_help import read_page
 from bench_rounds import print_ratio, run_interleaved
-from support import ROOT, run_python
+from support import ROOT, run_program
 
 pytestmark = pytest.mark.slow
 needs_gigatoken = pytest.mark.skipif(
@@ -30,7 +30,7 @@ def bench(tmp_path, file):
     """Run `scripts/bench.py` on a small file and return its lines of output."""
 
     def run(name, *arguments):
-        done = run_python(ROOT / "scripts/bench.py", name, *arguments, "--file", file, cwd=tmp_path, timeout=600)
+        done = run_program(ROOT / "scripts/bench.py", name, *arguments, "--file", file, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -65,7 +65,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios_and_not_the_ratio_of_medians
 
 
 def test_an_unknown_benchmark_is_refused():
-    done = run_python(ROOT / "scripts/bench.py", "sing")
+    done = run_program(ROOT / "scripts/bench.py", "sing")
     assert done.returncode
     assert "tokenize|write|load" in done.stderr
 
@@ -136,7 +136,7 @@ COMPARISONS = {
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_comparison_without_peers_measures_stridemill_alone(name, file, tmp_path):
     program = ROOT / "benchmarks" / f"{name}.py"
-    done = run_python(program, "--file", file, "--megabytes", 1, *COMPARISONS[name], "--peers", cwd=tmp_path)
+    done = run_program(program, "--file", file, "--megabytes", 1, *COMPARISONS[name], "--peers", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     ((named, ratio),) = re.findall(r"^  (\w+) .*/s .*stridemill is +([\d.]+) times as fast$", done.stdout, re.MULTILINE)
     assert (named, float(ratio)) == ("stridemill", 1.0)
@@ -146,7 +146,7 @@ def test_a_comparison_without_peers_measures_stridemill_alone(name, file, tmp_pa
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_peer_that_fails_is_left_out_with_its_reason(name, file, tmp_path):
     arguments = ["--file", file, "--megabytes", 1, *COMPARISONS[name], "--python", tmp_path / "python"]
-    done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments, "--peers", "litdata", cwd=tmp_path)
+    done = run_program(ROOT / "benchmarks" / f"{name}.py", *arguments, "--peers", "litdata", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^  litdata.*: left out: .*No such file or directory: '.*/python'$", done.stderr, re.MULTILINE)
     assert "times as fast" in done.stdout
@@ -186,7 +186,7 @@ def test_peers_run_on_several_texts_from_any_folder(name, file, tmp_path):
     ],
 )
 def test_an_unknown_peer_or_file_is_refused_in_one_line(name, arguments, reason, file, tmp_path):
-    done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments, cwd=tmp_path)
+    done = run_program(ROOT / "benchmarks" / f"{name}.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert re.search(reason, done.stderr.splitlines()[-1])
 
@@ -194,7 +194,7 @@ def test_an_unknown_peer_or_file_is_refused_in_one_line(name, arguments, reason,
 @pytest.mark.slow
 def test_mixture_compares_many_sources_with_few(tmp_path):
     size = ["--sources", "4", "--windows", "8", "--max-length", "16", "--changes", "6"]
-    done = run_python(
+    done = run_program(
         ROOT / "scripts/bench.py", "mixture", *size, "--seconds", "0.05", "--rounds", "1", cwd=tmp_path, timeout=600
     )
     assert done.returncode == 0, done.stderr

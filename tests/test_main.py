@@ -3,7 +3,18 @@
 import json
 from pathlib import Path
 
-from support import errors_of
+import pytest
+from support import errors_of, run_python
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Run `python -m pipeline` in an empty folder: here Python itself is started."""
+
+    def run(*arguments, cwd=tmp_path, **environment):
+        return run_python("-m", "pipeline", *arguments, cwd=cwd, **environment)
+
+    return run
 
 
 def summaries(folder):

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from support import run_python, sections
+from support import run_program, sections
 
 from pipeline import ConfigError, ShardLoader, read_manifest, write_shards
 from pipeline.cli import prove, show
@@ -155,7 +155,7 @@ def test_the_command_line_takes_a_mixture(folder, tmp_path):
     given = ", ".join(
         f"{{path: {folder / name}, weight: {weight}}}" for name, weight in (("a", "[[0, 1], [5, 3]]"), ("b", 2))
     )
-    done = run_python(
+    done = run_program(
         "-m",
         "pipeline",
         "stages=[load,prove]",

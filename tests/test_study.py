@@ -9,7 +9,7 @@ import pytest
 import study
 import torch
 from gpt import GPT
-from support import ROOT, run_python, sections
+from support import ROOT, run_program, sections
 from training import evaluate
 from training_config import Study, Train
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(script, *arguments, cwd):
-    return run_python(ROOT / "scripts" / script, *arguments, cwd=cwd, timeout=500, OMP_NUM_THREADS="1")
+    return run_program(ROOT / "scripts" / script, *arguments, cwd=cwd, timeout=500, OMP_NUM_THREADS="1")
 
 
 def rows(folder, name):

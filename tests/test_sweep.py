@@ -21,7 +21,7 @@ from support import ROOT, environment
 from pipeline.cli.compare import draw_pictures, find_swept_keys, name_columns, shared_overrides
 from pipeline.cli.points import Point
 from pipeline.cli.report import align, points_csv, table_of, write_report
-from pipeline.cli.svg import Series, chart, label_ticks, number, scatter, ticks
+from pipeline.cli.svg import Series, chart, label_ticks, number, place_labels, scatter, ticks
 
 
 def table(folder):
@@ -444,22 +444,58 @@ def test_a_chart_leaves_out_what_is_not_finite_and_labels_that_run_together():
     many = chart(
         [Series(name="one", points=[(x, x) for x in strides])], title="", x_label="", y_label="", x_ticks=strides
     )
-    places = [float(x) for x in re.findall(r'<text x="([0-9.]+)" y="350.0"', many)]
+    places = [x for x, _ in tick_labels(many)]
     assert 10 < len(places) < 27
     assert all(right - left >= 21 for left, right in itertools.pairwise(places))
 
 
-@pytest.mark.parametrize("slope", [1, -1])
-def test_a_charts_legend_stands_where_no_curve_is(slope):
-    points = [(float(x), slope * float(x)) for x in range(50)]
-    picture = chart([Series(name="one", points=points, line=points)], title="", x_label="", y_label="")
-    ((x, y),) = re.findall(r'<rect x="(\d+)" y="(\d+)"', picture)
-    assert int(x) > 320, "the right is tried first"
-    assert (int(y) > 190) == (slope > 0), "a rising curve leaves the bottom free there"
+@given(st.lists(st.text("abcdefgh =.", min_size=1, max_size=30), min_size=1, max_size=12, unique=True))
+def test_a_charts_legend_stands_outside_the_data(names):
+    series = [Series(name=name, points=[(0.0, float(at)), (9.0, 1.0)]) for at, name in enumerate(names)]
+    picture = chart(series, title="", x_label="", y_label="")
+    squares = [(float(x), float(y)) for x, y in re.findall(r'<rect x="(\d+)" y="(\d+)"', picture)]
+    assert len(squares) == len(names), "each series has its colour named"
+    top = min(float(y) for y in re.findall(r'cy="([0-9.]+)"', picture))
+    assert all(y + 10 < top - 4 for _, y in squares)
+    assert all(x + 16 + 7 * len(name) <= 640 for (x, _), name in zip(squares, names, strict=True))
+
+
+def test_of_equal_lines_each_is_seen():
+    line = [(0.0, 1.0), (1.0, 2.0)]
+    picture = chart([Series(name=name, line=line) for name in ("a", "b")], title="", x_label="", y_label="")
+    assert re.findall(r'stroke-width="([0-9.]+)"', picture) == ["4.0", "1.5"], "the first is a border of the second"
+
+
+@given(
+    st.lists(st.tuples(st.floats(80, 600), st.floats(40, 400), st.text("abcdef", min_size=1, max_size=12)), max_size=40)
+)
+def test_no_label_of_a_scatter_lies_on_another(points):
+    places = place_labels([(x, y) for x, y, _ in points], [label for *_, label in points])
+    boxes = [
+        (x, y - 10, x + 7 * len(label), y + 3)
+        for (*_, label), (x, y) in ((point, place) for point, place in zip(points, places, strict=True) if place)
+    ]
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    assert not points or places[0] is not None, "the first label always has room"
+
+
+def test_labels_of_a_scatter_that_have_room_stand_to_the_right_of_their_points():
+    assert place_labels([(100, 100), (300, 300)], ["a", "b"]) == [(106, 104), (306, 304)]
+    picture = scatter([(0.0, 0.0, "a", 0), (1.0, 1.0, "b", 1)], title="t", groups=["vowels", "others"])
+    assert picture.count("<rect") == 2
+    assert "vowels" in picture
+
+
+def tick_labels(picture):
+    """The labels of the horizontal axis with their places."""
+    baseline = float(re.search(r' height="(\d+)"', picture)[1]) - 30
+    found = re.findall(rf'<text x="([0-9.]+)" y="{baseline}"[^>]*>([^<]*)</text>', picture)
+    return [(float(x), label) for x, label in found]
 
 
 def labels_of(picture):
-    return re.findall(r'<text x="[0-9.]+" y="350.0"[^>]*>([^<]*)</text>', picture)
+    return [label for _, label in tick_labels(picture)]
 
 
 @pytest.mark.parametrize("strides", [[64, 32, 16, 8, 4, 1], [1, 4, 8, 16, 32, 64], [8, 64, 1, 32, 4, 16]])

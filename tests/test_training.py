@@ -10,10 +10,11 @@ import shutil
 import pytest
 import torch
 from gpt import GPT, unigram_loss
-from support import ROOT, run_python, sections
+from support import ROOT, run_program, run_python, sections
 from train import NO_EFFECT, refuse_no_effect, register_configs
 from training import CHECKPOINT, Settings, learning_rate, train, unigram
 from training_config import TrainConfig
+from training_hooks import load_function
 
 from pipeline import ConfigError, ShardLoader, write_shards
 from pipeline.cli.compose import check_command_line, read_config, register_schema, schema_keys
@@ -198,7 +199,57 @@ def test_the_learning_rate_rises_in_a_line_and_falls_to_a_tenth():
 
 
 def command(tmp_path, *arguments, launcher=()):
-    return run_python(*launcher, ROOT / "scripts/train.py", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
+    run = run_python if launcher else run_program
+    return run(*launcher, ROOT / "scripts/train.py", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+def test_a_users_function_gets_each_row_of_metrics_and_another_makes_the_model(tmp_path, monkeypatch):
+    (tmp_path / "own_training.py").write_text(OWN)
+    found = command(
+        tmp_path,
+        *TINY_RUN,
+        "train.validate_every=3",
+        "train.on_metrics=own_training.report",
+        "train.tensorboard=true",
+        "model.build=own_training.build",
+        "hydra.run.dir=run",
+    )
+    assert found.returncode == 0, found.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/rows.jsonl").read_text().splitlines()]
+    with (tmp_path / "run/metrics.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [{name: str(value) for name, value in row.items()} for row in rows] == written
+    assert [row["step"] for row in rows] == [3, 6]
+    assert (tmp_path / "run/built").read_text() == "257 32 16"
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    losses = [(one.step, one.value) for one in events.Scalars("validation_loss")]
+    assert losses == [(row["step"], pytest.approx(row["validation_loss"])) for row in rows]
+
+
+OWN = """
+import json
+from pathlib import Path
+from torch import nn
+
+def report(row, folder):
+    with open(folder / "rows.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+
+def build(vocab_size, max_length, settings):
+    Path("run/built").write_text(f"{vocab_size} {max_length} {settings.dim}")
+    return nn.Sequential(nn.Embedding(vocab_size, settings.dim), nn.Linear(settings.dim, vocab_size))
+"""
+
+
+@pytest.mark.parametrize("name", ["nothing.such", "math.nothing", "math", "math.pi", ".x", ""])
+def test_a_function_that_cannot_be_found_is_refused_by_its_key(name):
+    with pytest.raises(ConfigError, match=r"^train\.on_metrics: "):
+        load_function("train.on_metrics", name)
 
 
 TINY_RUN = ["embedding.dim=16", "model.layers=1", "window.max_length=32", "train.steps=6", "train.warmup=2"]

@@ -23,11 +23,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from support import ROOT, run_python, write_config_files
+from support import ROOT, run_program, write_config_files
 
 pytestmark = pytest.mark.slow
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-COMMANDS, SESSIONS = 16, 18  # what must be found in it, so that nothing is passed over
+COMMANDS, SESSIONS = 17, 18  # what must be found in it, so that nothing is passed over
 
 VERDICT = "the-verdict.txt"  # commands that name it need a copy of it
 STUDY = "python scripts/study.py experiment=stride_study"
@@ -159,7 +159,7 @@ def run(command, folder):
     """A command's exit code, output and errors; a full-size run at its smaller size."""
     words = shlex.split(SMALLER.get(command, command))
     assert words[0] == "python", f"{command}: a command of the tutorial begins with python"
-    done = run_python(*words[1:], cwd=folder, timeout=500)
+    done = run_program(*words[1:], cwd=folder, timeout=500)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -60,14 +60,21 @@ def chart(
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20"><title>{escape(title)}</title></svg>'
         )
+    named = [
+        (one.name, index if one.colour is None else one.colour)
+        for index, one in enumerate(series)
+        if one.name and not one.dashed  # the title says what dashes mean
+    ]
+    legend, top = _legend(named, width)
+    height += top - TOP
     across, x_low, x_high = _scale(xs, LEFT, width - RIGHT, log="x" in log)
-    upward, y_low, y_high = _scale(ys, height - BOTTOM, TOP, log="y" in log)
-    parts = [_frame(title, x_label, y_label, width, height)]
+    upward, y_low, y_high = _scale(ys, height - BOTTOM, top, log="y" in log)
+    parts = [_frame(title, x_label, y_label, width, height, top=top), *legend]
     free = 0.0  # where the labels so far end
     x_values = sorted(set(x_ticks)) if x_ticks is not None else ticks(x_low, x_high, log="x" in log)
     for tick, label in zip(x_values, label_ticks(x_values), strict=True):
         x, half = across(tick), LETTER * len(label) / 2
-        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{height - BOTTOM}"/>')
+        parts.append(f'<path class="grid" d="M{x:.1f} {top}V{height - BOTTOM}"/>')
         if x - half >= free:
             parts.append(_text(x, height - BOTTOM + 16, label, anchor="middle"))
             free = x + half + LETTER
@@ -76,21 +83,13 @@ def chart(
         y = upward(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}"/>')
         parts.append(_text(LEFT - 6, y + 4, label, anchor="end"))
-    named = [one for one in series if one.name and not one.dashed]  # the title says what dashes mean
-    legend_width, legend_height = 24 + LETTER * max((len(one.name) for one in named), default=0), 6 + 16 * len(named)
-    drawn = [(across(x), upward(y)) for one in series for x, y in (*one.points, *_filled(one.line))]
-    legend_x, legend_y = min(
-        itertools.product((width - RIGHT - legend_width, LEFT), (TOP, height - BOTTOM - legend_height)),
-        key=lambda corner: sum(
-            0 <= x - corner[0] <= legend_width and 0 <= y - corner[1] <= legend_height for x, y in drawn
-        ),
-    )
     for index, one in enumerate(series):
         colour = COLOURS[(index if one.colour is None else one.colour) % len(COLOURS)]
         if one.line:
             path = "L".join(f"{across(x):.1f} {upward(y):.1f}" for x, y in one.line)
             dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
+            wider = 2.5 * sum(later.line == one.line for later in series[index + 1 :])  # equal lines show borders
+            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="{1.5 + wider}"{dash}/>')
         for (x, _), (low, high) in zip(one.points, one.spread, strict=False):
             parts.append(f'<path d="M{across(x):.1f} {upward(low):.1f}V{upward(high):.1f}" stroke="{colour}"/>')
         radius = 3.5 + min(8, 1.5 * sum(bool(later.points) for later in series[index + 1 :]))  # equal points show rings
@@ -99,26 +98,75 @@ def chart(
             f"<title>{escape(one.name)}: {number(x)}, {number(y)}</title></circle>"
             for x, y in one.points
         ]
-    for row, one in enumerate(named):
-        y, on_left = legend_y + 14 + 16 * row, legend_x == LEFT
-        colour = COLOURS[(series.index(one) if one.colour is None else one.colour) % len(COLOURS)]
-        square, text = (LEFT + 2, LEFT + 18) if on_left else (width - RIGHT - 12, width - RIGHT - 18)
-        parts.append(f'<rect x="{square}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
-        parts.append(_text(text, y, one.name, anchor="start" if on_left else "end"))
     return _svg(parts, width, height)
 
 
-def scatter(points: Sequence[tuple[float, float, str, int]], *, title: str, width: int = 640, height: int = 480) -> str:
-    """Draw labelled points (x, y, label, number of its colour) without axes, for positions that have no unit."""
-    parts = [_frame(title, "", "", width, height)]
+def scatter(
+    points: Sequence[tuple[float, float, str, int]],
+    *,
+    title: str,
+    groups: Sequence[str] = (),
+    width: int = 640,
+    height: int = 480,
+) -> str:
+    """Draw labelled points (x, y, label, number of its group) without axes, for positions that have no unit.
+
+    A label stands beside its point where it lies on no other label, and where possible on no point. One that finds no
+    such place is left out; the point shows it under the pointer.
+    """
+    legend, top = _legend([(name, index) for index, name in enumerate(groups)], width)
+    height += top - TOP
+    parts = [_frame(title, "", "", width, height, top=top), *legend]
     if points:
         across, *_ = _scale([point[0] for point in points], LEFT, width - LEFT)
-        upward, *_ = _scale([point[1] for point in points], height - BOTTOM, TOP)
-        for x, y, label, colour in points:
-            center = f'cx="{across(x):.1f}" cy="{upward(y):.1f}"'
-            parts.append(f'<circle class="point" {center} r="4" fill="{COLOURS[colour % len(COLOURS)]}"/>')
-            parts.append(_text(across(x) + 6, upward(y) + 4, label))
+        upward, *_ = _scale([point[1] for point in points], height - BOTTOM, top)
+        centers = [(across(x), upward(y)) for x, y, *_ in points]
+        for (x, y), (*_, label, group) in zip(centers, points, strict=True):
+            colour = COLOURS[group % len(COLOURS)]
+            parts.append(
+                f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">'
+                f"<title>{escape(label)}</title></circle>"
+            )
+        labels = [label for *_, label, _ in points]
+        for place, label in zip(place_labels(centers, labels), labels, strict=True):
+            if place is not None:
+                parts.append(_text(place[0], place[1], label))
     return _svg(parts, width, height)
+
+
+def place_labels(centers: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[tuple[float, float] | None]:
+    """Return where the text of each point's label starts, on its baseline; None where there is no room for it."""
+    taken: list[tuple[float, float, float, float]] = []  # left, top, right, bottom
+    dots = [(x - 4, y - 4, x + 4, y + 4) for x, y in centers]
+    found: list[tuple[float, float] | None] = []
+    for (x, y), label in zip(centers, labels, strict=True):
+        size = LETTER * len(label)
+        starts = [(x + 6, y + 4), (x - 6 - size, y + 4), (x - size / 2, y - 7), (x - size / 2, y + 16)]
+        boxes = {start: (start[0], start[1] - 10, start[0] + size, start[1] + 3) for start in starts}
+        free = [start for start in starts if not any(_overlap(boxes[start], box) for box in taken)]
+        clear = [start for start in free if not any(_overlap(boxes[start], dot) for dot in dots)]
+        chosen = next(iter([*clear, *free]), None)
+        if chosen is not None:
+            taken.append(boxes[chosen])
+        found.append(chosen)
+    return found
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _legend(names: Sequence[tuple[str, int]], width: int) -> tuple[list[str], int]:
+    """Return the legend, names with their colours in rows under the title, and where the data begin below it."""
+    parts, x, y = [], LEFT, TOP + 2
+    for name, colour in names:
+        size = 18 + LETTER * len(name)
+        if x > LEFT and x + size > width - RIGHT:
+            x, y = LEFT, y + 16
+        parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{COLOURS[colour % len(COLOURS)]}"/>')
+        parts.append(_text(x + 16, y + 9, name))
+        x += size + 2 * LETTER
+    return parts, y + 18 if names else TOP
 
 
 def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
@@ -164,15 +212,6 @@ def _finite(one: Series) -> Series:
     )
 
 
-def _filled(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return ten points on each segment of a line, so that the legend avoids all of the line."""
-    return [
-        (x + (next_x - x) * part / 10, y + (next_y - y) * part / 10)
-        for (x, y), (next_x, next_y) in itertools.pairwise(line)
-        for part in range(10)
-    ]
-
-
 def _scale(
     values: Sequence[float], start: float, stop: float, *, log: bool = False
 ) -> tuple[Callable[[float], float], float, float]:
@@ -187,13 +226,13 @@ def _scale(
     return lambda value: start + (stop - start) * (value - low) / (high - low), low, high
 
 
-def _frame(title: str, x_label: str, y_label: str, width: int, height: int) -> str:
-    middle = (TOP + height - BOTTOM) / 2
+def _frame(title: str, x_label: str, y_label: str, width: int, height: int, *, top: int) -> str:
+    middle = (top + height - BOTTOM) / 2
     return "".join(
         [
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}</style>",
-            f'<path d="M{LEFT} {TOP}H{width - RIGHT}V{height - BOTTOM}H{LEFT}Z" class="grid" fill="none"/>',
+            f'<path d="M{LEFT} {top}H{width - RIGHT}V{height - BOTTOM}H{LEFT}Z" class="grid" fill="none"/>',
             _text(LEFT, 20, title),
             _text((LEFT + width - RIGHT) / 2, height - 10, x_label, anchor="middle"),
             f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, y_label, anchor="middle")}</g>',
