@@ -163,7 +163,7 @@ def test_peers_run_on_several_texts_from_any_folder(name, file, tmp_path):
     arguments = ["--file", "in.jsonl", "other.jsonl", "--megabytes", 1, *COMPARISONS[name]]
     if name == "run":
         arguments += ["--peer-megabytes", 1]
-    done = run_python(
+    done = run_program(
         ROOT / "benchmarks" / f"{name}.py", *arguments, "--python", "peers/python", "--peers", "litdata", cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
