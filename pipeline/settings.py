@@ -108,6 +108,8 @@ class CorpusConfig(Section):
         max_bad_fraction: stop if more than this fraction of the documents is rejected.
         max_document_bytes: reject longer documents; None means 64 MiB, and no limit for text files that can be read
             in segments.
+        trust_mtime: for text and jsonl, use the hashes of an earlier run for files whose names, sizes and times have
+            not changed, instead of reading them.
 
     """
 
@@ -124,6 +126,7 @@ class CorpusConfig(Section):
     on_bad: str = _choice("quarantine", "raise")
     max_bad_fraction: float = _checked(0.01, check_fraction)
     max_document_bytes: int | None = _checked(None, check_range, 1, MAX_COUNT)
+    trust_mtime: bool = _checked(False, check_bool)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)

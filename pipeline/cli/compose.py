@@ -40,7 +40,7 @@ TRAINING_EXPERIMENTS = {
     "neighbors_quick": "neighbors.py",
 }
 WITHOUT_EFFECT_ON_DATA = {
-    *("corpus.on_bad", "corpus.max_bad_fraction", "tokenizer.engine", "tokenizer.audit"),
+    *("corpus.on_bad", "corpus.max_bad_fraction", "corpus.trust_mtime", "tokenizer.engine", "tokenizer.audit"),
     *("window.score", "window.allow_gaps", "shards.path", "shards.overwrite"),
 }
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, which wants no number

@@ -16,8 +16,15 @@ from pipeline.corpus.download import download
 from pipeline.corpus.files import JSONL_SUFFIXES, PARQUET_SUFFIXES, TEXT_SUFFIXES, find_files, found_file
 from pipeline.corpus.huggingface import partition_huggingface
 from pipeline.corpus.jsonl import has_json_lines
+from pipeline.corpus.known_hashes import KnownHashes, open_hashes
 from pipeline.corpus.parquet import partition_parquet
-from pipeline.corpus.partitions import PARTITION_BYTES, partition_delimited, partition_jsonl, partition_text
+from pipeline.corpus.partitions import (
+    PARTITION_BYTES,
+    Hashing,
+    partition_delimited,
+    partition_jsonl,
+    partition_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +43,7 @@ class Context(NamedTuple):
 
     cache: Path  # where downloads are kept
     cut_safe: bool  # the tokenizer allows cutting a long text before an ASCII space that follows a non-space character
-    workers: int  # threads that hash the input
-    hold: int  # most bytes of small files that are held until they are tokenized
+    hashing: Hashing
 
 
 class FoundInput(NamedTuple):
@@ -64,7 +70,8 @@ def find_partitions(
         ValueError: there is nothing to read, a file is not what it should be, or a download failed.
 
     """
-    context = Context(cache, cut_safe, workers, hold)
+    known = open_hashes(cache, corpus.paths) if corpus.trust_mtime else KnownHashes()
+    context = Context(cache, cut_safe, Hashing(workers, hold, known))
     if texts is not None:
         return FoundInput(partition_texts(texts), {})
     if corpus.name in WITHOUT_FILES:
@@ -73,7 +80,9 @@ def find_partitions(
     files, passed_over = find_files(
         corpus.paths, suffixes, packed=packed, is_meant=lambda file: _is_meant(file, corpus.text_field)
     )
-    return FoundInput(divide(files, corpus, context), passed_over)
+    partitions = divide(files, corpus, context)
+    known.save(cache)
+    return FoundInput(partitions, passed_over)
 
 
 def _is_meant(file: str, field: str) -> bool:
@@ -140,27 +149,27 @@ def _the_verdict(corpus: CorpusConfig, context: Context) -> list[Partition]:
             f"{path}: sha256 is {found}, but corpus=the_verdict is the text with {expected}; "
             "set corpus.path to its own file, or use corpus=text for another text"
         )
-    return partition_text([found_file(path, "the-verdict.txt")], cut_safe=context.cut_safe, workers=1)
+    return partition_text([found_file(path, "the-verdict.txt")], cut_safe=context.cut_safe, hashing=Hashing(1))
 
 
 def _text(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
     if corpus.delimiter is not None:
-        return partition_delimited(files, delimiter=corpus.delimiter, workers=context.workers, hold=context.hold)
-    return partition_text(files, cut_safe=context.cut_safe, workers=context.workers, hold=context.hold)
+        return partition_delimited(files, delimiter=corpus.delimiter, hashing=context.hashing)
+    return partition_text(files, cut_safe=context.cut_safe, hashing=context.hashing)
 
 
 def _jsonl(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
-    return partition_jsonl(files, field=corpus.text_field, workers=context.workers, hold=context.hold)
+    return partition_jsonl(files, field=corpus.text_field, hashing=context.hashing)
 
 
 def _parquet(files: Sequence[FoundFile], corpus: CorpusConfig, context: Context) -> list[Partition]:
-    return partition_parquet(files, field=corpus.text_field, workers=context.workers)
+    return partition_parquet(files, field=corpus.text_field, workers=context.hashing.workers)
 
 
 def _huggingface(corpus: CorpusConfig, context: Context) -> list[Partition]:
     (path,) = corpus.paths
     return partition_huggingface(
-        path, subset=corpus.subset, part=corpus.part, field=corpus.text_field, workers=context.workers
+        path, subset=corpus.subset, part=corpus.part, field=corpus.text_field, workers=context.hashing.workers
     )
 
 

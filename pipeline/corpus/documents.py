@@ -17,7 +17,7 @@ from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pipeline.corpus.hashed import HeldFiles
+    from pipeline.corpus.hashed import HeldFiles, Trusted
 
 BATCH_BYTES = 8 << 20  # of text in a batch: large enough to amortize a call, small enough for memory
 # The longest document that is buffered in full if no limit is given: encoding takes up to 9 times its bytes.
@@ -44,6 +44,7 @@ class Partition:
     is_group: bool = False  # of small files, each of which is complete
     stamps: tuple[tuple[int, int], ...] = ()  # each file's size and modification time when it was hashed
     texts: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)  # of a corpus in memory
+    trusted: tuple[Trusted, ...] = dataclasses.field(default=(), compare=False)  # what was not read to be hashed
     held: HeldFiles | None = dataclasses.field(default=None, repr=False, compare=False)  # contents of a group's files
 
     def select(self, start: int, stop: int) -> Partition:
@@ -57,6 +58,9 @@ class Partition:
             keys=self.keys[chosen],
             stamps=self.stamps[chosen],
             num_bytes=sum(size for size, _ in self.stamps[chosen]),
+            trusted=tuple(
+                one._replace(source=one.source - start) for one in self.trusted if start <= one.source < stop
+            ),
             held=self.held and self.held.select(start, stop),
         )
 

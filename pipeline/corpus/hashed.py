@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 Stamp = tuple[int, int]  # a file's size and modification time: they alone show a change during the run
 
 
+class Trusted(NamedTuple):
+    """A part of a partition's file that was not read: an earlier run has hashed it."""
+
+    source: int
+    start: int
+    stop: int | None
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """Files of a group, or a byte range of one file."""
@@ -38,6 +47,7 @@ class Hashed(NamedTuple):
     is_text: bool = False  # UTF-8, and no block is binary
     longest: int = 0  # most bytes of consecutive blocks without a cut point
     held: HeldFiles | None = None
+    trusted: tuple[Trusted, ...] = ()
 
 
 class HeldFiles:

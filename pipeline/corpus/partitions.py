@@ -16,7 +16,7 @@ import hashlib
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,8 @@ from pipeline.corpus.documents import (
     hash_each,
     hash_parts,
 )
-from pipeline.corpus.hashed import FileRange, Hashed, changed, file_stamp
+from pipeline.corpus.hashed import FileRange, Hashed, Trusted, changed, file_stamp
+from pipeline.corpus.known_hashes import KnownHashes
 from pipeline.corpus.signatures import is_binary
 from pipeline.corpus.small_files import Budget, hash_small_files
 from pipeline.executor.local import run_tasks
@@ -50,10 +51,18 @@ MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewe
 SMALL_BYTES = 1 << 20
 
 
-def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, workers: int, hold: int = 0) -> list[Partition]:
+class Hashing(NamedTuple):
+    """How files are hashed."""
+
+    workers: int  # threads
+    hold: int = 0  # most bytes of small files that are held until they are tokenized
+    known: KnownHashes = KnownHashes()  # of an earlier run
+
+
+def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, hashing: Hashing) -> list[Partition]:
     """Divide plain text files, one document each."""
     partitions: list[Partition] = []
-    for ranges in _hash_ranges(files, find_text_cut if cut_safe else None, workers, hold=hold):
+    for ranges in _hash_ranges(files, find_text_cut if cut_safe else None, hashing):
         # Otherwise one reader, which buffers the text between two cuts, finds the problem and rejects the document.
         longest = MAX_BUFFERED_BYTES - 2 * BATCH_BYTES
         if len(ranges) > 1 and not all(hashed.is_text and hashed.longest <= longest for _, hashed in ranges):
@@ -67,24 +76,27 @@ def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, workers: int, 
     return partitions
 
 
-def partition_jsonl(files: Sequence[FoundFile], *, field: str, workers: int, hold: int = 0) -> list[Partition]:
+def partition_jsonl(files: Sequence[FoundFile], *, field: str, hashing: Hashing) -> list[Partition]:
     """Divide files with a JSON object on each line."""
-    return _partition_rows("jsonl", files, field=field, delimiter=b"\n", workers=workers, hold=hold)
+    return _partition_rows("jsonl", files, field=field, delimiter=b"\n", hashing=hashing)
 
 
-def partition_delimited(files: Sequence[FoundFile], *, delimiter: str, workers: int, hold: int = 0) -> list[Partition]:
+def partition_delimited(files: Sequence[FoundFile], *, delimiter: str, hashing: Hashing) -> list[Partition]:
     """Divide plain text files with several documents, and a delimiter between two of them."""
-    return _partition_rows(
-        "delimited", files, field=delimiter, delimiter=delimiter.encode(), workers=workers, hold=hold
-    )
+    return _partition_rows("delimited", files, field=delimiter, delimiter=delimiter.encode(), hashing=hashing)
 
 
 def _partition_rows(
-    reader: str, files: Sequence[FoundFile], *, field: str, delimiter: bytes, workers: int, hold: int
+    reader: str,
+    files: Sequence[FoundFile],
+    *,
+    field: str,
+    delimiter: bytes,
+    hashing: Hashing,
 ) -> list[Partition]:
     partitions = []
     find_cut = partial(find_delimiter, delimiter=delimiter)
-    for ranges in _hash_ranges(files, find_cut, workers, delimiter=delimiter, hold=hold):
+    for ranges in _hash_ranges(files, find_cut, hashing, delimiter=delimiter):
         row = 0
         for one, hashed in ranges:
             partitions.append(_partition(reader, one, hashed, first_row=row, field=field))
@@ -104,19 +116,14 @@ def find_text_cut(path: Path, at: int) -> int | None:
 
 
 def _hash_ranges(
-    files: Sequence[FoundFile],
-    find_cut: FindCut | None,
-    workers: int,
-    *,
-    delimiter: bytes | None = None,
-    hold: int,
+    files: Sequence[FoundFile], find_cut: FindCut | None, hashing: Hashing, *, delimiter: bytes | None = None
 ) -> Iterator[list[tuple[FileRange, Hashed]]]:
     """Yield the hashed ranges of each group of small files and of each larger file, in the files' order."""
     runs = [(small, list(run)) for small, run in groupby(files, lambda file: file.status.st_size < SMALL_BYTES)]
-    groups = hash_small_files([run for is_small, run in runs if is_small], Budget(hold))
+    groups = hash_small_files([run for is_small, run in runs if is_small], Budget(hashing.hold), hashing.known)
     cut = {file.path: _cut_file(file, find_cut) for is_small, run in runs if not is_small for file in run}
     ranges = (one for parts in cut.values() for one in parts)
-    hashed = run_tasks(partial(_hash_range, delimiter=delimiter), ranges, workers=workers)
+    hashed = run_tasks(partial(_hash_range, delimiter=delimiter, known=hashing.known), ranges, workers=hashing.workers)
     for is_small, run in runs:
         if is_small:
             yield from ([group] for group in next(groups))
@@ -140,8 +147,23 @@ def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
     return [FileRange((file,), start, stop) for start, stop in zip(cuts, stops, strict=True)]
 
 
-def _hash_range(files: FileRange, *, delimiter: bytes | None) -> Hashed:
-    """Hash a range of a file, or all of it.
+def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes) -> Hashed:
+    """Hash a range of a file, or all of it, unless that is known."""
+    file = files.files[0]
+    what = f"{files.start} {files.stop} {delimiter and delimiter.hex()}"
+    if facts := known.find(file, what):
+        known.add(file, what, facts)
+        trusted = Trusted(0, files.start, files.stop, facts[0])
+        digest, size, rows, is_text, longest = facts
+        stamp = file.status.st_size, file.status.st_mtime_ns
+        return Hashed((digest,), (stamp,), size, rows, is_text, longest, trusted=(trusted,))
+    hashed = _read_range(files, delimiter)
+    known.add(file, what, [*hashed.digests, hashed.num_bytes, hashed.num_rows, hashed.is_text, hashed.longest])
+    return hashed
+
+
+def _read_range(files: FileRange, delimiter: bytes | None) -> Hashed:
+    """Hash a range of a file.
 
     In a range count the delimiters; without one, find out whether it is text and how far apart its cut points are.
     """
@@ -212,6 +234,7 @@ def _partition(
         is_segment=is_segment,
         continues=continues,
         stamps=hashed.stamps,
+        trusted=hashed.trusted,
         held=hashed.held,
     )
 
@@ -228,5 +251,6 @@ def _join(reader: str, ranges: list[tuple[FileRange, Hashed]]) -> Partition:
     """Make one partition of all ranges of a file."""
     digest = hash_parts(digest for _, hashed in ranges for digest in hashed.digests)
     size = sum(hashed.num_bytes for _, hashed in ranges)
+    trusted = tuple(one for _, hashed in ranges for one in hashed.trusted)
     files, first = ranges[0]
-    return _partition(reader, FileRange(files.files), Hashed((digest,), first.stamps, size))
+    return _partition(reader, FileRange(files.files), Hashed((digest,), first.stamps, size, trusted=trusted))

@@ -32,6 +32,7 @@ from pipeline.corpus.documents import (
 from pipeline.corpus.hashed import check_unchanged
 from pipeline.corpus.huggingface import read_huggingface
 from pipeline.corpus.jsonl import read_jsonl
+from pipeline.corpus.known_hashes import check_trusted
 from pipeline.corpus.parquet import read_parquet
 from pipeline.corpus.quarantine import REMEDY
 from pipeline.corpus.signatures import is_binary
@@ -71,6 +72,7 @@ def read_partition(
 
     """
     check_unchanged(partition)
+    check_trusted(partition)
     limits = Limits(max_document_bytes, cut_safe)
     for raw in READERS[partition.reader](partition, limits):
         batch = raw if raw.key or raw.rollback else _sort_out(partition, raw, limits.document_bytes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.base.cut_points import safe_cuts
 from pipeline.corpus.compression import is_packed, read_start
 from pipeline.corpus.files import found_file
-from pipeline.corpus.partitions import partition_delimited, partition_jsonl, partition_text
+from pipeline.corpus.partitions import Hashing, partition_delimited, partition_jsonl, partition_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,11 +46,11 @@ def take_start(partition: Partition, folder: Path, *, cut_safe: bool) -> FileSta
     file.write_bytes(memoryview(content)[:stop])
     files = [found_file(file, partition.names[0])]
     if partition.reader == "jsonl":
-        found = partition_jsonl(files, field=partition.field, workers=1)
+        found = partition_jsonl(files, field=partition.field, hashing=Hashing(1))
     elif partition.reader == "delimited":
-        found = partition_delimited(files, delimiter=partition.field, workers=1)
+        found = partition_delimited(files, delimiter=partition.field, hashing=Hashing(1))
     else:
-        found = partition_text(files, cut_safe=cut_safe, workers=1)
+        found = partition_text(files, cut_safe=cut_safe, hashing=Hashing(1))
     packed = packed_bytes * stop / len(content)
     sizes = [one.num_bytes / stop * packed for one in found]
     return FileStart(found, sizes, packed / partition.num_bytes)

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, read_complete
+from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, Trusted, read_complete
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.corpus.files import FoundFile
     from pipeline.corpus.hashed import Stamp
+    from pipeline.corpus.known_hashes import KnownHashes
 
 READ_FILES = 256  # in one step of a thread
 READ_BYTES = 2 << 20  # of them
@@ -47,16 +48,17 @@ class HashedFile(NamedTuple):
     digest: str
     stamp: Stamp
     content: bytes | None
+    is_trusted: bool = False
 
 
 def hash_small_files(
-    runs: Sequence[Sequence[FoundFile]], budget: Budget
+    runs: Sequence[Sequence[FoundFile]], budget: Budget, known: KnownHashes
 ) -> Iterator[Iterator[tuple[FileRange, Hashed]]]:
     """Yield for each run of neighbouring files its groups, hashed. Use up each before the next."""
     batches = [list(_divide(run)) for run in runs]
-    read = run_tasks(partial(_read, budget=budget), chain.from_iterable(batches), workers=READ_THREADS)
+    read = run_tasks(partial(_read, budget=budget, known=known), chain.from_iterable(batches), workers=READ_THREADS)
     for run in batches:
-        yield group_files(chain.from_iterable(_hold(next(read), budget) for _ in run))
+        yield group_files(chain.from_iterable(_keep(next(read), budget, known) for _ in run))
     assert next(read, None) is None, "each batch is read once"
 
 
@@ -73,17 +75,23 @@ def _divide(files: Sequence[FoundFile]) -> Iterator[list[FoundFile]]:
     yield batch
 
 
-def _read(files: Sequence[FoundFile], budget: Budget) -> list[HashedFile]:
+def _read(files: Sequence[FoundFile], budget: Budget, known: KnownHashes) -> list[HashedFile]:
     hashed = []
     for file in files:
+        if digest := known.find(file, ""):
+            stamp = file.status.st_size, file.status.st_mtime_ns
+            hashed.append(HashedFile(file, digest, stamp, None, is_trusted=True))
+            continue
         content, stamp = read_complete(file.path, None)
         digest = hashlib.sha256(content).hexdigest()
         hashed.append(HashedFile(file, digest, stamp, content if budget.left > 0 else None))
     return hashed
 
 
-def _hold(files: list[HashedFile], budget: Budget) -> list[HashedFile]:
-    """Charge what the files of a batch hold, or let go of it."""
+def _keep(files: list[HashedFile], budget: Budget, known: KnownHashes) -> list[HashedFile]:
+    """Charge what the files of a batch hold, or let go of it; and keep their hashes."""
+    for file in files:
+        known.add(file.file, "", file.digest)
     size = sum(file.stamp[0] for file in files if file.content is not None)
     budget.left -= size
     return files if budget.left >= 0 else [file._replace(content=None) for file in files]
@@ -105,5 +113,7 @@ def group_files(files: Iterable[HashedFile]) -> Iterator[tuple[FileRange, Hashed
 
 
 def _as_group(group: Sequence[HashedFile]) -> tuple[FileRange, Hashed]:
-    files, digests, stamps, contents = zip(*group, strict=True)
-    return FileRange(files, is_group=True), Hashed(digests, stamps, sum(n for n, _ in stamps), held=HeldFiles(contents))
+    files, digests, stamps, contents, _ = zip(*group, strict=True)
+    trusted = tuple(Trusted(at, 0, None, one.digest) for at, one in enumerate(group) if one.is_trusted)
+    size = sum(size for size, _ in stamps)
+    return FileRange(files, is_group=True), Hashed(digests, stamps, size, held=HeldFiles(contents), trusted=trusted)

@@ -75,7 +75,7 @@ class Sections:
             corpus["name"] = "texts"
         tokenizer["path"] = self.tokenizer.path and strip_folders(self.tokenizer.path)
         window, shards = dataclasses.asdict(self.window), dataclasses.asdict(self.shards)
-        for section, key in ((window, "score"), (shards, "path"), (shards, "overwrite")):
+        for section, key in ((corpus, "trust_mtime"), (window, "score"), (shards, "path"), (shards, "overwrite")):
             del section[key]  # the loader's, this machine's, this run's
         return {
             "corpus": corpus,
