@@ -218,6 +218,11 @@ def check_path(key: str, path: object, rule: str = "must name a folder") -> str:
     return name
 
 
+def check_place(key: str, path: object, rule: str = "must name a folder or a URI") -> str:
+    """Return a path, or the URI of an object store, as text; which URIs there are, `storage` says."""
+    return path if isinstance(path, str) and has_scheme(path) else check_path(key, path, rule)
+
+
 def check_paths(key: str, path: object) -> str | list[str]:
     """Return a path as text or several as a list of texts; refuse anything else."""
     if isinstance(path, str | os.PathLike):
@@ -258,7 +263,7 @@ def check_sources(key: str, sources: object) -> list[dict[str, Any]]:
             weight = _check_schedule(f"{key}: weight", weight)
         elif weight is not None:
             _check_weight(f"{key}: weight", weight)
-        read.append({"path": check_path(f"{key}: path", one["path"]), "weight": weight})
+        read.append({"path": check_place(f"{key}: path", one["path"]), "weight": weight})
     if len({one["weight"] is None for one in read}) > 1:
         reject(key, "must have a weight for each source, or for none", [one["weight"] for one in read][:9])
     return read

@@ -62,6 +62,7 @@ MAX_LENGTH = 2**24  # tokens of a window: its IDs alone are 64 MiB
 MAX_DIM = 2**16
 MAX_WORKERS = 1024
 MEMORY_BUDGET = 1 << 29  # 512 MiB: what `loader.shuffle=auto` needs fits, whatever the windows and the vocabulary
+CACHE_LIMIT = 1 << 36  # 64 GiB of row groups on a local disk
 
 
 def _checked(default: Any, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -316,6 +317,8 @@ class LoaderConfig(Section):
     score_document_starts: bool = _checked(True, check_bool)
     threads: int | None = _number(None, least=1, most=MAX_WORKERS)
     memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
+    cache_dir: str | None = _checked(None, check_path)
+    cache_limit: int = _number(CACHE_LIMIT, least=1, most=MAX_COUNT)
     on_bad: str = _choice("raise", "fill")
     sources: Any = _checked(None, check_sources)  # noqa: RUF009 - it makes a field
 

@@ -48,7 +48,16 @@ def read_fields(path: Path, *, limit: int = SMALL) -> dict[str, Any]:
         with open_regular(path) as file:
             return file.read(limit + 1)
 
-    content = retry(read, path)
+    return parse_fields(retry(read, path), limit=limit)
+
+
+def parse_fields(content: bytes, *, limit: int = SMALL) -> dict[str, Any]:
+    """Return the JSON object that a file contains.
+
+    Raises:
+        ValueError: as `read_fields`.
+
+    """
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     try:

@@ -23,6 +23,8 @@ PASSED_ON = (
     "drop_last",
     "step_size",
     "memory_budget",
+    "cache_dir",
+    "cache_limit",
     "on_bad",
 )
 

@@ -20,6 +20,7 @@ from pipeline.base.display import html_table
 from pipeline.base.memory import keep_freed_memory
 from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device
 from pipeline.loader.damage import DamageLog
+from pipeline.loader.disk_cache import open_cache
 from pipeline.loader.division import check_step_size, divide, warn_of_shared_lanes
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order, make_order, resolve_shuffle
@@ -30,9 +31,9 @@ from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describ
 from pipeline.loader.selection import select_windows
 from pipeline.loader.state import read_state, write_state
 from pipeline.loader.weights import plan_weights, weights_from
-from pipeline.loader.workers import CONTEXTS, end_with_parent, make_parcel, read_in_workers
+from pipeline.loader.workers import CONTEXTS, choose_context, end_with_parent, make_parcel, read_in_workers
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject
-from pipeline.settings import MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
+from pipeline.settings import CACHE_LIMIT, MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -68,8 +69,9 @@ class ShardLoader(IterableDataset[Batch]):
     trainers that leave an epoch before its end.
 
     Args:
-        path: the data set's folder, or windows of a token store that were never written (`StoreWindows`); or a list of
-            these, the sources of a mixture (`loader/mixture.py`), which share the tokenizer and `max_length`.
+        path: the data set's folder or URI (`s3://bucket/data-set`), or windows of a token store that were never written
+            (`StoreWindows`); or a list of these, the sources of a mixture (`loader/mixture.py`), which share the
+            tokenizer and `max_length`.
         weights: for a mixture, each source's share of the samples; left out, its number of windows. Or a schedule,
             `[(0, [0.9, 0.1]), (10000, [0.5, 0.5])]`: from which step on which weights. A step is `step_size`
             windows.
@@ -98,14 +100,19 @@ class ShardLoader(IterableDataset[Batch]):
         threads: how many decode; left out, one for each core, at most 4.
         memory_budget: bytes of decoded row groups in memory, at most. If all of them take half of it or less, `lanes`
             keeps them, and later epochs decode nothing.
+        cache_dir: a folder on a local disk where row groups of object stores and slow shared folders are kept, for
+            later epochs, other runs and the other processes of the machine; see `pipeline.loader.disk_cache`.
+        cache_limit: bytes of the cache, at most; the oldest row groups make room for new ones.
         device: where batches are made; left out, in main memory.
         workers: processes that decode, instead of threads in this one; see `pipeline.loader.workers`.
-        worker_context: how they are started: `fork`, `spawn`, `forkserver`; left out, torch's default.
+        worker_context: how they are started: `fork`, `spawn`, `forkserver`; left out, torch's default, and `spawn` for
+            an object store, whose client does not survive a fork.
         on_bad: `raise` with the first batch that needs a damaged row group, or `fill`: its windows come as rows that
             only fill (window number -1, targets -100), so that all ranks go on alike; `bad_windows` counts them.
 
     Raises:
-        OSError: shards are missing or have another size, and `on_bad` is `raise`.
+        OSError: shards are missing or have another size, and `on_bad` is `raise`; in an object store, that is noticed
+            by the first batch that needs them.
         ValueError: an argument breaks its rule; there is no such data set or split; one batch of all ranks has more
             windows than the split; the order needs more than the memory budget; or `WORLD_SIZE` says that there are
             several processes, and this one's rank is unknown.
@@ -137,6 +144,8 @@ class ShardLoader(IterableDataset[Batch]):
         tokenizer: Mapping[str, Any] | None = None,
         threads: int | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int = CACHE_LIMIT,
         device: torch.device | str | None = None,
         workers: int = 0,
         worker_context: str | None = None,
@@ -156,6 +165,8 @@ class ShardLoader(IterableDataset[Batch]):
             score_document_starts=score_document_starts,
             threads=threads,
             memory_budget=memory_budget,
+            cache_dir=cache_dir,  # type: ignore[arg-type]  # it becomes a text
+            cache_limit=cache_limit,
             on_bad=on_bad,
         )
         self.drop_last = values.drop_last
@@ -171,13 +182,17 @@ class ShardLoader(IterableDataset[Batch]):
         self.step_size = check_step_size(values.step_size, batch_size=self.batch_size, world_size=self.world_size)
         is_mixture = not isinstance(path, str | os.PathLike | StoreWindows)
         if is_mixture and not hasattr(path, "__iter__"):
-            reject("path", "must be a data set's folder, a StoreWindows, or a list of these", path)
+            reject("path", "must be a data set's folder or URI, a StoreWindows, or a list of these", path)
         if weights is not None and not is_mixture:
             raise ValueError("weights: belong to a mixture; pass a list of data sets, and one weight for each")
         sources: Sequence[Source] = list(path) if is_mixture else [path]  # type: ignore[arg-type,list-item]
-        opened = partial(open_split, split=values.split, score=score, tokenizer=tokenizer, on_bad=values.on_bad)
+        cache = open_cache(values.cache_dir, values.cache_limit)
+        opened = partial(
+            open_split, split=values.split, score=score, tokenizer=tokenizer, on_bad=values.on_bad, cache=cache
+        )
         readers = [opened(one) for one in sources]
         self.reader: Reader = MixtureReader(readers) if is_mixture else readers[0]
+        self.worker_context = choose_context(self.worker_context, self.reader)
         self.threads = values.threads or min(4, os.cpu_count() or 1)
         kind = resolve_shuffle(
             values.shuffle, num_windows=self.reader.groups.num_windows, max_length=self.reader.max_length

@@ -12,24 +12,34 @@ from __future__ import annotations
 
 from functools import lru_cache
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from pipeline.base.paths import expand_user
 from pipeline.base.retry import retry
+from pipeline.loader.fetched_shards import Part, column_spans, open_parts
+from pipeline.loader.readers import place_of
 from pipeline.loader.shard_files import ShardFiles
 from pipeline.packing import pack_documents
-from pipeline.rules import check_choice, check_path, reject
+from pipeline.rules import check_choice, reject
 from pipeline.settings import SPLITS
-from pipeline.shards.document_format import Documents, group_firsts, open_documents, read_documents, unescape_name
+from pipeline.shards.document_format import (
+    Documents,
+    decode_documents,
+    group_firsts,
+    open_documents,
+    parse_footer,
+    read_documents,
+    unescape_name,
+)
+from pipeline.shards.format import check_footer_bytes
+from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
-    from pathlib import Path
-
-    import pyarrow.parquet as pq
 
     from pipeline.packing import PackedWindows
     from pipeline.shards.manifest import DocumentsEntry, Manifest
@@ -55,14 +65,15 @@ class DocumentTable:
 
     """
 
-    def __init__(self, folder: Path, entry: DocumentsEntry) -> None:
-        self._path = folder / entry.path
-        self._file = self._checked(lambda: open_documents(folder, entry))
-        self._firsts = group_firsts(self._file)
-        stops = [*(self._firsts[1:] - 1).tolist(), entry.stop]
-        self._read = lru_cache(GROUPS_KEPT)(
-            lambda group: self._checked(lambda: read_documents(self._path, self._file, group, stop=stops[group]))
+    def __init__(self, folder: Path | str, entry: DocumentsEntry) -> None:
+        self._path = f"{folder}/{entry.path}"
+        self._entry, self._storage = entry, open_storage(folder) if isinstance(folder, str) else None
+        self._footer: pq.FileMetaData = self._checked(
+            self._fetch_footer if isinstance(folder, str) else lambda: open_documents(folder, entry).metadata
         )
+        self._firsts = group_firsts(self._footer)
+        self._stops = [*(self._firsts[1:] - 1).tolist(), entry.stop]
+        self._read = lru_cache(GROUPS_KEPT)(lambda group: self._checked(lambda: self._read_group(group)))
 
     def find(self, start: int, stop: int) -> list[tuple[str, int, int, int]]:
         """Return the documents with tokens in [start, stop) of the stream: file, row, and their tokens from .. to."""
@@ -94,7 +105,26 @@ class DocumentTable:
         firsts = self._read(group).firsts
         return max(0, int(firsts[np.searchsorted(firsts, token, side="right") - 1]))
 
-    def _checked(self, read: Callable[[], Documents | pq.ParquetFile]) -> Documents | pq.ParquetFile:
+    def _fetch_footer(self) -> pq.FileMetaData:
+        assert self._storage is not None, "of an object store"
+        content, self._version = self._storage.read_range(self._entry.path, self._entry.footer_start, self._entry.bytes)
+        return parse_footer(check_footer_bytes(content, self._entry), self._entry)
+
+    def _read_group(self, group: int) -> Documents:
+        stop = self._stops[group]
+        if self._storage is None:
+            with pq.ParquetFile(self._path, metadata=self._footer, page_checksum_verification=True) as file:
+                return read_documents(Path(self._path), file, group, stop=stop)
+        row_group = self._footer.row_group(group)
+        spans = column_spans(row_group)
+        first, last = min(start for start, _ in spans.values()), max(end for _, end in spans.values())
+        content, version = self._storage.read_range(self._entry.path, first, last)
+        if version != self._version:
+            raise ValueError("it was replaced while it was read")
+        with open_parts([Part(first, memoryview(content))], self._footer, row_group, list(spans)) as file:
+            return decode_documents(file, group, stop=stop)
+
+    def _checked(self, read: Callable[[], Any]) -> Any:
         try:
             return retry(read, self._path, unclear=(ValueError,))
         except (OSError, ValueError) as error:
@@ -139,7 +169,7 @@ def locate(
     window -1, has no document.
 
     Args:
-        path: the data set's folder.
+        path: the data set's folder or URI.
         windows: window numbers of the split, such as a batch's `window_ids`.
         split: `train` or `validation`.
 
@@ -149,7 +179,7 @@ def locate(
         OSError: a file is missing or damaged.
 
     """
-    folder = expand_user(check_path("path", path, "must be a data set's folder")).absolute()
+    folder = place_of(path)
     files = ShardFiles(folder, check_choice("split", split, SPLITS))
     entry = files.entry
     if entry.documents is None:

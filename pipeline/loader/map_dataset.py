@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from operator import index
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,17 +19,20 @@ from torch.utils.data import Dataset
 
 from pipeline.base.display import html_table
 from pipeline.loader.batch import convert_all
+from pipeline.loader.disk_cache import open_cache
 from pipeline.loader.readers import describe, document_rule, open_split
 from pipeline.loader.row_group import RowBatch, SampleIds, view_windows
 from pipeline.loader.row_group_cache import decode_group, ends_bytes, has_ends, slot_bytes
-from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments
-from pipeline.settings import SPLITS
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_path, check_range, names_arguments
+from pipeline.settings import CACHE_LIMIT, SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.loader.readers import Source
     from pipeline.loader.row_group import GroupMemory
+    from pipeline.loader.shard_files import Fetch
 
 MEMORY_BUDGET = 1 << 28  # 256 MiB, of each process
 
@@ -41,7 +45,7 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         x, y = next(iter(DataLoader(WindowDataset("outputs/shards/...", pairs=True), batch_size=8, shuffle=True)))
 
     Args:
-        path: the data set's folder, or windows of a token store that were never written (`StoreWindows`).
+        path: the data set's folder or URI, or windows of a token store that were never written (`StoreWindows`).
         split: `train` or `validation`.
         pairs: items are `(input_ids, target_ids)`, as teaching material has them.
         score: `new` turns targets that an earlier window has scored into -100.
@@ -50,8 +54,10 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         score_document_starts: False turns targets that are a document's first token into -100.
         tokenizer: the expected one, as a manifest names it (`name`, `hash`); a data set of another one is refused.
         memory_budget: bytes of decoded row groups to keep, at most (one is always kept).
+        cache_dir, cache_limit: as for a `ShardLoader`: where row groups are kept on a local disk, and how many bytes.
 
-    It can be pickled: worker processes get it without the decoded row groups.
+    It can be pickled: worker processes get it without the decoded row groups. Those that read an object store must be
+    started by spawn: `DataLoader(..., multiprocessing_context="spawn")`.
 
     """
 
@@ -67,9 +73,16 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         score_document_starts: bool = True,
         tokenizer: Mapping[str, Any] | None = None,
         memory_budget: int = MEMORY_BUDGET,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int = CACHE_LIMIT,
     ) -> None:
         memory_budget = check_range("memory_budget", memory_budget, 1, MAX_COUNT)
-        self.reader = open_split(path, check_choice("split", split, SPLITS), score=score, tokenizer=tokenizer)
+        cache = open_cache(
+            None if cache_dir is None else check_path("cache_dir", cache_dir),
+            check_range("cache_limit", cache_limit, 1, MAX_COUNT),
+        )
+        split = check_choice("split", split, SPLITS)
+        self.reader = open_split(path, split, score=score, tokenizer=tokenizer, cache=cache)
         self.pairs = check_bool("pairs", pairs)
         self._document_rule = document_rule(
             self.reader,
@@ -127,9 +140,8 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         bounds_B2 = np.tile(np.array([0, self.reader.max_length], np.int32), (len(numbers), 1))
         ends_BE = np.zeros((len(numbers), ends_bytes(self.reader)), np.uint8) if has_ends(self.reader) else None
         groups, rows = self.reader.groups.locate(numbers)
-        for group in np.unique(groups).tolist():
+        for group, memory in self._groups(np.unique(groups).tolist()):
             here = np.flatnonzero(groups == group)
-            memory = self._group(group)
             pitch = self.reader.pitch_of(group)
             ids_BT1[here] = view_windows(memory.tokens, pitch=pitch, max_length=self.reader.max_length)[rows[here]]
             if memory.bounds is not None:
@@ -143,12 +155,24 @@ class WindowDataset(Dataset[dict[str, torch.Tensor]]):
         columns = [batch[name] for name in names]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
-    def _group(self, group: int) -> GroupMemory:
+    def _groups(self, groups: list[int]) -> Iterator[tuple[int, GroupMemory]]:
+        """Yield row groups; where each costs a request, several are asked for at once."""
+        at_once = self.reader.requests
+        if not at_once:
+            yield from ((group, self._group(group)) for group in groups)
+            return
+        for start in range(0, len(groups), at_once):
+            here = groups[start : start + at_once]
+            with ThreadPoolExecutor(len(here)) as pool:
+                missing = {group: pool.submit(self.reader.fetch, group) for group in here if group not in self._cached}
+                yield from ((group, self._group(group, missing.get(group))) for group in here)
+
+    def _group(self, group: int, fetched: Fetch | None = None) -> GroupMemory:
         with self._lock:  # two threads would decode the same row group, and cache more than the budget allows
             if group in self._cached:
                 self._cached.move_to_end(group)
             else:
                 if len(self._cached) == self._most:
                     self._cached.popitem(last=False)
-                self._cached[group] = decode_group(self.reader, group)
+                self._cached[group] = decode_group(self.reader, group, fetched=fetched)
             return self._cached[group]

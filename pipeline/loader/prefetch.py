@@ -1,5 +1,6 @@
 """Gather a rank's batches ahead of time, several in one prefetch unit, while threads decode what comes next.
 
+    fetching threads      row groups, as they are stored in an object store
     decoding threads      row groups, compact, into a fixed amount of memory, in the order in which they are needed
     gathering thread      one unit ahead: the next indices -> windows -> rows of one array, still compact
     the caller            takes units
@@ -56,6 +57,13 @@ class Move(NamedTuple):
     batches: int
 
 
+class Pools(NamedTuple):
+    """The threads of an iteration."""
+
+    decoders: ThreadPoolExecutor
+    fetchers: ThreadPoolExecutor | None  # of a data set in an object store
+
+
 class PrefetchUnit(NamedTuple):
     """Consecutive batches of one rank, still compact."""
 
@@ -90,7 +98,7 @@ class Prefetcher:
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
         self._kept: RowGroupCache | None = None  # from one epoch to the next
-        in_all = order.num_groups * slot_bytes(reader)
+        in_all = order.num_groups * slot_bytes(reader)  # what is fetched of them is gone once they are decoded
         # `full` needs all row groups at once; under `lanes` they are kept if that takes half of the budget at most.
         self.caches_all = order.shuffle == "full" or (order.shuffle == "lanes" and in_all <= memory_budget // 2)
         self.count_slots(order)
@@ -113,8 +121,11 @@ class Prefetcher:
         is_finalizing, process, is_orderly = sys.is_finalizing, os.getpid(), False
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
         gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
+        requests = self.reader.requests
+        fetchers = ThreadPoolExecutor(requests, thread_name_prefix=THREADS) if requests else None
+        pools = Pools(decoders, fetchers)
         try:
-            units = self._gather(cache, decoders, Move(order, epoch, start, batches))
+            units = self._gather(cache, pools, Move(order, epoch, start, batches))
             coming = gatherer.submit(next, units, None)
             while (unit := coming.result()) is not None:
                 coming = gatherer.submit(next, units, None)
@@ -122,7 +133,7 @@ class Prefetcher:
                 if os.getpid() != process:
                     raise RuntimeError(FORKED)  # noqa: TRY301 - no pool says this
                 while move is not None:  # the unit that is coming is dropped
-                    units = self._gather(cache, decoders, move)
+                    units = self._gather(cache, pools, move)
                     coming = gatherer.submit(next, units, None)
                     move = yield None
             is_orderly = True
@@ -135,7 +146,7 @@ class Prefetcher:
             return  # the interpreter ends, and with it the iteration of a daemon thread
         finally:
             if not is_finalizing() and os.getpid() == process:  # otherwise the threads have ended already
-                self._stop(decoders, gatherer)
+                self._stop(*([fetchers] if fetchers else []), decoders, gatherer)
                 # Not from one of the threads, which cannot wait for itself: the garbage collector may run anywhere.
                 if is_orderly and not threading.current_thread().name.startswith(THREADS):
                     cache.stop()
@@ -161,6 +172,7 @@ class Prefetcher:
         """
         groups = order.num_groups
         needed, each = order.num_buffered(len(self.part.lanes_read())), max(1, slot_bytes(self.reader))
+        each += self.reader.fetch_bytes  # while it is decoded
         if needed * each > self.memory_budget:
             remedy = {"none": "", "full": ", or choose shuffle=lanes", "lanes": ", or fewer lanes"}[order.shuffle]
             raise ValueError(
@@ -171,13 +183,13 @@ class Prefetcher:
             return max(1, groups)
         rows = max(self.batch_size, min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length))
         in_unit = 2 + rows * self.part.global_batch // self.batch_size * groups // max(1, len(order))
-        wanted = needed + max(needed, 2 * self.threads, in_unit)
+        wanted = needed + max(needed, 2 * self.threads, 2 * self.reader.requests, in_unit)
         return max(1, min(groups, wanted, self.memory_budget // each))
 
-    def _gather(self, cache: RowGroupCache, decoders: ThreadPoolExecutor, move: Move) -> Iterator[PrefetchUnit]:
+    def _gather(self, cache: RowGroupCache, pools: Pools, move: Move) -> Iterator[PrefetchUnit]:
         """Yield the units, each gathered when it is asked for."""
         order, epoch, start, batches = move
-        cache.start(self._needs(order, epoch, start, batches), decoders)
+        cache.start(self._needs(order, epoch, start, batches), *pools)
         change = order.next_change(start)
         part = self.part
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
@@ -187,7 +199,7 @@ class Prefetcher:
         while done < batches:
             here = start + done * part.global_batch
             if change is not None and here >= change:  # other row groups are needed from here on
-                cache.start(self._needs(order, epoch, here, batches - done), decoders)
+                cache.start(self._needs(order, epoch, here, batches - done), *pools)
                 change = order.next_change(here)
             stop = batches if change is None else min(batches, done - (here - change) // part.global_batch)
             take = min(size, stop - done)

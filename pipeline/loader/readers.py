@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import expand_user
 from pipeline.loader.damage import DamagedRowGroup, check_files
+from pipeline.loader.fetched_shards import REQUESTS
 from pipeline.loader.row_group import (
     DocumentRule,
     RowInfo,
@@ -36,6 +37,8 @@ from pipeline.rules import check_path, reject, shorten
 from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.layout import choose_layout
 from pipeline.shards.row_groups import JoinedRowGroups, divide_windows
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
 from pipeline.tokens.chunk import DamagedChunk
 from pipeline.tokens.store import open_store
 from pipeline.windows import IGNORED, StoredWindows, cut_windows
@@ -46,6 +49,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from pipeline.loader.disk_cache import DiskCache
+    from pipeline.loader.fetched_shards import FetchedShard
+    from pipeline.loader.shard_files import Fetch
+
+SOURCES = "must be a data set's folder or URI, or a StoreWindows"
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
 
@@ -57,10 +65,19 @@ class ShardReader:
 
     """
 
-    def __init__(self, folder: Path, split: str, *, score: str = "all", on_bad: str = "raise") -> None:
-        self._files = ShardFiles(folder, split)
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str,
+        *,
+        score: str = "all",
+        on_bad: str = "raise",
+        cache: DiskCache | None = None,
+    ) -> None:
+        self._files = ShardFiles(folder, split, cache=cache)
         manifest, entry = self._files.manifest, self._files.entry
-        check_files(folder, entry.shards, on_bad=on_bad)
+        if not isinstance(folder, str):  # in an object store each would take a request: the first read says so
+            check_files(folder, entry.shards, on_bad=on_bad)
         self.path = folder
         self.split, self.score, self.on_bad = split, score, on_bad
         self.fingerprint, self.store = manifest.fingerprint, manifest.store
@@ -75,9 +92,22 @@ class ShardReader:
         )
         self.padded, self.packed = manifest.windows["tail"] == "pad", self.documents == "pack"
         self.end_of_text: int | None = manifest.windows.get("end_of_text")
+        self.requests = 0 if self._files.fetched is None else REQUESTS
+        self.fetch_bytes, self.is_remote = self._files.fetch_bytes, isinstance(folder, str)
 
-    def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
+    def fetch(self, group: int) -> FetchedShard | None:
+        """Fetch a row group's bytes for `read_group`, if this reader has `requests` to make at once.
+
+        Raises:
+            OSError, ValueError: it cannot be read; `read_group` says so in the words of a user.
+
+        """
+        return self._files.fetch(group)
+
+    def read_group(self, group: int, tokens: np.ndarray, fetched: Fetch | None = None) -> RowInfo:
         """Decode a row group into `tokens`, flat, with its windows `pitch_of(group)` apart.
+
+        Give it what `fetch` returns, once it is there, or it fetches the row group itself.
 
         Raises:
             DamagedRowGroup: a shard is missing, a page's checksum does not match its bytes, or its content is not what
@@ -85,7 +115,7 @@ class ShardReader:
             OSError: the folder contains another data set than at the start, or this process may not read it.
 
         """
-        inputs_BT, next_ids, rows = self._files.read(group, with_ids=True)
+        inputs_BT, next_ids, rows = self._files.read(group, with_ids=True, fetched=fetched)
         assert inputs_BT is not None, "asked for with the IDs"
         if not len(inputs_BT):
             return rows
@@ -193,11 +223,16 @@ class StoreReader:
         self.fingerprint = hash_json([store.id, split, *shape, *rule, per_group, per_shard])
         self.padded = window.tail == "pad"
         self.end_of_text: int | None = store.tokenizer.get("end_of_text")
+        self.requests = self.fetch_bytes = 0
+        self.is_remote = False
         self._stored = StoredWindows(
             stream=stream, windows=self.windows, order="sequential", seed=0, pad_id=end_of_text_id(self)
         )
 
-    def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
+    def fetch(self, group: int) -> None:
+        """Fetch nothing: a token store is on this machine."""
+
+    def read_group(self, group: int, tokens: np.ndarray, fetched: Fetch | None = None) -> RowInfo:  # noqa: ARG002
         """Read a row group into `tokens`, flat, with its windows `pitch_of(group)` apart."""
         first = self.groups.first_window(group)
         try:
@@ -255,11 +290,19 @@ class MixtureReader:
         self.padded, self.packed = any(one.padded for one in readers), any(one.packed for one in readers)
         self.score = one.score
         self.end_of_text = one.end_of_text
+        self.requests = max(reader.requests for reader in readers)
+        self.fetch_bytes = max(reader.fetch_bytes for reader in readers)
+        self.is_remote = any(reader.is_remote for reader in readers)
 
-    def read_group(self, group: int, tokens: np.ndarray) -> RowInfo:
+    def fetch(self, group: int) -> FetchedShard | None:
+        """Fetch a row group as the reader of its data set does."""
+        reader, number = self.source_of(group)
+        return reader.fetch(number)
+
+    def read_group(self, group: int, tokens: np.ndarray, fetched: Fetch | None = None) -> RowInfo:
         """Decode a row group as the reader of its data set does."""
         reader, number = self.source_of(group)
-        return reader.read_group(number, tokens)
+        return reader.read_group(number, tokens, fetched)
 
     def source_of(self, group: int) -> tuple[ShardReader | StoreReader, int]:
         """Return the data set of a row group, and its number there."""
@@ -282,31 +325,50 @@ Source: TypeAlias = "str | os.PathLike[str] | StoreWindows"
 
 
 def open_split(
-    source: Source, split: str, *, score: str = "all", tokenizer: Mapping[str, Any] | None = None, on_bad: str = "raise"
+    source: Source,
+    split: str,
+    *,
+    score: str = "all",
+    tokenizer: Mapping[str, Any] | None = None,
+    on_bad: str = "raise",
+    cache: DiskCache | None = None,
 ) -> ShardReader | StoreReader:
-    """Open one split of a data set's folder, or of the windows of a token store.
+    """Open one split of a data set in a folder or an object store, or of the windows of a token store.
 
     Raises:
         ValueError: there is no such data set or split; its tokenizer has another hash than `tokenizer`; or it is not
             known which targets are new (`score`).
 
     """
-    given = source.store if isinstance(source, StoreWindows) else source
-    path = expand_user(check_path("path", given, "must be a data set's folder, or a StoreWindows")).absolute()
+    path: Path | str
     reader: ShardReader | StoreReader
     if isinstance(source, StoreWindows):
+        path = expand_user(check_path("path", source.store, SOURCES)).absolute()
         reader = StoreReader(path, source.window, source.shards, split=split, score=score, on_bad=on_bad)
-    elif path.suffix == ".json":
-        raise ValueError(
-            f"{source} is a token store, which has no windows of its own: pass StoreWindows({str(source)!r}, "
-            "WindowConfig(max_length=..., stride=...))"
-        )
     else:
-        reader = ShardReader(path, split, score=score, on_bad=on_bad)
+        path = place_of(source)
+        if str(path).endswith(".json"):
+            raise ValueError(
+                f"{source} is a token store, which has no windows of its own: pass StoreWindows({str(source)!r}, "
+                "WindowConfig(max_length=..., stride=...))"
+            )
+        reader = ShardReader(path, split, score=score, on_bad=on_bad, cache=cache)
     check_score(reader)
     if tokenizer is not None:
         check_tokenizer(reader.tokenizer, tokenizer, path)
     return reader
+
+
+def place_of(source: str | os.PathLike[str]) -> Path | str:
+    """Return the absolute path of a data set's folder, or its URI as it was given.
+
+    Raises:
+        ValueError: it is neither.
+
+    """
+    if is_uri(source):
+        return open_storage(source).uri
+    return expand_user(check_path("path", source, SOURCES)).absolute()
 
 
 def describe(reader: Reader) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from pipeline.loader.readers import Reader
+    from pipeline.loader.shard_files import Fetch
 
 
 AHEAD = 64  # row groups to decode ahead that are asked for at once, if all are kept: more would delay a first batch
@@ -74,6 +75,7 @@ class RowGroupCache:
         self._needs: Iterator[Need] = iter(())
         self._waiting: Need | None = None
         self._threads: ThreadPoolExecutor | None = None
+        self._fetchers: ThreadPoolExecutor | None = None
         self._idle: dict[int, None] = {}  # decoded for what was needed before `start`, until their slots are wanted
         self.counters = counters or Counters()
 
@@ -82,8 +84,13 @@ class RowGroupCache:
         """Row groups in memory, or on their way there."""
         return len(self._decoded)
 
-    def start(self, needs: Iterator[Need], threads: ThreadPoolExecutor) -> None:
-        """Start to decode along `needs`, sorted by the first index that needs them, in place of those before."""
+    def start(
+        self, needs: Iterator[Need], threads: ThreadPoolExecutor, fetchers: ThreadPoolExecutor | None = None
+    ) -> None:
+        """Start to decode along `needs`, sorted by the first index that needs them, in place of those before.
+
+        `fetchers` ask an object store for row groups before `threads` decode them.
+        """
         if not self._keep and self._decoded:
             ahead = list(islice(needs, len(self._decoded) + len(self._free)))
             needs = chain(ahead, needs)
@@ -92,13 +99,13 @@ class RowGroupCache:
             self._idle = dict.fromkeys([*(group for group in self._decoded if group not in wanted), *reversed(wanted)])
             self._users = dict.fromkeys(self._decoded, 0)
             self._ends.clear()
-        self._needs, self._threads, self._waiting = needs, threads, None
+        self._needs, self._threads, self._fetchers, self._waiting = needs, threads, fetchers, None
 
     def stop(self) -> None:
         """Forget what is not decoded; call it when the threads have ended."""
         for group in [group for group, done in self._decoded.items() if done.cancelled() or done.exception()]:
             self._drop(group)
-        self._needs, self._waiting, self._threads = iter(()), None, None
+        self._needs, self._waiting, self._threads, self._fetchers = iter(()), None, None, None
         # No cycle of references (a future knows its callbacks): the memory is free as soon as no one uses the cache.
         self._decoded = dict.fromkeys(self._decoded, DECODED) if self._keep else {}
 
@@ -196,7 +203,8 @@ class RowGroupCache:
             return
         assert self._threads is not None, "started before"
         slot = self._free[-1]
-        done = self._threads.submit(decode_group, self.reader, group, into=self._memory(group, slot))
+        fetched = None if self._fetchers is None else self._fetchers.submit(self.reader.fetch, group)
+        done = self._threads.submit(decode_group, self.reader, group, into=self._memory(group, slot), fetched=fetched)
         self._free.pop()
         self._slot[group], self._users[group], self._decoded[group] = slot, 0, done
         self._count(group)
@@ -237,8 +245,12 @@ def wait_for(decoded: Future[Any]) -> DamagedRowGroup | None:
     return None
 
 
-def decode_group(reader: Reader, group: int, *, into: GroupMemory | None = None) -> GroupMemory:
+def decode_group(
+    reader: Reader, group: int, *, into: GroupMemory | None = None, fetched: Fetch | None = None
+) -> GroupMemory:
     """Return a row group's tokens, and which targets of its windows count; fill `into` if given.
+
+    `fetched` is what `reader.fetch` returns, once it is there.
 
     If all targets of all windows of the split count, there are no bounds; if no window is packed, there are no ends.
 
@@ -254,7 +266,7 @@ def decode_group(reader: Reader, group: int, *, into: GroupMemory | None = None)
             np.empty((rows_here, ends_bytes(reader)), np.uint8) if has_ends(reader) else None,
         )
     tokens, bounds_B2, ends_BE = into
-    rows = reader.read_group(group, tokens)
+    rows = reader.read_group(group, tokens, fetched)
     if ends_BE is not None:
         ends_BE[:] = 0 if rows.ends is None else rows.ends  # in a mixture, not every source is packed
     if bounds_B2 is not None:

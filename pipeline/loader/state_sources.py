@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
@@ -23,7 +24,7 @@ def describe_data_sets(reader: Reader) -> list[dict[str, Any]]:
     """Return what a state says about each of its data sets, by config key, so that a refusal can name what differs."""
     return [
         {
-            "folder": shorten(one.path.stem if one.path.suffix == ".json" else one.path.name, 60),
+            "folder": shorten(PurePath(one.path).name.removesuffix(".json"), 60),
             "tokenizer": shorten(str(one.tokenizer["name"]), 60),
             "window.max_length": one.max_length,
             "window.stride": one.stride,

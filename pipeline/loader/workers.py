@@ -38,10 +38,28 @@ if TYPE_CHECKING:
     from pipeline.loader.mixture import Mixture
     from pipeline.loader.order import Order
     from pipeline.loader.prefetch import Prefetcher, Units
+    from pipeline.loader.readers import Reader
     from pipeline.loader.row_group import DocumentRule
 
 CONTEXTS = ("fork", "spawn", "forkserver")
 WATCHER = "stridemill-parent"
+
+
+def choose_context(context: str | None, reader: Reader) -> str | None:
+    """Return how worker processes are started: not by a fork, if they read an object store.
+
+    Raises:
+        ValueError: `context` asks for a fork there.
+
+    """
+    if not reader.is_remote:
+        return context
+    if context == "fork":
+        raise ValueError(
+            "worker_context: the client of an object store hangs in a forked process; choose spawn or forkserver, or "
+            "leave it out"
+        )
+    return context or "spawn"
 
 
 def end_with_parent() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.shards.manifest import DocumentsEntry
+    from pipeline.storage.interface import Buffer
 
 GROUP_ROWS = 1 << 16
 MAX_GROUP_BYTES = 1 << 29  # 65,536 names of 4,096 bytes take half of it
@@ -67,7 +68,18 @@ def open_documents(folder: Path, entry: DocumentsEntry) -> pq.ParquetFile:
 
     """
     path = folder / entry.path
-    footer = pq.read_metadata(pa.BufferReader(read_footer_bytes(path, entry)))
+    footer = parse_footer(read_footer_bytes(path, entry), entry)
+    return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
+
+
+def parse_footer(content: Buffer, entry: DocumentsEntry) -> pq.FileMetaData:
+    """Return a table's footer, whose hash was compared with the manifest.
+
+    Raises:
+        ValueError: it is not that of such a table.
+
+    """
+    footer = pq.read_metadata(pa.BufferReader(pa.py_buffer(content)))
     if footer.num_rows != entry.num_rows or not footer.schema.to_arrow_schema().equals(SCHEMA):
         raise ValueError("it has other columns or rows than the documents' table of the manifest")
     for number in range(footer.num_row_groups):
@@ -75,19 +87,24 @@ def open_documents(folder: Path, entry: DocumentsEntry) -> pq.ParquetFile:
         sizes = [group.column(index).total_uncompressed_size for index in range(group.num_columns)]
         if group.num_rows > GROUP_ROWS or max(sizes) > MAX_GROUP_BYTES:
             raise ValueError(f"its row group {number} is larger than those of a documents' table")
-    return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
+    return footer
 
 
-def group_firsts(file: pq.ParquetFile) -> np.ndarray:
+def group_firsts(footer: pq.FileMetaData) -> np.ndarray:
     """Return the `first` of each row group's first document, int64 [row groups]."""
-    groups = range(file.metadata.num_row_groups)
+    groups = range(footer.num_row_groups)
     column = SCHEMA.get_field_index("first")
-    return np.array([file.metadata.row_group(group).column(column).statistics.min for group in groups], np.int64)
+    return np.array([footer.row_group(group).column(column).statistics.min for group in groups], np.int64)
 
 
 def read_documents(path: Path, file: pq.ParquetFile, group: int, *, stop: int) -> Documents:
     """Read one row group of a table; the next one's first document, or the end of the last one, is at `stop`."""
     check_pages(path, file.metadata, group)
+    return decode_documents(file, group, stop=stop)
+
+
+def decode_documents(file: pq.ParquetFile, group: int, *, stop: int) -> Documents:
+    """Decode one row group, whose pages were checked, as `read_documents` does."""
     table = file.read_row_group(group, use_threads=False)
     files, rows, firsts = (table.column(name).combine_chunks() for name in SCHEMA.names)
     starts = firsts.to_numpy()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.shards.manifest import DocumentsEntry, ShardEntry
+    from pipeline.storage.interface import Buffer
 
 PAGE_BYTES = 16 << 20  # fits a column of a row group; two pages would take 6 % more space at stride 1
 PAGE_SLACK = 1 << 16  # bytes of page headers and levels of a column without windows, generously
@@ -147,10 +148,27 @@ def read_footer_bytes(path: Path, entry: ShardEntry | DocumentsEntry) -> bytes:
         file.seek(entry.footer_start or 0)
         content = file.read() if entry.footer_sha256 else b""
         digest = hashlib.sha256(content) if entry.footer_sha256 else hashlib.file_digest(file, "sha256")
-    if digest.hexdigest() != (entry.footer_sha256 or entry.sha256):
+    compare_hash(digest.hexdigest(), entry)
+    return content or find_footer(path)[1]
+
+
+def check_footer_bytes(content: Buffer, entry: ShardEntry | DocumentsEntry) -> memoryview:
+    """Compare the bytes of a file from `entry.footer_start` on with the manifest, and return its footer.
+
+    Raises:
+        ValueError: they are not those of the manifest.
+
+    """
+    compare_hash(hashlib.sha256(content).hexdigest(), entry)
+    view = memoryview(content)
+    return view if entry.footer_sha256 else view[-8 - int.from_bytes(view[-8:-4], "little") :]
+
+
+def compare_hash(digest: str, entry: ShardEntry | DocumentsEntry) -> None:
+    """Raise ValueError if the hash of a file's footer, or of the complete file, is not that of the manifest."""
+    if digest != (entry.footer_sha256 or entry.sha256):
         part = "its footer does" if entry.footer_sha256 else "it does"
         raise ValueError(f"{part} not have the sha256 of the manifest: it was changed, or is another file")
-    return content or find_footer(path)[1]
 
 
 def read_footer(path: Path, entry: ShardEntry, schema: pa.Schema) -> pq.FileMetaData:
@@ -189,7 +207,7 @@ def check_footer(footer: pq.FileMetaData, entry: ShardEntry, schema: pa.Schema) 
                 raise ValueError(f"its row group {number} has more bytes than its windows need")
 
 
-def open_shard(path: Path, *, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def open_shard(path: Path | pa.PythonFile, *, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Open a shard so that reading a page verifies its checksum. A footer that was read before is not read again."""
     return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_json
-from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.base.reading import check_signature, parse_fields, read_fields, sign
 from pipeline.base.retry import read_twice
 from pipeline.base.wording import counted
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
     import os
@@ -142,14 +144,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             malformed; the message names the file and the field.
 
     """
-    path = Path(folder) / MANIFEST_NAME
+    path = f"{folder}/{MANIFEST_NAME}" if is_uri(folder) else Path(folder) / MANIFEST_NAME
     try:
-        fields = read_twice(partial(_read_signed, path), path)
+        fields = read_twice(partial(_read_signed, folder), path)
         fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
         manifest = Manifest(**fields)
         _check_fields(manifest)
     except FileNotFoundError:
-        found = "holds no manifest.json" if Path(folder).is_dir() else "does not exist"
+        found = "holds no manifest.json" if is_uri(folder) or Path(folder).is_dir() else "does not exist"
         raise ValueError(
             f"{folder} {found}: it is not a data set, or the write stage did not finish; run the write stage"
         ) from None
@@ -158,8 +160,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return manifest
 
 
-def _read_signed(path: Path) -> dict[str, Any]:
-    fields = read_fields(path, limit=MAX_MANIFEST_BYTES)
+def _read_signed(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    if is_uri(folder):
+        fields = parse_fields(open_storage(folder).read(MANIFEST_NAME), limit=MAX_MANIFEST_BYTES)
+    else:
+        fields = read_fields(Path(folder) / MANIFEST_NAME, limit=MAX_MANIFEST_BYTES)
     _check_version(fields.get("format_version"))
     return check_signature(fields)
 

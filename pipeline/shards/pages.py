@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.base.reading import open_regular
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pyarrow.parquet as pq
@@ -40,15 +41,20 @@ def check_pages(path: Path, footer: pq.FileMetaData, group: int) -> None:
     row_group = footer.row_group(group)
     with open_regular(path) as file:
         for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            at, stop = column.data_page_offset, column.data_page_offset + column.total_compressed_size
-            left = column.total_uncompressed_size
-            while at < stop:
-                length, sizes = parse_header(os.pread(file.fileno(), HEADER_BYTES, at))
-                unpacked, packed = sizes.get(UNPACKED, -1), sizes.get(PACKED, -1)
-                at, left = at + length + packed, left - length - unpacked
-                if unpacked < 0 or packed < 0 or left < 0 or at > stop:
-                    raise ValueError(f"a page of its column {index} states other sizes than the footer")
+            check_column(lambda at: os.pread(file.fileno(), HEADER_BYTES, at), row_group, index)
+
+
+def check_column(read: Callable[[int], bytes], row_group: pq.RowGroupMetaData, index: int) -> None:
+    """Compare the pages of one column with the footer; `read` returns the `HEADER_BYTES` from an offset on, or less."""
+    column = row_group.column(index)
+    at, stop = column.data_page_offset, column.data_page_offset + column.total_compressed_size
+    left = column.total_uncompressed_size
+    while at < stop:
+        length, sizes = parse_header(read(at))
+        unpacked, packed = sizes.get(UNPACKED, -1), sizes.get(PACKED, -1)
+        at, left = at + length + packed, left - length - unpacked
+        if unpacked < 0 or packed < 0 or left < 0 or at > stop:
+            raise ValueError(f"a page of its column {index} states other sizes than the footer")
 
 
 def parse_header(content: bytes) -> tuple[int, dict[int, int]]:

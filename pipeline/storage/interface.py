@@ -49,6 +49,14 @@ class Storage(Protocol):
 
         """
 
+    def read_range(self, name: str, start: int, stop: int) -> tuple[Buffer, str]:
+        """Return consecutive bytes of an object, and the etag of the version that they are of: one request.
+
+        Raises:
+            OSError: as the module says; or the object ends before `stop`.
+
+        """
+
     def stat(self, name: str) -> Entry:
         """Return what is known of an object."""
 

@@ -55,11 +55,19 @@ class LocalStorage:
 
         return retry(read, self._path(name))
 
+    def read_range(self, name: str, start: int, stop: int) -> tuple[Buffer, str]:
+        """Return consecutive bytes of a file, and the etag of the version that they are of."""
+
+        def read() -> tuple[Buffer, str]:
+            with open_regular(self._path(name)) as file:
+                return self._read_range(file.fileno(), name, (start, stop)), _etag(os.fstat(file.fileno()))
+
+        return retry(read, self._path(name))
+
     def stat(self, name: str) -> Entry:
         """Return a file's size and time of change; its etag is made of both and its number."""
         status = self._path(name).stat()
-        etag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-        return Entry(name, status.st_size, status.st_mtime, etag)
+        return Entry(name, status.st_size, status.st_mtime, _etag(status))
 
     def size(self, name: str) -> int:
         """Return the bytes of a file."""
@@ -129,3 +137,7 @@ class LocalStorage:
 
 def _content_of(content: Content) -> bytes | bytearray | memoryview:
     return content.read_bytes() if isinstance(content, Path) else content
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"

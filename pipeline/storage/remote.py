@@ -83,6 +83,19 @@ class RemoteStorage:
         found = iter(self._ask(name, read))
         return [next(found) if start < stop else b"" for start, stop in ranges]
 
+    def read_range(self, name: str, start: int, stop: int) -> tuple[Buffer, str]:
+        """Return consecutive bytes of an object, and the etag of the version that they are of."""
+
+        def read(store: Any) -> tuple[Buffer, str]:
+            found = _obstore().get(store, name, options={"range": (start, stop)})
+            content: Buffer = found.bytes()
+            if len(content) != stop - start:
+                what = f"ends at byte {start + len(content):,}, and bytes {start:,} to {stop:,} were asked for"
+                raise OSError(errno.EINVAL, what, self._uri(name))
+            return content, found.meta["e_tag"] or ""
+
+        return self._ask(name, read)
+
     def stat(self, name: str) -> Entry:
         """Return what the store knows of an object."""
         return _entry(self._ask(name, lambda store: _obstore().head(store, name)), name)
