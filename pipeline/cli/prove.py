@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.base.wording import counted
 from pipeline.cli.sources import open_loader
+from pipeline.loader.fetched_shards import REQUESTS
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
-from pipeline.shards.format import open_shard, read_columns
+from pipeline.loader.readers import place_of
+from pipeline.loader.shard_files import ShardFiles
 from pipeline.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -208,11 +210,10 @@ def window_spans(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     if manifest.windows["documents"] == "join" and manifest.windows["order"] == "sequential":
         starts = np.arange(entry.num_windows, dtype=np.int64) * entry.stride
         return starts, np.minimum(starts + entry.max_length, entry.num_tokens - 1)  # a padded tail is shorter
-    parts = []
-    for shard in entry.shards:
-        with open_shard(Path(path) / shard.path) as file:
-            parts += [read_columns(file, group, with_ids=False)[2:4] for group in range(len(shard.row_groups))]
-    starts, lengths = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    files = ShardFiles(place_of(path), split)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        rows = list(pool.map(lambda group: files.read(group, with_ids=False)[2], range(len(files.groups))))
+    starts, lengths = (np.concatenate(columns) for columns in zip(*(row[:2] for row in rows), strict=True))
     if manifest.windows["documents"] == "pack":  # several texts, which no other window has
         return starts, starts
     return starts, starts + lengths

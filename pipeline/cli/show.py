@@ -31,7 +31,7 @@ from pipeline.cli.shown import (
     show_pairs,
     show_pieces,
 )
-from pipeline.cli.sources import open_loader, source_paths
+from pipeline.cli.sources import open_loader, source_paths, source_places
 from pipeline.loader.map_dataset import WindowDataset
 from pipeline.rules import reject
 from pipeline.shards.manifest import read_manifest
@@ -59,7 +59,7 @@ def show_windows(config: Config) -> ShowReport:
 
     """
     split, show = config.loader.split, config.show
-    paths = [Path(one) for one in source_paths(config.shards_path, config.loader)]
+    paths = source_places(config.shards_path, config.loader)
     name = f"mixture of {counted(len(paths), 'data set')}" if config.loader.sources else str(paths[0])
     samples, title = choose_samples(config, paths[0], name)
     shown, missing = find_windows(config, paths, samples)
@@ -75,7 +75,7 @@ def show_windows(config: Config) -> ShowReport:
     if len(shown) < len(samples):
         notes.append(f"{counted(len(samples) - len(shown), 'row')} only to fill the batch")
     if show.html:
-        first = Path(shown[0].path or paths[0])
+        first = shown[0].path or paths[0]
         manifest = read_manifest(first)
         slide = explorer(
             manifest,
@@ -100,7 +100,7 @@ def show_windows(config: Config) -> ShowReport:
     return ShowReport(windows=shown, html=None)
 
 
-def choose_samples(config: Config, path: Path, name: str) -> tuple[list[tuple[int, int]], str]:
+def choose_samples(config: Config, path: Path | str, name: str) -> tuple[list[tuple[int, int]], str]:
     """Return the samples to show, as source and window, and what they are in words."""
     show = config.show
     if show.step is not None:

@@ -53,7 +53,9 @@ class Shown:
     path: str | None = None  # in a mixture, its data set's folder
 
 
-def find_windows(config: Config, paths: list[Path], samples: list[tuple[int, int]]) -> tuple[list[Shown], list[Path]]:
+def find_windows(
+    config: Config, paths: list[Path | str], samples: list[tuple[int, int]]
+) -> tuple[list[Shown], list[Path]]:
     """Return the windows of samples that are no filling, in their order, and the token stores that would be needed."""
     split, shown, missing = config.loader.split, {}, []
     for source in sorted({source for source, number in samples if number >= 0}):
@@ -134,7 +136,7 @@ def find_segments(manifest: Manifest, store: TokenStore | None, split: str) -> D
     return firsts, sizes + int(manifest.windows.get("end_of_text_is_target", False))
 
 
-def find_documents(path: Path, manifest: Manifest, window: Shown, store: TokenStore | None) -> list[str]:
+def find_documents(path: Path | str, manifest: Manifest, window: Shown, store: TokenStore | None) -> list[str]:
     """Return the documents of a window: source, row, and which of their tokens.
 
     The data set's own table tells; one written by a release without such a table needs its token store.

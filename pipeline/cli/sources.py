@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.loader.loader import ShardLoader
 from pipeline.loader.weights import merge_weights
+from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     import os
@@ -32,6 +34,11 @@ PASSED_ON = (
 def source_paths(path: str | os.PathLike[str], loader: LoaderConfig) -> list[str | os.PathLike[str]]:
     """Return the folders that are read: `path`, or those of the mixture."""
     return [path] if loader.sources is None else [one["path"] for one in loader.sources]
+
+
+def source_places(path: str | os.PathLike[str], loader: LoaderConfig) -> list[Path | str]:
+    """Return what is read as paths and, of data sets in object stores, as URIs."""
+    return [str(one) if is_uri(one) else Path(one) for one in source_paths(path, loader)]
 
 
 def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: Any) -> ShardLoader:
