@@ -9,10 +9,14 @@ from fault_proxy import Fault, count_round_trips
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import sections
+from torch.utils.data import DataLoader
 
 from pipeline import ShardLoader, WindowDataset, locate, read_manifest, write_shards
 from pipeline.base import retry
+from pipeline.cli.epoch import load_batches
+from pipeline.cli.prove import prove_loader
 from pipeline.loader.damage import DamagedRowGroup
+from pipeline.settings import EmbeddingConfig, LoaderConfig, ProveConfig
 from pipeline.storage.open import open_storage
 
 GROUP = 8  # windows
@@ -216,3 +220,43 @@ def test_a_shard_that_is_written_again_with_the_same_bytes_changes_nothing(folde
     found = [next(batches)]
     upload(folder, uri)
     assert_same([*found, *batches], ShardLoader(folder, shuffle="none", batch_size=GROUP))
+
+
+def test_a_forked_worker_says_how_to_start_it(uri):
+    for dataset, options in ((WindowDataset(uri), {"batch_size": 4}), (ShardLoader(uri), {"batch_size": None})):
+        loader = DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60, **options)
+        with pytest.raises(OSError, match=r"forked from one that has read it.*multiprocessing_context='spawn'"):
+            next(iter(loader))
+    with pytest.raises(ValueError, match=r"worker_context: .*choose spawn"):
+        ShardLoader(uri, workers=1, worker_context="fork")
+
+
+@pytest.mark.slow
+def test_spawned_workers_give_the_same_batches(folder, uri):
+    options = {"shuffle": "lanes", "lanes": 4, "batch_size": 4}
+    expected = list(islice(ShardLoader(folder, **options), 6))
+    assert_same(islice(ShardLoader(uri, workers=1, **options), 6), expected)
+    loader = DataLoader(
+        ShardLoader(uri, **options), batch_size=None, num_workers=1, multiprocessing_context="spawn", timeout=120
+    )
+    assert_same(islice(loader, 6), expected)
+
+
+def test_the_stages_read_a_bucket(folder, uri, capsys):
+    config = LoaderConfig(batch_size=4, document_ids=False)
+    one, two = (load_batches(path, loader=config, embedding=EmbeddingConfig(dim=4)) for path in (uri, folder))
+    assert (one.windows, one.input_ids) == (two.windows, two.input_ids)
+    config = LoaderConfig(sources=[{"path": uri, "weight": 1}, {"path": str(folder), "weight": 2}], batch_size=4)
+    assert set(load_batches("", loader=config, embedding=EmbeddingConfig(dim=4)).source_samples) == {uri, str(folder)}
+    report = prove_loader(uri, loader=LoaderConfig(), prove=ProveConfig(shuffles=["none"]))
+    assert not report.unproven
+    assert "distance between neighbours" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_line_shows_a_window_of_a_bucket(uri, cli):
+    sources = f"loader.sources=[{{path: '{uri}'}}]"
+    done = cli("stages=show", sources, "show.step=1", "loader.batch_size=2", "loader.shuffle=none", "tokenizer=bytes")
+    assert done.returncode == 0, done.stderr
+    assert f"window 2 of {uri}" in done.stdout
+    assert "the quick brown" in done.stdout.replace("·", " ").replace("|", "")

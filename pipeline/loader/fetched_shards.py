@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.shards.format import check_footer, check_footer_bytes, open_shard, read_columns
 from pipeline.shards.pages import HEADER_BYTES, check_column
+from pipeline.storage.client import check_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,16 @@ class FetchedShards:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._locks = defaultdict(threading.Lock)
+
+    def check_process(self) -> None:
+        """Refuse to read an object store in a process that was forked from one that has read it.
+
+        Raises:
+            OSError: this is one; the message says how to start it.
+
+        """
+        if self.storage.is_remote:
+            check_process(self.storage.uri)
 
     def lock(self, path: str) -> threading.Lock:
         """Return the lock under which a shard's footer is read."""

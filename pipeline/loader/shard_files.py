@@ -108,6 +108,7 @@ class ShardFiles:
         """
         if self.fetched is None:
             return None
+        self.fetched.check_process()  # before a lock is taken, which a fork may have left locked
         path, number = self._files[group]
         return self.fetched.fetch(self._entries[path], self._footer(path), number, with_ids=with_ids)
 
@@ -128,6 +129,8 @@ class ShardFiles:
 
         """
         path = self._files[group][0]
+        if self.fetched is not None:
+            self.fetched.check_process()
         for _ in range(MOST_REPLACED):
             try:
                 found = self._read_columns(group, with_ids=with_ids, fetched=fetched)
