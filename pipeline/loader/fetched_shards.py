@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.shards.format import check_footer, check_footer_bytes, open_shard, read_columns
+from pipeline.shards.id_pages import IdPages
 from pipeline.shards.pages import HEADER_BYTES, check_column
 from pipeline.storage.client import check_process
 
@@ -63,11 +64,12 @@ class FetchedShards:
 
     def __init__(self, storage: Storage, cache: DiskCache | None) -> None:
         self.storage, self.cache = storage, cache
+        self._pages = IdPages()
         self.versions: dict[str, str] = {}  # of each shard whose footer was read
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one request for a footer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"storage": self.storage, "cache": self.cache, "versions": self.versions}
+        return {**self.__dict__, "_locks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -131,8 +133,12 @@ class FetchedShards:
         """
         row_group = fetched.footer.row_group(group)
         spans = column_spans(row_group, left_out=TARGETS if with_ids else IDS)
-        with open_parts(fetched.parts, fetched.footer, row_group, list(spans)) as file:
-            columns = read_columns(file, group, with_ids=with_ids)
+        content = RangeFile(fetched.parts)
+        with open_parts(content, fetched.footer, row_group, list(spans)) as file:
+            if with_ids:
+                columns = self._pages.read_columns(file, group, content.bytes_at)
+            else:
+                columns = read_columns(file, group, with_ids=False)
         if self.cache is not None and with_ids and not fetched.is_cached:
             (part,) = fetched.parts
             stored = [part.content[start - part.start : stop - part.start] for start, stop in join_spans(spans)]
@@ -215,7 +221,7 @@ def join_spans(spans: dict[int, tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def open_parts(
-    parts: Sequence[Part], footer: pq.FileMetaData, row_group: pq.RowGroupMetaData, columns: Sequence[int]
+    file: RangeFile, footer: pq.FileMetaData, row_group: pq.RowGroupMetaData, columns: Sequence[int]
 ) -> pq.ParquetFile:
     """Open parts of a file to read columns of a row group that are in them. Their pages are compared with the footer.
 
@@ -223,7 +229,6 @@ def open_parts(
         ValueError: a page states other sizes than the footer.
 
     """
-    file = RangeFile(parts)
     for index in columns:
         check_column(lambda at: bytes(file.bytes_at(at, HEADER_BYTES)), row_group, index)
     return open_shard(pa.PythonFile(file, mode="r"), footer=footer)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline.base.retry import retry
-from pipeline.loader.fetched_shards import Part, column_spans, open_parts
+from pipeline.loader.fetched_shards import Part, RangeFile, column_spans, open_parts
 from pipeline.loader.readers import place_of
 from pipeline.loader.shard_files import ShardFiles
 from pipeline.packing import pack_documents
@@ -121,7 +121,8 @@ class DocumentTable:
         content, version = self._storage.read_range(self._entry.path, first, last)
         if version != self._version:
             raise ValueError("it was replaced while it was read")
-        with open_parts([Part(first, memoryview(content))], self._footer, row_group, list(spans)) as file:
+        parts = RangeFile([Part(first, memoryview(content))])
+        with open_parts(parts, self._footer, row_group, list(spans)) as file:
             return decode_documents(file, group, stop=stop)
 
     def _checked(self, read: Callable[[], Any]) -> Any:
