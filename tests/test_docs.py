@@ -289,6 +289,7 @@ def test_messages_ask_for_the_packages_that_the_project_declares():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     requirements = [requirement for extra in extras.values() for requirement in extra]
     declared = {*requirements, *(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)}
+    declared |= {f"stridemill[{extra}]" for extra in extras}
     sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "pipeline").rglob("*.py"))
     asked = set(re.findall(r"pip install '?([\w-]+[^\s'\"]*)", sources))
     assert len(asked) >= 3

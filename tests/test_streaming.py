@@ -1,5 +1,6 @@
 """Loading from an object store gives what loading from the folder gives, whatever the network does."""
 
+import time
 from itertools import islice
 
 import pyarrow.parquet as pq
@@ -114,11 +115,12 @@ def test_documents_are_found_in_a_bucket(folder, uri):
 
 
 def test_a_row_group_is_one_request_and_a_first_batch_four_round_trips(folder, uri, proxy):
-    proxy.set(latency=0.02)
+    proxy.set(latency=0.25)
     loader = ShardLoader(uri, shuffle="lanes", lanes=4, batch_size=4)
     assert len(proxy.log()) == 1
     next(iter(loader))
-    log = proxy.log()
+    now = time.monotonic()  # the same clock in all processes; what is read ahead comes later
+    log = [one for one in proxy.log() if one.stop is not None and one.stop <= now]
     assert count_round_trips(log) <= 4
     shards = [one for one in log if "/data/" in one.path]
     footers = {one.path for one in shards}
