@@ -164,14 +164,14 @@ def pack_documents(firsts: np.ndarray, sizes: np.ndarray, *, max_length: int, gr
 
     """
     parts = list(_pack_groups(firsts, sizes, max_length=max_length, group_tokens=group_tokens))
-    columns = zip(*parts, strict=True) if parts else [[np.empty(0, np.int64)]] * 4
-    all_firsts, all_sizes, counts, continued = (np.concatenate(column) for column in columns)
-    ends = np.cumsum(counts, dtype=np.int64)
-    lengths = np.add.reduceat(all_sizes, ends - counts) if len(ends) else ends
+    columns = zip(*parts, strict=True) if parts else [[np.empty(0, np.int64)]] * 5
+    all_firsts, all_sizes, counts, lengths, continued = (
+        column[0] if len(column) == 1 else np.concatenate(column) for column in columns
+    )
     return PackedWindows(
         firsts=all_firsts,
         sizes=all_sizes.astype(np.int32, copy=False),
-        ends=ends,
+        ends=np.cumsum(counts, dtype=np.int64),
         lengths=lengths.astype(np.int32, copy=False),
         continued=continued.astype(bool, copy=False),
         max_length=max_length,
@@ -181,7 +181,7 @@ def pack_documents(firsts: np.ndarray, sizes: np.ndarray, *, max_length: int, gr
 
 def _pack_groups(
     firsts: np.ndarray, sizes: np.ndarray, *, max_length: int, group_tokens: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, ...]]:
     at, total = 0, len(firsts)
     while at < total:
         border = (int(firsts[at]) // group_tokens + 1) * group_tokens
@@ -190,10 +190,11 @@ def _pack_groups(
         at = stop
 
 
-def _pack_group(
-    firsts: np.ndarray, sizes: np.ndarray, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pack one group. Return firsts and sizes of its segments, and for each window its segments and `continued`."""
+def _pack_group(firsts: np.ndarray, sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, ...]:
+    """Pack one group.
+
+    Return firsts and sizes of its segments, and for each window its segments, tokens and `continued`.
+    """
     full, rests = np.divmod(sizes, max_length)
     packed = np.flatnonzero(rests)  # documents with a rest, or shorter than a window
     rest_firsts, rest_sizes = firsts[packed] + full[packed] * max_length, rests[packed]
@@ -206,18 +207,22 @@ def _pack_group(
     place = first_window[leading] + full[leading]  # of each bin
     number = np.arange(windows_of.sum())
     window_firsts = number * max_length + np.repeat(firsts - first_window * max_length, windows_of)
-    is_continued = number + 1 < np.repeat(first_window + full + (rests > 0), windows_of)
+    is_continued = np.ones(len(number), bool)  # a full window is, unless its document has no rest and ends with it
+    is_continued[place] = False
+    is_continued[(first_window + full)[(rests == 0) & (full > 0)] - 1] = False
     # The segments of a window are in the text's order; those of a full window are one.
     counts = np.ones(len(number), np.int64)
     in_bins = np.bincount(bins, minlength=len(place))
     counts[place] = in_bins
+    lengths = np.full(len(number), max_length, np.int32)
+    lengths[place] = np.bincount(bins, weights=rest_sizes, minlength=len(place))
     begins = np.cumsum(counts) - counts
     by_bin = sort_stably(bins)
     at = np.arange(len(bins)) + np.repeat(begins[place] - np.cumsum(in_bins) + in_bins, in_bins)
     segment_firsts, segment_sizes = np.empty(counts.sum(), np.int64), np.full(counts.sum(), max_length, np.int32)
     segment_firsts[begins] = window_firsts
     segment_firsts[at], segment_sizes[at] = rest_firsts[by_bin], rest_sizes[by_bin]
-    return segment_firsts, segment_sizes, counts, is_continued
+    return segment_firsts, segment_sizes, counts, lengths, is_continued
 
 
 def pack_sizes(sizes: np.ndarray, max_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -268,11 +273,9 @@ def _best_fit(lengths: list[int], counts: list[int], max_length: int) -> tuple[l
             if at < len(rooms):
                 room = rooms[at]
                 same = ranges[room]
-                first, stop = same.pop()
-                if not same:
-                    del rooms[at], ranges[room]
+                first, stop = same[-1]
             else:
-                room, first = max_length, opened
+                room, same, first = max_length, [], opened
                 stop = opened = first - (-left // (max_length // length))
             if room < 2 * length:
                 each, more, space = 1, 0, room - length
@@ -285,13 +288,17 @@ def _best_fit(lengths: list[int], counts: list[int], max_length: int) -> tuple[l
                 full, space = first + filled, room - each * length
             steps += (piece, first, each)
             piece, left = piece + placed, left - placed
+            used = full + (more > 0)
+            if used < stop:
+                same[-1] = used, stop
+            elif len(same) > 1:
+                same.pop()
+            elif same:
+                del rooms[at], ranges[room]
             if space >= shortest and full > first:
                 _put(rooms, ranges, space, (first, full))
             if more:  # the last window that is needed has got fewer pieces
                 _put(rooms, ranges, room - more * length, (full, full + 1))
-                full += 1
-            if full < stop:
-                _put(rooms, ranges, room, (full, stop))
     return steps, opened
 
 

@@ -22,6 +22,7 @@ from bench_corpus import make_jsonl
 from bench_write import default_layout, encode_text
 
 from pipeline.shards.format import PAGE_BYTES, ZSTD_LEVEL, group_table
+from pipeline.shards.shard_writer import ShardWriter
 
 START = {"start": "DELTA_BINARY_PACKED"}
 DEFAULT: dict[str, Any] = {
@@ -31,7 +32,9 @@ DEFAULT: dict[str, Any] = {
     "column_encoding": START,
 }
 LISTS = ("input_ids.list.element", "target_ids.list.element")
+OURS: dict[str, Any] = {}  # stridemill's own writer; all others are pyarrow's
 ENCODINGS: dict[str, dict[str, Any]] = {
+    "stridemill (PLAIN, zstd 1)": OURS,
     "PLAIN, zstd 1": DEFAULT,
     "PLAIN, zstd 3": {**DEFAULT, "compression_level": 3},
     "PLAIN, lz4": {**DEFAULT, "compression": "lz4", "compression_level": None},
@@ -86,14 +89,7 @@ def measure(windows: np.ndarray, stride: int, settings: dict[str, Any], group: i
         tables.append(group_table(part, starts, np.full(len(part), max_length, np.int32), padded=False))
     sink = io.BytesIO()
     started = time.perf_counter()
-    with pq.ParquetWriter(
-        sink,
-        tables[0].schema,
-        data_page_size=PAGE_BYTES,
-        write_statistics=["start"],
-        write_page_checksum=True,
-        **settings,
-    ) as writer:
+    with open_writer(sink, tables[0].schema, settings) as writer:
         for table in tables:
             writer.write_table(table)
     writing = time.perf_counter() - started
@@ -105,6 +101,14 @@ def measure(windows: np.ndarray, stride: int, settings: dict[str, Any], group: i
     reading = time.perf_counter() - started
     tokens = windows.shape[0] * max_length
     return len(content) / (len(windows) * stride), tokens / writing / 1e6, tokens / reading / 1e6
+
+
+def open_writer(sink: io.BytesIO, schema: pa.Schema, settings: dict[str, Any]) -> ShardWriter | pq.ParquetWriter:
+    """Open a writer with these settings."""
+    if settings is OURS:
+        return ShardWriter(sink, schema, compression="zstd")
+    fixed = {"data_page_size": PAGE_BYTES, "write_statistics": ["start"], "write_page_checksum": True}
+    return pq.ParquetWriter(sink, schema, **fixed, **settings)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_layout_compares_encodings_and_sizes_of_row_groups(bench):
         "max_length 1024, stride 1024",
         "max_length 256, stride 1",
     ]
-    assert sum("PLAIN, zstd 1" in line for line in lines) == 2
+    assert sum("PLAIN, zstd 1 " in line for line in lines) == 2
+    assert sum("stridemill (PLAIN, zstd 1)" in line for line in lines) == 2
     assert sum("tokens in a row group" in line for line in lines) == 14
 
 
