@@ -14,8 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import run_python
 
+from pipeline import ExecutorConfig, ShardsConfig, WindowConfig, verify_shards, write_shards
 from pipeline.packing import Segments
-from pipeline.shards import shard_writer, thrift
+from pipeline.shards import shard, shard_writer, thrift
 from pipeline.shards.format import group_table
 from pipeline.shards.pages import parse_header
 from pipeline.shards.shard_writer import SHARED_FROM, ShardWriter, make_levels
@@ -220,6 +221,37 @@ def test_structs_are_read_back(steps):
         fields.append((number, value))
     content = thrift.struct(*(thrift.i32(number, value) for number, value in fields))
     assert parse_header(content) == (len(content), dict(fields))
+
+
+def test_a_data_set_that_was_begun_with_other_pages_is_finished(tmp_path, monkeypatch):
+    """Parameters of the data set do not include who wrote its pages: what is recorded stays, the rest is written."""
+    arguments = {
+        "corpus": ["A text that counts to a hundred. " * 100, "and another one " * 90],
+        "tokenizer": "bytes",
+        "window": WindowConfig(max_length=16),
+        "shards": ShardsConfig(windows_per_group=20, windows_per_shard=40),
+        "executor": ExecutorConfig(workers=1),
+        "cache": tmp_path / "cache",
+    }
+    begun = []
+
+    def begin(file, schema, *, compression):
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        begun.append(file)
+        return pq.ParquetWriter(file, schema, compression=compression, use_dictionary=False, write_page_checksum=True)
+
+    with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
+        earlier.setattr(shard, "ShardWriter", begin)
+        write_shards(tmp_path / "ds", **arguments)
+    report = write_shards(tmp_path / "ds", **arguments)
+    assert verify_shards(report.path, cache_path=tmp_path / "cache").faults == []
+    makers = [pq.read_metadata(file).created_by.split()[0] for file in sorted((report.path / "data").iterdir())]
+    assert makers[:2] == ["parquet-cpp-arrow"] * 2
+    assert set(makers[2:]) == {"stridemill"}
+    fresh = write_shards(tmp_path / "fresh", **arguments)
+    assert fresh.manifest.fingerprint == report.manifest.fingerprint
+    assert ds.dataset(report.path / "data").to_table().equals(ds.dataset(fresh.path / "data").to_table())
 
 
 def by_arrow(path):
