@@ -3,6 +3,7 @@
 Baselines, interleaved with the loader in every round:
 
 * slices: random slices of a uint16 memory map, converted to int64 tensors one by one, as nanoGPT's `get_batch` does.
+* integer slices: the same, asked for by plain integers; nanoGPT asks by tensors, which takes as long as the slices.
 * copy: one contiguous slice of the map for a complete batch, an upper limit: nothing is shuffled.
 * embedding: `nn.Embedding` alone on ready batches, compared with embedded batches from the loader.
 
@@ -98,6 +99,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     # Less than twice the memory of all row groups: they are evicted, as those of data too large to keep would be.
     budget = 2 * len(loader.reader.groups) * slot_bytes(loader.reader) - 1
     decoding = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget)
+    decoding_documents = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget, document_ids=True)
     embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
@@ -109,6 +111,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
         tokens = write_map(shards, Path(folder) / "tokens.bin")
         ways: dict[str, Callable[[], float]] = {
             "slices": lambda: rate(slices(tokens, batch, length), batch * length, options.seconds),
+            "integer slices": lambda: rate(slices(tokens, batch, length, plain=True), batch * length, options.seconds),
             "copy": lambda: rate(copies(tokens, batch, length), batch * length, options.seconds),
             "loader": lambda: rate(forever(loader), batch * length, options.seconds),
             "documents": lambda: rate(
@@ -118,6 +121,9 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
                 forever(with_documents[1]), batch * length, options.seconds, look="position_ids cu_seqlens max_seqlen"
             ),
             "loader, always decoding": lambda: rate(forever(decoding), batch * length, options.seconds),
+            "documents, always decoding": lambda: rate(
+                forever(decoding_documents), batch * length, options.seconds, look="document_ids cu_seqlens max_seqlen"
+            ),
             f"loader, {options.workers} workers": lambda: rate(
                 forever(workers), batch * length, options.seconds, skip=100
             ),
@@ -135,7 +141,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
             ),
         }
         if shuffle != "lanes":
-            del ways["loader, always decoding"]
+            del ways["loader, always decoding"], ways["documents, always decoding"]
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, way in ways.items():
@@ -144,11 +150,15 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     print(f"order {shuffle}, batches of {batch} x {length}")
     for name, value in middle.items():
         spread = f"{min(rates[name]) / 1e6:.0f} to {max(rates[name]) / 1e6:.0f}"
-        print(f"  {name:<24}{value / 1e6:8.1f} Mtok/s  ({spread})   {value / middle['slices']:.2f} x slices")
-    for name in ("documents", "positions"):
-        ratio = statistics.median(one / other for one, other in zip(rates[name], rates["loader"], strict=True))
-        print(f"  {name} are {ratio:.2f} of the loader (median of the rounds' ratios)")
-    print(f"  embedded batches are {middle['embedded batches'] / middle['embedding alone']:.2f} of the embedding alone")
+        print(f"  {name:<28}{value / 1e6:8.1f} Mtok/s  ({spread})   {value / middle['slices']:.2f} x slices")
+    always, pairs = "loader, always decoding", [("embedded batches", "embedding alone")]
+    pairs += [(name, "loader") for name in ("documents", "positions")]
+    if always in ways:
+        pairs += [(always, other) for other in ("slices", "integer slices", "copy")]
+        pairs.append(("documents, always decoding", always))
+    for name, other in pairs:
+        ratio = statistics.median(one / two for one, two in zip(rates[name], rates[other], strict=True))
+        print(f"  {name}: {ratio:.2f} of {other} (median of the rounds' ratios)")
     for place, name in ((0.0, "start"), (0.5, "resume at 50 %")):
         print(f"  first batch, {name}: {statistics.median(first(shards, shuffle, place) for _ in range(5)):.3f} s")
     print()
@@ -195,10 +205,11 @@ def forever(batches: Iterable[Item]) -> Iterable[Item]:
         yield from batches
 
 
-def slices(tokens: np.memmap, batch: int, length: int) -> Iterable[object]:
+def slices(tokens: np.memmap, batch: int, length: int, *, plain: bool = False) -> Iterable[object]:
     """Yield random windows as in https://github.com/karpathy/nanoGPT, `get_batch` of train.py."""
     while True:
-        starts = torch.randint(len(tokens) - length - 1, (batch,))
+        drawn = torch.randint(len(tokens) - length - 1, (batch,))
+        starts = drawn.tolist() if plain else drawn
         inputs = torch.stack([torch.from_numpy(tokens[i : i + length].astype(np.int64)) for i in starts])
         targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + length].astype(np.int64)) for i in starts])
         yield inputs, targets

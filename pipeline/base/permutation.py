@@ -5,6 +5,7 @@ at once. So a shuffle of any size costs no memory and can start anywhere. The de
 in the tests pin it: no release of a library can change it, and a change of one bit would break every resume.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -58,14 +59,22 @@ def permute(x: Int64, n: int | Int64, key: UInt64) -> Int64:
     ("cycle walking", Black and Rogaway 2002), which makes it a bijection of 0 .. n-1. For n > 8 this takes less than
     one repeat on average, because 2**bits < 2 n.
     """
-    size = np.atleast_1d(np.asarray(n, dtype=np.uint64))
+    return _walk(_feistel, x, np.atleast_1d(np.asarray(n, dtype=np.uint64)), key)
+
+
+def _walk(network: Callable[[UInt64, UInt64, UInt64], UInt64], x: Int64, size: UInt64, key: UInt64) -> Int64:
     assert (x.view(np.uint64) < size).all(), "numbers to permute must be in 0 .. n-1: outside, the walk may never end"
+    if not (is_many := size > _ONE).all():  # one number has only one image; a walk among 2**4 would take 16 steps
+        found = np.zeros(len(x), np.int64)
+        if len(some := np.flatnonzero(is_many)):
+            found[some] = _walk(network, x[some], size[some], key[some] if len(key) > 1 else key)
+        return found
     bits = np.maximum(np.searchsorted(_POWERS_OF_TWO, size), _MIN_BITS).astype(np.uint64)
-    y = _feistel(x.astype(np.uint64), bits, key)
+    y = network(x.astype(np.uint64), bits, key)
     size, bits, key = (np.broadcast_to(array, y.shape) for array in (size, bits, key))
     again = np.flatnonzero(y >= size)
     while again.size:
-        y[again] = _feistel(y[again], bits[again], key[again])
+        y[again] = network(y[again], bits[again], key[again])
         again = again[y[again] >= size[again]]
     return y.astype(np.int64)
 
@@ -90,16 +99,7 @@ def permute_one(x: int, n: int, key: int) -> int:
 
 def invert(y: Int64, n: int | Int64, key: UInt64) -> Int64:
     """Return the number that `permute` maps to each y [P]: the rounds backwards, and the walk back."""
-    size = np.atleast_1d(np.asarray(n, dtype=np.uint64))
-    assert (y.view(np.uint64) < size).all(), "numbers to permute must be in 0 .. n-1: outside, the walk may never end"
-    bits = np.maximum(np.searchsorted(_POWERS_OF_TWO, size), _MIN_BITS).astype(np.uint64)
-    x = _unfeistel(y.astype(np.uint64), bits, key)
-    size, bits, key = (np.broadcast_to(array, x.shape) for array in (size, bits, key))
-    again = np.flatnonzero(x >= size)
-    while again.size:
-        x[again] = _unfeistel(x[again], bits[again], key[again])
-        again = again[x[again] >= size[again]]
-    return x.astype(np.int64)
+    return _walk(_unfeistel, y, np.atleast_1d(np.asarray(n, dtype=np.uint64)), key)
 
 
 def _feistel(x: UInt64, bits: UInt64, key: UInt64) -> UInt64:

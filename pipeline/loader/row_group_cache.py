@@ -46,6 +46,14 @@ class Need(NamedTuple):
     last: int
 
 
+class Slots(NamedTuple):
+    """Where cached row groups are."""
+
+    groups: np.ndarray  # int64 [G], ascending
+    slots: np.ndarray  # int64 [G]
+    pitches: np.ndarray  # int64 [G], the tokens between the starts of two windows
+
+
 class RowGroupCache:
     """Decoded row groups in memory.
 
@@ -68,6 +76,8 @@ class RowGroupCache:
         self._bounds = np.zeros((slots * self._height if self._has_bounds else 0, 2), np.int32)
         self._marks = np.zeros((slots * self._height, ends_bytes(reader)), np.uint8) if has_ends(reader) else None
         self._slot: dict[int, int] = {}  # of each cached row group
+        self._pitch: dict[int, int] = {}
+        self._all: Slots | None = None  # once all row groups are kept and intact: nothing is left to wait for
         self._free = list(range(slots))
         self._users: dict[int, int] = {}  # spans of each cached row group that are not over
         self._decoded: dict[int, Future[Any]] = {}
@@ -124,6 +134,8 @@ class RowGroupCache:
             if not self._users[group]:
                 self._drop(group)
         groups, rows = self.reader.groups.locate(windows)
+        if self._all is not None:
+            return self._gather_from_slots(self._all, groups, rows), None
         needed_groups = np.unique(groups)
         needed = needed_groups.tolist()
         if self._keep:  # what is wanted now comes first
@@ -133,20 +145,30 @@ class RowGroupCache:
         cached = [group for group in needed if group in self._decoded]
         damaged = {group: error for group in cached if (error := wait_for(self._decoded[group]))}
         if len(cached) == len(needed):
-            which = np.searchsorted(needed_groups, groups)
-            slots = np.array([self._slot[group] for group in needed], np.int64)[which]
-            pitches = np.array([self.reader.pitch_of(group) for group in needed], np.int64)[which]
-            offsets = slots * self._width + rows * pitches
-            ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
-            at = slots * self._height + rows
-            bounds_B2 = self._bounds[at] if self._has_bounds else None
-            rows_B = self._row_batch(ids_BT1, bounds_B2, None if self._marks is None else self._marks[at])
+            rows_B = self._gather_from_slots(self._find_slots(needed_groups), groups, rows)
         else:
             rows_B = self._gather_without_slots(groups, rows, damaged)
+        if self._keep and len(self._decoded) == self._slots and all(map(is_intact, self._decoded.values())):
+            self._all = self._find_slots(np.array(sorted(self._decoded), np.int64))
         if not damaged:
             return rows_B, None
         damage = Damage(np.where(np.isin(groups, list(damaged)), groups, -1), damaged)
         return clear_rows(rows_B, damage), damage
+
+    def _find_slots(self, groups: np.ndarray) -> Slots:
+        """Return where cached row groups are, int64 [G] ascending."""
+        slots = np.array([self._slot[group] for group in groups.tolist()], np.int64)
+        return Slots(groups, slots, np.array([self._pitch[group] for group in groups.tolist()], np.int64))
+
+    def _gather_from_slots(self, known: Slots, groups: np.ndarray, rows: np.ndarray) -> RowBatch:
+        """Gather rows [B] of row groups [B] that are among the known ones."""
+        which = np.searchsorted(known.groups, groups)
+        slots = known.slots[which]
+        offsets = slots * self._width + rows * known.pitches[which]
+        ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
+        at = slots * self._height + rows
+        bounds_B2 = self._bounds[at] if self._has_bounds else None
+        return self._row_batch(ids_BT1, bounds_B2, None if self._marks is None else self._marks[at])
 
     def _gather_without_slots(
         self, groups: np.ndarray, rows: np.ndarray, damaged: dict[int, DamagedRowGroup]
@@ -207,6 +229,7 @@ class RowGroupCache:
         done = self._threads.submit(decode_group, self.reader, group, into=self._memory(group, slot), fetched=fetched)
         self._free.pop()
         self._slot[group], self._users[group], self._decoded[group] = slot, 0, done
+        self._pitch[group] = int(self.reader.pitch_of(group))
         self._count(group)
 
     def _drop_idle(self) -> bool:
@@ -223,7 +246,7 @@ class RowGroupCache:
     def _drop(self, group: int) -> None:
         self._free.append(self._slot.pop(group))
         self._idle.pop(group, None)
-        del self._decoded[group], self._users[group]
+        del self._decoded[group], self._users[group], self._pitch[group]
 
     def _memory(self, group: int, slot: int) -> GroupMemory:
         """Return the memory of a row group in a slot."""
@@ -243,6 +266,11 @@ def wait_for(decoded: Future[Any]) -> DamagedRowGroup | None:
     except DamagedRowGroup as error:
         return error
     return None
+
+
+def is_intact(decoded: Future[Any]) -> bool:
+    """Tell whether a row group was decoded."""
+    return decoded.done() and decoded.exception() is None
 
 
 def decode_group(
