@@ -245,45 +245,45 @@ class Documents:
     @property
     def document_ids(self) -> torch.Tensor:
         """The document of each input, counted within its row, -1 for padding: int64 [B, T]."""
-        return (
-            self._table.part("document_ids", self._number) if self._device is None else self._once(self._spread_numbers)
-        )
+        return self._once("document_ids", self._pick if self._device is None else self._spread_numbers)
 
     @property
     def position_ids(self) -> torch.Tensor:
         """The position of each input in its piece: int64 [B, T]."""
-        return (
-            self._table.part("position_ids", self._number)
-            if self._device is None
-            else self._once(self._count_positions)
-        )
+        return self._once("position_ids", self._pick if self._device is None else self._count_positions)
 
     @property
     def cu_seqlens(self) -> torch.Tensor:
         """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1]."""
-        return self._table.bounds_of(self._number) if self._device is None else self._once(self._copy_bounds)
+        return self._once("cu_seqlens", self._pick if self._device is None else self._copy_bounds)
 
     @property
     def max_seqlen(self) -> int:
         """The tokens of the longest piece."""
         return self._table.max_seqlen[self._number]
 
-    def _once(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        self._made = self._made or {}
-        if make.__name__ not in self._made:
-            self._made[make.__name__] = make()
-        return self._made[make.__name__]
+    def _once(self, name: str, make: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """Return the same tensor whenever it is asked for."""
+        if self._made is None:
+            self._made = {}
+        if (made := self._made.get(name)) is None:
+            made = self._made[name] = make(name)
+        return made
+
+    def _pick(self, name: str) -> torch.Tensor:
+        table, number = self._table, self._number
+        return table.bounds_of(number) if name == "cu_seqlens" else table.part(name, number)
 
     # On a device the tensors are made from the few numbers of the pieces.
 
-    def _spread_numbers(self) -> torch.Tensor:
+    def _spread_numbers(self, _name: str) -> torch.Tensor:
         return self._spread(self._table.pieces_of(self._number).numbers)
 
-    def _count_positions(self) -> torch.Tensor:
+    def _count_positions(self, _name: str) -> torch.Tensor:
         starts_BT = self._spread(self._table.pieces_of(self._number).starts)
         return torch.arange(starts_BT.numel(), device=self._device).view_as(starts_BT) - starts_BT
 
-    def _copy_bounds(self) -> torch.Tensor:
+    def _copy_bounds(self, _name: str) -> torch.Tensor:
         return self._table.bounds_of(self._number).to(self._device, non_blocking=True)
 
     def _spread(self, values_S: np.ndarray) -> torch.Tensor:
