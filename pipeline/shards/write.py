@@ -188,6 +188,8 @@ def write_shards(
         ):
             opened = time.perf_counter()
             store, origins = _tokenize(job, cluster)
+            if sections.executor.name == "ray":  # what killed workers have left
+                remove_unfinished_chunks(sections.cache_folder)
             tokenized = time.perf_counter()
             splits, counts = _write_splits(job, store, lock, cluster)
             manifest = Manifest(
