@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -156,8 +157,11 @@ def test_an_error_arrives_as_it_is():
     arrived = restore_error(describe_failure(raised.value))
     assert type(arrived) is TaskDefect
     assert 'int("one")' in str(arrived)
-    arrived = restore_error(pickle.loads(pickle.dumps(describe_failure(StubbornError("one", lambda: 2)))))
-    assert (type(arrived), str(arrived)) == (StubbornError, "one and two")
+    with pytest.raises(StubbornError) as raised:
+        raise StubbornError("one", "two")
+    raised.value.stays = lambda: None  # what cannot travel is left
+    arrived = restore_error(pickle.loads(pickle.dumps(describe_failure(raised.value)._replace(is_ours=True))))
+    assert (type(arrived), str(arrived), arrived.two) == (StubbornError, "one and two", "two")
 
 
 @pytest.mark.slow
@@ -254,6 +258,15 @@ def test_a_node_with_other_releases_or_without_the_folder_is_refused(tmp_path, m
         unpack(shipped._replace(releases={**shipped.releases, "pyarrow": "1.0"}))
     with pytest.raises(ValueError, match=r"has no folder /no/such, in which the run was started"):
         unpack(shipped._replace(folder="/no/such"))
+
+
+def test_a_file_that_nodes_do_not_share_is_waited_for_and_then_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_executor, "PATIENCE", 0.5)
+    writer = threading.Timer(0.1, (tmp_path / "late").touch)
+    writer.start()
+    ray_executor.wait_until_seen([tmp_path / "late"], "cache.path")
+    with pytest.raises(ValueError, match=r"^cache\.path: a worker has written .*/never, which is not there on "):
+        ray_executor.wait_until_seen([tmp_path / "late", tmp_path / "never"], "cache.path")
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -33,6 +34,7 @@ from pipeline.rules import ConfigError, hide_secrets, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,6 +42,7 @@ Result = TypeVar("Result")
 LOG = logging.getLogger(__name__)
 RETRIES = 3  # of a task whose worker or node ends
 KEPT = "Finished work is kept; run the same command again to resume"
+PATIENCE = 60.0  # seconds: NFS keeps what it knows of a folder for up to a minute
 OBJECT_STORE_BYTES = 1 << 28  # of a cluster that we start; what does not fit goes to disk
 
 
@@ -176,6 +179,24 @@ def start(address: str | None, workers: int | None) -> None:
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def wait_until_seen(files: Iterable[Path], key: str) -> None:
+    """Wait for files that workers have written: a network file system may show them here a little later.
+
+    Raises:
+        ValueError: one of them does not come, so the nodes do not share that folder.
+
+    """
+    until = time.monotonic() + PATIENCE
+    for file in files:
+        while not file.is_file():
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"{key}: a worker has written {file}, which is not there on {gethostname()}; choose a folder that "
+                    "all nodes of the cluster see under this path"
+                )
+            time.sleep(0.2)
 
 
 def ship(task: Callable[..., Any], *, is_last_step_separate: bool) -> Shipped:

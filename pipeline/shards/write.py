@@ -25,6 +25,7 @@ from pipeline.base.wording import counted
 from pipeline.corpus.quarantine import QUARANTINE_NAME, check_fraction, refuse_bad, write_quarantine
 from pipeline.corpus.small_files import HELD_BYTES
 from pipeline.executor.choose import check_executor, open_executor
+from pipeline.executor.ray import wait_until_seen
 from pipeline.rules import conflict, names_arguments
 from pipeline.shards.card import write_card
 from pipeline.shards.documents import write_documents
@@ -188,10 +189,15 @@ def write_shards(
         ):
             opened = time.perf_counter()
             store, origins = _tokenize(job, cluster)
-            if sections.executor.name == "ray":  # what killed workers have left
-                remove_unfinished_chunks(sections.cache_folder)
+            if sections.executor.name == "ray":
+                remove_unfinished_chunks(sections.cache_folder)  # what killed workers have left
+                chunks = sections.cache_folder / "chunks"
+                wait_until_seen({chunks / chunk.id / "chunk.json" for chunk in store.chunks}, "cache.path")
             tokenized = time.perf_counter()
             splits, counts = _write_splits(job, store, lock, cluster)
+            if sections.executor.name == "ray":
+                written = [folder / shard.path for split in splits.values() for shard in split.shards]
+                wait_until_seen(written, "shards.path")
             manifest = Manifest(
                 fingerprint=job.fingerprint,
                 tokenizer=describe_tokenizer(job.encoder),
