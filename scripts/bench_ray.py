@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster is this program's
     started = time.perf_counter()
     with open_executor(ExecutorConfig(name="ray", workers=given.workers)) as cluster:
-        warm = write(["a text"], "ray", given.workers, max_length=4)
+        warm = write(["a text that is long enough for a window"], "ray", given.workers, max_length=4)
         list(cluster.run_tasks(time.sleep, [0.2] * 2 * given.workers))  # starts the other workers
         print(f"Ray: {time.perf_counter() - started:.1f} s to start, {warm:.2f} s for a first text")
         corpus = CorpusConfig(name="jsonl", path=str(file))
