@@ -195,7 +195,7 @@ def write_shards(
                 wait_until_seen({chunks / chunk.id / "chunk.json" for chunk in store.chunks}, "cache.path")
             tokenized = time.perf_counter()
             splits, counts = _write_splits(job, store, lock, cluster)
-            if sections.executor.name == "ray":
+            if sections.executor.name == "ray" and "://" not in str(sections.shards.path):
                 written = [folder / shard.path for split in splits.values() for shard in split.shards]
                 wait_until_seen(written, "shards.path")
             manifest = Manifest(
