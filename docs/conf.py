@@ -37,6 +37,8 @@ highlight_language = "none"
 
 html_theme = "furo"
 html_title = f"stridemill {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_copyright = html_show_sphinx = html_copy_source = False
 
 autodoc_member_order = "bysource"
@@ -170,9 +172,17 @@ def leave_out(_app: Sphinx, _kind: str, _name: str, item: object, _skip: object,
     return True if (inspect.getdoc(item) or "").startswith("Alias for field number") else None
 
 
+def short_signature(
+    _app: Sphinx, kind: str, _name: str, item: object, _options: object, arguments: str, returns: str
+) -> tuple[str, str]:
+    """Leave out the arguments of classes that users do not call: a list of their fields says the same."""
+    return ("" if kind == "class" and "Args:" not in (inspect.getdoc(item) or "") else arguments), returns
+
+
 def setup(app: Sphinx) -> None:
     """Tell Sphinx of the functions above."""
     app.connect("source-read", add_to_page)
     app.connect("autodoc-process-docstring", improve_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", leave_out)
     app.connect("build-finished", write_llms)

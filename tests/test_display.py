@@ -128,5 +128,5 @@ def test_a_path_or_a_name_becomes_no_tag(tmp_path):
     shown = [report, report.manifest, ShardLoader(folder), WindowDataset(folder), next(iter(ShardLoader(folder)))]
     for one in shown:
         read = Reader(one._repr_html_())
-        assert read.tags <= {"table", "caption", "tr", "th", "td", "p", "code"}
+        assert read.tags <= {"table", "tr", "th", "td", "p", "code"}
         assert read.attributes == set()

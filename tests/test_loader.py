@@ -357,7 +357,7 @@ def test_objects_describe_themselves_in_one_line_without_reading_a_shard(shards,
         assert len(text) < 300
         assert "\n" not in text
         assert all(word in text for word in words), text
-    assert loader._repr_html_().startswith("<table>")
+    assert loader._repr_html_().startswith("<p>ShardLoader</p><table>")
     assert "int64 [8, 16]" in batch._repr_html_()
 
 

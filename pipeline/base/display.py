@@ -33,7 +33,7 @@ def typed(piece: str) -> str:
 def html_table(title: str, rows: Mapping[str, str]) -> str:
     """Return names and values as an HTML table."""
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return f"<table><caption>{escape(title)}</caption>{cells}</table>"
+    return f"<p>{escape(title)}</p><table>{cells}</table>"
 
 
 def numbers_table(columns: Mapping[str, Sequence[object]]) -> str:
