@@ -173,10 +173,11 @@ def leave_out(_app: Sphinx, _kind: str, _name: str, item: object, _skip: object,
 
 
 def short_signature(
-    _app: Sphinx, kind: str, _name: str, item: object, _options: object, arguments: str, returns: str
-) -> tuple[str, str]:
-    """Leave out the arguments of classes that users do not call: a list of their fields says the same."""
-    return ("" if kind == "class" and "Args:" not in (inspect.getdoc(item) or "") else arguments), returns
+    _app: Sphinx, _kind: str, _name: str, item: object, _options: object, *_signature: str
+) -> tuple[str, None] | None:
+    """Leave out the arguments of classes that users do not call: the list of their fields says the same."""
+    has_fields = dataclasses.is_dataclass(item) or hasattr(item, "_fields")
+    return ("", None) if has_fields and "Args:" not in (inspect.getdoc(item) or "") else None
 
 
 def setup(app: Sphinx) -> None:

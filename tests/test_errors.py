@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import environment, errors_of, run_python
 
-from pipeline import ConfigError
+from pipeline import ConfigError, LoaderConfig
 from pipeline.base.wording import visible
 from pipeline.cli.errors import LIMIT, describe_error, is_expected, report_error
 from pipeline.cli.html import page
 from pipeline.cli.points import Point
+from pipeline.cli.sources import open_loader
 from pipeline.rules import hide_secrets, reject, strip_secrets
 
 
@@ -72,6 +73,17 @@ def test_an_error_that_this_package_did_not_raise_keeps_its_traceback(capsys):
         assert said.endswith("stridemill: this is a defect of the program. Please report it with the lines above\n")
     assert is_expected(raised(reject, "window.stride", "must be at least 1", 0))
     assert is_expected(raised(nested, 10**6)), "any depth"
+
+
+def test_the_loaders_arguments_are_named_as_the_keys_that_they_are(write_text):
+    path = write_text("The kettle sang.", tokenizer="bytes", max_length=4)
+    for name, value in {"batch_size": 9, "lanes": 0, "limit": 2.5, "exclude": [99], "shuffle": "f"}.items():
+        section = LoaderConfig()
+        object.__setattr__(section, name, value)  # past the section's own check
+        with pytest.raises(ValueError, match=rf"^loader\.{name}: "):
+            open_loader(path, section)
+    with pytest.raises(ValueError, match=r"^(?!loader)"):
+        open_loader(path / "nothing", LoaderConfig())
 
 
 @given(st.text(), st.integers(0, 3000))

@@ -51,6 +51,11 @@ def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: A
         one = given | {"batch_size": 1, "shuffle": "none", "step_size": None, "rank": 0, "world_size": 1}
         given["batch_size"] = len(open_loader(path, loader, **one).order)
     paths = source_paths(path, loader)
-    if loader.sources is None:
-        return ShardLoader(path, **given)
-    return ShardLoader(paths, weights=merge_weights([one["weight"] for one in loader.sources]), **given)
+    try:
+        if loader.sources is None:
+            return ShardLoader(path, **given)
+        return ShardLoader(paths, weights=merge_weights([one["weight"] for one in loader.sources]), **given)
+    except ValueError as error:
+        if str(error).partition(":")[0] in PASSED_ON:  # an argument, which is a key here
+            raise type(error)(f"loader.{error}") from None
+        raise
