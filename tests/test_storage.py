@@ -140,7 +140,7 @@ def test_a_bucket_that_is_missing_is_named(bucket):
 
 def test_without_the_extra_one_line_says_which_one_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(ConfigError, match=r"need the extra `remote`: pip install 'stridemill\[remote\]'"):
+    with pytest.raises(ConfigError, match=r"need the package obstore: pip install 'obstore>=0\.12'"):
         open_storage("s3://bucket/x").read("y")
 
 

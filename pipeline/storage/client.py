@@ -29,9 +29,7 @@ def open_client(location: Location) -> Any:
     try:
         from obstore import store
     except ImportError:
-        raise ConfigError(
-            f"{location}: object stores need the extra `remote`: pip install 'stridemill[remote]'"
-        ) from None
+        raise ConfigError(f"{location}: object stores need the package obstore: pip install 'obstore>=0.12'") from None
     options: dict[str, Any] = {
         "prefix": location.key or None,
         "client_options": {"timeout": TIMEOUT, "allow_http": False},
