@@ -124,7 +124,7 @@ def write_llms(app: Sphinx, exception: Exception | None) -> None:
         return
     start = (ROOT / f"{root_doc}.md").read_text(encoding="utf-8")
     head, *parts = re.split(r"^## ", start, flags=re.MULTILINE)
-    title, _, summary = head.strip().partition("\n")
+    title, summary, *_ = head.split("\n\n")
     listed, texts = [title, "", "> " + " ".join(summary.split())], []
     for part in parts:
         listed += ["", f"## {part.splitlines()[0]}", ""]
