@@ -357,7 +357,7 @@ def test_ranks_decode_their_own_lanes_alone(sources, monkeypatch):
         loader = ShardLoader(paths, batch_size=4, shuffle="lanes", lanes=4, rank=rank, world_size=4)
         read = loader.reader.read_group
         monkeypatch.setattr(
-            loader.reader, "read_group", lambda group, ids, read=read: (groups.update([group]), read(group, ids))[1]
+            loader.reader, "read_group", lambda group, *more, read=read: (groups.update([group]), read(group, *more))[1]
         )
         list(loader)
     in_all = len(loader.reader.groups)
