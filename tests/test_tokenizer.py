@@ -205,6 +205,36 @@ def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engi
         assert as_lists(ids, counts) == [REFERENCE.encode_ordinary(text) for text in documents]
 
 
+@needs_gigatoken
+@pytest.mark.parametrize("bounds_itself", [True, False])
+def test_an_encoder_that_bounds_its_cache_itself_is_told_how_much_and_stays(monkeypatch, bounds_itself):
+    from gigatoken import gigatoken_rs
+
+    original, made, told = gigatoken_rs.BPETokenizer, [], []
+
+    class Encoder:  # stands in for a later release
+        def __init__(self, *arguments):
+            self.encode_batch = original.from_tiktoken(*arguments).encode_batch
+            made.append(self)
+
+        @classmethod
+        def from_tiktoken(cls, *arguments):
+            return cls(*arguments)
+
+        if bounds_itself:
+
+            def set_max_cache_bytes(self, count):
+                told.append(count)
+
+    monkeypatch.setattr(gigatoken_rs, "BPETokenizer", Encoder)
+    monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", 0.0)
+    encode = engines.gigatoken_encoder(rank_file=PACKAGED_RANKS.read_bytes(), pattern="gpt2", special_tokens={})
+    for text in ("one text", "another", "a third"):
+        ids, _ = encode(pa.array([text], pa.large_string()))
+        assert ids.tolist() == REFERENCE.encode_ordinary(text)
+    assert (len(made), told) == ((1, [engines.CACHE_BYTES]) if bounds_itself else (3, []))
+
+
 def test_a_vocabulary_of_more_than_65536_ids_is_stored_as_uint32(tmp_path):
     pairs = (bytes(pair) for pair in itertools.product(range(256), repeat=2))
     many = BYTE_RANKS | {pair: 256 + rank for rank, pair in enumerate(pairs)}

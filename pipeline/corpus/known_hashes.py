@@ -46,7 +46,10 @@ class KnownHashes:
     def find(self, file: FoundFile, what: str) -> Any:
         """Return what is known of a part of a file, named by `what`; None if it must be read."""
         known = self._before.get(file.path)
-        return known[-1].get(what) if known and known[:-1] == _identity(file.status) else None
+        if not known or known[:-1] != _identity(file.status):
+            return None
+        self._now[file.path] = known
+        return known[-1].get(what)
 
     def add(self, file: FoundFile, what: str, value: Any) -> None:
         """Keep what was hashed of a part of a file, unless the file may still change within the clock's tick."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 READ_FILES = 256  # in one step of a thread
 READ_BYTES = 2 << 20  # of them
 READ_THREADS = 16
-HELD_BYTES = 192 << 20
+HELD_BYTES = 64 << 20
 FILE_BYTES = 1 << 10  # what a file of a group costs beside its content
 GROUP_BYTES = 4 << 20  # after that much more than `LEAST_BYTES` a group ends, on average
 LEAST_BYTES = 2 << 20
@@ -91,7 +91,8 @@ def _read(files: Sequence[FoundFile], budget: Budget, known: KnownHashes) -> lis
 def _keep(files: list[HashedFile], budget: Budget, known: KnownHashes) -> list[HashedFile]:
     """Charge what the files of a batch hold, or let go of it; and keep their hashes."""
     for file in files:
-        known.add(file.file, "", file.digest)
+        if not file.is_trusted:
+            known.add(file.file, "", file.digest)
     size = sum(file.stamp[0] for file in files if file.content is not None)
     budget.left -= size
     return files if budget.left >= 0 else [file._replace(content=None) for file in files]

@@ -11,6 +11,7 @@ of threads may call an encoder at once; tiktoken and gigatoken release the GIL w
 Cost on one core of an AMD EPYC, in MB of technical English per second: tiktoken 13, gigatoken 200 to 400, bytes 8,000.
 """
 
+import math
 import re
 import tempfile
 import threading
@@ -37,6 +38,7 @@ Encode = Callable[[pa.Array], tuple[Ids, Counts]]
 # on random words and CJK peaked at 970 MB together), enough for 500 MB of documentation. A new encoder takes 0.05 s
 # to load and 0.2 s to warm up: about a tenth.
 ENCODER_CPU_SECONDS = 2.0
+CACHE_BYTES = 256 << 20  # of a thread's encoder, in releases of gigatoken that bound the cache themselves
 
 
 class DocumentError(ValueError):
@@ -126,18 +128,22 @@ def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[st
     from gigatoken.gigatoken_rs import BPETokenizer
 
     local = threading.local()
+    bounds_itself = hasattr(BPETokenizer, "set_max_cache_bytes")  # merged there after release 0.10
 
     def new_encoder() -> BPETokenizer:
         # It loads only from a path. Our own copy cannot have changed since its hash was checked.
         with tempfile.TemporaryDirectory(prefix="stridemill-") as folder:
             path = Path(folder, "ranks.tiktoken")
             path.write_bytes(rank_file)
-            return BPETokenizer.from_tiktoken(path, pattern, special_tokens)
+            encoder = BPETokenizer.from_tiktoken(path, pattern, special_tokens)
+        if bounds_itself:
+            encoder.set_max_cache_bytes(CACHE_BYTES)
+        return encoder
 
     def encode(texts: pa.Array) -> tuple[Ids, Counts]:
         if getattr(local, "seconds_left", 0.0) <= 0.0:
             local.encoder = None  # free the old cache before the new encoder is made
-            local.encoder, local.seconds_left = new_encoder(), ENCODER_CPU_SECONDS
+            local.encoder, local.seconds_left = new_encoder(), math.inf if bounds_itself else ENCODER_CPU_SECONDS
         offsets_D1, data = string_buffers(texts)
         characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
         index = awkward.index.Index64(offsets_D1.astype(np.int64, copy=False))  # it refuses 32-bit offsets
