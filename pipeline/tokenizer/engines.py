@@ -136,8 +136,8 @@ def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[st
             path = Path(folder, "ranks.tiktoken")
             path.write_bytes(rank_file)
             encoder = BPETokenizer.from_tiktoken(path, pattern, special_tokens)
-        if bounds_itself:
-            encoder.set_max_cache_bytes(CACHE_BYTES)
+        if set_limit := getattr(encoder, "set_max_cache_bytes", None):
+            set_limit(CACHE_BYTES)
         return encoder
 
     def encode(texts: pa.Array) -> tuple[Ids, Counts]:
