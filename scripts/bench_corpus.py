@@ -2,7 +2,8 @@
 
 `make_jsonl(megabytes)` writes `outputs/bench/corpus-<megabytes>.jsonl`, one document per line, `{"text": ..., "id":
 path}`, and reuses it the next time. Documents are ordered by a hash of their path, so that each prefix is a fair
-sample. Machines have different files: compare figures of one run only.
+sample. `make_small_files(number, size)` cuts the same text into small files. Machines have different files: compare
+figures of one run only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import sys
 import sysconfig
 from pathlib import Path
+
+from pipeline.corpus.signatures import recognise
 
 ROOTS = ("/usr/share/doc", "/usr/share/man", sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
 SUFFIXES = (".txt", ".rst", ".md", ".html", ".py", ".gz")
@@ -44,6 +47,31 @@ def make_jsonl(megabytes: int, *, folder: Path = Path("outputs/bench")) -> Path:
                 break
     if left > 0:
         print(f"this machine has {megabytes - left // 1_000_000} MB of text, not {megabytes}", file=sys.stderr)
+    temporary.rename(path)
+    return path
+
+
+def make_small_files(number: int, size: int, *, folder: Path = Path("outputs/bench")) -> Path:
+    """Return a folder with this many text files of about `size` bytes, a thousand in each folder below it."""
+    path = folder / f"files-{number}-{size}"
+    if path.exists():
+        return path
+    source = make_jsonl(number * size * 6 // 5 // 1_000_000 + 1, folder=folder)
+    temporary = path.with_suffix(".part")
+    made = 0
+    with source.open(encoding="utf-8") as lines:
+        for line in lines:
+            content = json.loads(line)["text"].encode()
+            for start in range(0, len(content) - size + 1, size):
+                piece = content[start : start + size].decode(errors="ignore")  # a character may be cut
+                if made == number or recognise(piece.encode()):  # the write stage refuses what starts like an archive
+                    continue
+                place = temporary / f"{made // 1000:03}" / f"{made % 1000:03}.txt"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(piece, encoding="utf-8", newline="")
+                made += 1
+    if made < number:
+        print(f"this machine has text for {made:,} files, not {number:,}", file=sys.stderr)
     temporary.rename(path)
     return path
 

@@ -211,3 +211,14 @@ def test_a_page_of_help_becomes_its_text_line_by_line():
         "<body><!-- <p>hidden</p> --><p>a &lt;b&gt; and <em>c</em></p>\n  <div>1<br>2</div><preview>x</preview></body>"
     )
     assert read_page(page) == "Größe\na <b> and c\n1\n2\nx"
+
+
+def test_small_files_are_measured_in_a_first_run_and_in_later_ones(tmp_path):
+    arguments = ["files", "--number", "300", "--bytes", "500", "--rounds", "1"]
+    done = run_program(ROOT / "scripts/bench.py", *arguments, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    title, *lines = done.stdout.splitlines()[-6:]
+    assert re.fullmatch(r"files: 300 of 500 bytes, 0 MB in 1 chunks", title)
+    names = ["first", "other windows", "up to date", "trusted", "cat"]
+    assert [line[2:18].strip() for line in lines] == names
+    assert len(list((tmp_path / "outputs/bench/files-300-500").rglob("*.txt"))) == 300
