@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--latency", type=float, default=0.03, help="seconds, added to each request")
     parser.add_argument("--compute", type=float, default=0.0005, help="seconds that the caller sleeps after a batch")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement, after the first second")
+    parser.add_argument("--warm-up", type=float, default=1.0, help="seconds of each measurement that do not count")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,30 +87,35 @@ def upload(folder: Path, bucket: str) -> str:
 def compare(folder: Path, uri: str, proxy: FaultProxy, cache: Path, options: argparse.Namespace) -> None:
     """Measure and print."""
     for shuffle in ("lanes", "full"):
-        given = {"shuffle": shuffle, "batch_size": options.batch_size, "memory_budget": budget(folder, shuffle)}
+        given = {
+            "shuffle": shuffle,
+            "batch_size": options.batch_size,
+            "lanes": 16,
+            "memory_budget": budget(folder, shuffle),
+        }
         proxy.set(latency=options.latency)
         seconds, log = first_batch(uri, proxy, given)
-        print(f"{shuffle}, {options.latency * 1000:.0f} ms added to each request")
+        print(f"{shuffle}: {options.latency * 1000:.0f} ms added to each request")
         trips, size = count_round_trips(log), sum(one.sent for one in log)
         print(f"  first batch          {seconds:.3f} s, {trips} round trips, {len(log)} requests, {size:,} bytes")
         for compute in (0.0, options.compute):
             places: dict[str, tuple[Any, dict[str, Any]]] = {"folder": (folder, {}), "object store": (uri, {})}
             if shuffle == "lanes":
                 places["cached"] = uri, {"cache_dir": cache}
-                measure(uri, given | places["cached"][1], compute=0.0, seconds=0.0, epochs=1)
+                measure(uri, given | places["cached"][1], compute=0.0, options=options, epochs=1)
             rates: dict[str, list[Rate]] = {name: [] for name in places}
             for _ in range(options.rounds):
                 for name, (path, more) in places.items():
-                    rates[name].append(measure(path, given | more, compute=compute, seconds=options.seconds))
-            print(f"  {f'compute {compute * 1000:.1f} ms' if compute else 'no compute'}")
+                    rates[name].append(measure(path, given | more, compute=compute, options=options))
+            print(f"{shuffle}: {f'compute {compute * 1000:.1f} ms after each batch' if compute else 'no compute'}")
             for name, found in rates.items():
                 ratio = statistics.median(
                     one.tokens / other.tokens for one, other in zip(found, rates["folder"], strict=True)
                 )
                 tokens = statistics.median(one.tokens for one in found) / 1e6
                 waited = statistics.median(one.waited for one in found)
-                print(f"    {name:18} {tokens:7.1f} Mtok/s  {ratio:5.2f} of the folder's  waited {waited:4.0%}")
-    print(f"  requests alone       {requests_alone(uri, options):.1f} Mtok/s in {REQUESTS} threads")
+                print(f"  {name:20} {tokens:7.1f} Mtok/s  {ratio:5.2f} of the folder's  waited {waited:4.0%}")
+    print(f"  {'requests alone':20} {requests_alone(uri, options):7.1f} Mtok/s in {REQUESTS} threads")
 
 
 def budget(folder: Path, shuffle: str) -> int:
@@ -121,24 +127,24 @@ def budget(folder: Path, shuffle: str) -> int:
 
 def first_batch(uri: str, proxy: FaultProxy, given: dict[str, Any]) -> tuple[float, list[Any]]:
     """Return the seconds until the first batch of a new loader, and the requests that were over by then."""
-    started = time.perf_counter()
+    started = time.monotonic()  # the proxy's clock
     batches = iter(ShardLoader(uri, **given))
     next(batches)
-    seconds, log = time.perf_counter() - started, proxy.log()
-    return seconds, [one for one in log if one.stop is not None]
+    now = time.monotonic()
+    return now - started, [one for one in proxy.log() if one.stop is not None and one.stop <= now]
 
 
 def measure(
-    path: Path | str, given: dict[str, Any], *, compute: float, seconds: float, epochs: int | None = None
+    path: Path | str, given: dict[str, Any], *, compute: float, options: argparse.Namespace, epochs: int | None = None
 ) -> Rate:
     """Return a loader's rate after its first second, over as many epochs as it takes."""
     loader = ShardLoader(path, **given)
     started, tokens, waited, at = time.perf_counter(), 0, 0.0, 0.0
     for batch in read(loader, epochs):
         now = time.perf_counter() - started
-        if not at and now >= 1:
+        if not at and now >= options.warm_up:
             at, tokens, waited = now, 0, loader.metrics()["seconds_waited"]
-        elif at and now >= at + seconds and epochs is None:
+        elif at and now >= at + options.seconds and epochs is None:
             break
         tokens += batch.input_ids.numel()
         if compute:

@@ -1,6 +1,6 @@
 """Row groups on a local disk (`loader.cache_dir`), for data sets in object stores and on slow shared folders.
 
-The unit is the row group, not the shard: a first batch of 8 lanes needs 8 row groups, 4 MB, where 8 shards would be
+The unit is the row group, not the shard: a first batch of 8 lanes needs 8 row groups, 6 MB, where 8 shards would be
 half a gigabyte. An entry has the bytes of the columns that the loader reads, as they are in the shard, and is named by
 the shard's sha256. So processes share entries, whatever path they read from, and a replaced data set has other ones.
 What is read from here is checked as what comes from the store: by the headers and the checksums of its pages.
