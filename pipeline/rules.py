@@ -223,16 +223,16 @@ def check_place(key: str, path: object, rule: str = "must name a folder or a URI
     return path if isinstance(path, str) and has_scheme(path) else check_path(key, path, rule)
 
 
-def check_paths(key: str, path: object) -> str | list[str]:
-    """Return a path as text or several as a list of texts; refuse anything else."""
+def check_paths(key: str, path: object, one: Callable[[str, object, str], str] = check_path) -> str | list[str]:
+    """Return a path as text or several as a list of texts, each checked by `one`; refuse anything else."""
     if isinstance(path, str | os.PathLike):
-        return check_path(key, path, PATHS)
+        return one(key, path, PATHS)
     paths = list(path) if hasattr(path, "__iter__") else [path]
-    if not paths or not all(isinstance(one, str | os.PathLike) for one in paths):
+    if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
         has_number = not isinstance(path, bytes) and any(map(is_number, paths))
         hint = " (a name that is a number needs quotes)" if has_number else ""
         reject(key, PATHS + hint, path)
-    return [check_path(key, one, PATHS) for one in paths]
+    return [one(key, path, PATHS) for path in paths]
 
 
 def check_list(key: str, values: object, one: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:

@@ -27,6 +27,7 @@ from pipeline.rules import (
     check_part,
     check_path,
     check_paths,
+    check_place,
     check_range,
     check_seconds,
     check_sources,
@@ -96,7 +97,8 @@ class CorpusConfig(Section):
 
     Args:
         name: one of `CORPORA`.
-        path: a file, folder, glob, or a list of them; for huggingface one folder or hub name.
+        path: a file, folder, glob, URI (`s3://`, `gs://`, `az://`), or a list of them; for huggingface one folder or
+            hub name.
         text_field: the field or column that holds the text, for jsonl, parquet and huggingface; a dotted path reaches
             nested ones.
         delimiter: for text, what separates the documents of a file, such as `<|endoftext|>`. `\n` means a line feed.
@@ -117,7 +119,7 @@ class CorpusConfig(Section):
     section: ClassVar[str] = "corpus"
 
     name: str = _choice(*CORPORA)
-    path: Any = _checked(None, check_paths)  # noqa: RUF009 - it makes a field
+    path: Any = _checked(None, check_paths, check_place)  # noqa: RUF009 - it makes a field
     text_field: str = _checked("text", check_text, empty=False)
     delimiter: str | None = _checked(None, check_text, empty=False)
     subset: str | None = _checked(None, check_text)
@@ -263,7 +265,7 @@ class ShardsConfig(Section):
     """Where windows are written, and in what layout.
 
     Args:
-        path: the data set's folder. `write_shards` has its own argument for it.
+        path: the data set's folder or URI. `write_shards` has its own argument for it.
         windows_per_shard: None means by size, see `shards/layout.py`.
         windows_per_group: windows of a row group; None means by size.
         compression: the codec of the Parquet pages.
@@ -276,7 +278,7 @@ class ShardsConfig(Section):
 
     section: ClassVar[str] = "shards"
 
-    path: str | None = _checked(None, check_path)
+    path: str | None = _checked(None, check_place)
     windows_per_shard: int | None = _number(None, least=1, most=MAX_COUNT)
     windows_per_group: int | None = _number(None, least=1, most=MAX_COUNT)
     compression: str = _choice("zstd", "lz4", "snappy", "none")
@@ -378,11 +380,11 @@ class ExecutorConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class CacheConfig(Section):
-    """The folder of token stores and downloads, shared by runs and sweeps."""
+    """The folder or URI of token stores, shared by runs and sweeps, and of downloads."""
 
     section: ClassVar[str] = "cache"
 
-    path: str = _checked("outputs/cache", check_path)
+    path: str = _checked("outputs/cache", check_place)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.rules import has_scheme
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,8 +25,8 @@ def expand_user(path: str) -> Path:
 
 
 def strip_folders(path: str) -> str:
-    """Return an absolute path's last part, since its folders belong to one machine; a relative path stays as it is."""
-    return Path(path).name if Path(path).is_absolute() or path.startswith("~") else path
+    """Return the last part of a URI or absolute path, whose folders belong to one site; a relative path stays."""
+    return Path(path).name if Path(path).is_absolute() or path.startswith("~") or has_scheme(path) else path
 
 
 def make_folder(folder: Path) -> None:
@@ -50,7 +52,7 @@ def allow_read_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
+def translate_os_errors(folder: Path | str, key: str) -> Iterator[None]:
     """Turn errors of the operating system into a `ValueError` that says what to do; `key` is the config's."""
     try:
         yield
@@ -58,7 +60,10 @@ def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
         path = error.filename or folder
         kept = "Finished work is kept; run the same command again to resume"
         if error.errno in _FULL:
-            raise ValueError(f"{folder}: the disk is full. Free some space, or choose another {key}. {kept}") from error
+            full = path if has_scheme(str(folder)) else folder  # of a URI it is the disk for temporary files
+            raise ValueError(f"{full}: the disk is full. Free some space, or choose another {key}. {kept}") from error
+        if has_scheme(str(path)):
+            raise ValueError(f"{path}: {error.strerror}. {kept}") from error
         if error.errno == errno.EFBIG:
             raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows. {kept}") from error
         if error.errno == errno.EIO:
@@ -72,4 +77,18 @@ def translate_os_errors(folder: Path, key: str) -> Iterator[None]:
                 f"{path}: this file system cannot lock files ({error.strerror}), and without a lock two runs could "
                 f"write there at once. Choose another {key}, on a local disk or a file system mounted with locks"
             ) from error
+        raise
+
+
+@contextlib.contextmanager
+def renamed_in_errors(folder: str, uri: str) -> Iterator[None]:
+    """Let errors of the block name a URI instead of the local folder that stands for it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise  # it is about the local disk
+        error.args = tuple(one.replace(folder, uri) if isinstance(one, str) else one for one in error.args)
+        if isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike):
+            error.filename = os.fspath(error.filename).replace(folder, uri)
         raise

@@ -6,7 +6,6 @@ Only the shown row groups and the documents' tables are read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +21,13 @@ from pipeline.loader.row_group_cache import count_tokens
 from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
+from pipeline.tokens.mirror import find_cache
 from pipeline.tokens.store import TokenStore, open_store
+from pipeline.tokens.store import find_store as find_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from pipeline.loader.readers import ShardReader, StoreReader
     from pipeline.settings import Config
@@ -73,13 +75,13 @@ def find_windows(
 
 def store_file(config: Config, manifest: Manifest) -> Path:
     """Return where a data set's token store is, if it is there."""
-    return Path(config.cache.path) / "stores" / f"{manifest.store}.json"
+    return find_cache(config.cache.path) / "stores" / f"{manifest.store}.json"
 
 
 def find_store(config: Config, manifest: Manifest) -> TokenStore | None:
     """Return a data set's token store, None if it is not there."""
-    file = store_file(config, manifest)
-    return open_store(file) if file.is_file() else None
+    file = find_file(find_cache(config.cache.path), manifest.store)
+    return open_store(file) if file else None
 
 
 def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: TokenStore | None, split: str) -> Shown:

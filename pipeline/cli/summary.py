@@ -37,7 +37,7 @@ def describe_write(report: WriteReport) -> str:
     if corpus["bad"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in corpus["bad"].items())
         rejected = counted(sum(corpus["bad"].values()), "document")
-        lines.append(_line("rejected", rejected, reasons, f"listed in {report.path / QUARANTINE_NAME}"))
+        lines.append(_line("rejected", rejected, reasons, f"listed in {report.path}/{QUARANTINE_NAME}"))
     if report.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
         lines.append(_line("skipped", counted(sum(report.skipped.values()), "document"), f"without text: {reasons}"))
@@ -167,8 +167,9 @@ def _describe_plan_details(report: PlanReport) -> Iterable[str]:
         if found.value:
             noun = "document" if (found.value, found.margin) == (1, 0) else "documents"
             yield _line("cut", f"{_margin(found, _count)} {noun} of {name} longer than a window")
-    free = [size(report.free_bytes[key]) for key in ("shards.path", "cache.path")]
-    yield _line("disks", f"{free[0]} free for the data set", f"{free[1]} free for the cache")
+    disks = {"shards.path": "data set", "cache.path": "cache"}
+    free = [f"{size(count)} free for the {disks[key]}" for key, count in report.free_bytes.items()]
+    yield _line("disks", *free)
     yield _line("cache", f"{_margin(report.cache_bytes, size)} of new tokens")
     for what, counts in (("rejected", report.rejected), ("skipped", report.skipped)):
         if counts:
@@ -226,7 +227,7 @@ def _remedies(report: VerifyReport) -> Iterable[str]:
     if any(fault.file != MANIFEST_NAME for fault in report.faults):
         yield "delete the files named above and run the write stage again: it writes what is missing"
     if any(fault.file == MANIFEST_NAME for fault in report.faults):
-        if (report.path / MANIFEST_NAME).is_file():
+        if report.has_manifest:
             yield (
                 "leave manifest.json where it is and run the write stage again with shards.overwrite=true: it writes "
                 "the data set again"

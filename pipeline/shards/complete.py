@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.shards.manifest import DocumentsEntry, Manifest, ShardEntry
 
 WRITING = ".writing"  # has the lock, the plan and the records of a data set that is being written
+PLAN = f"{WRITING}/plan.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.wording import counted
-from pipeline.tokens.store import open_store
+from pipeline.tokens.store import find_store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -125,8 +125,11 @@ def _compare_texts(manifest: Manifest, job: Job) -> str:
     if any(shard.footer_start is None for shard in shards):
         return f"release 0.1.0 wrote it and cannot tell this release whether the text is the same: {amounts}"
     try:
-        store = open_store(job.sections.cache_folder / "stores" / f"{manifest.store}.json")
+        path = find_store(job.sections.cache_folder, manifest.store)
+        store = open_store(path) if path else None
     except (OSError, ValueError):
+        store = None
+    if store is None:
         return f"the keys agree and the text is another: {amounts}"
     old = _collect(zip(chain(*store.names), chain(*(chunk.units for chunk in store.chunks)), strict=False))
     new = _collect(zip(chain(*(one.names for one in job.partitions)), job.units, strict=True))

@@ -27,9 +27,9 @@ import pyarrow as pa
 from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.locks import try_to_hold
 from pipeline.base.paths import make_folder
-from pipeline.base.reading import check_signature, read_fields, sign
+from pipeline.base.reading import check_signature, parse_fields, read_fields, sign
 from pipeline.shards.card import CARD_NAME, is_card
-from pipeline.shards.complete import WRITING, is_complete
+from pipeline.shards.complete import PLAN, WRITING, is_complete
 from pipeline.shards.differences import explain, explain_plan, job_facts
 from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from pipeline.shards.own_files import find_parts, refuse_links, refuse_others, remove_all
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.shards.job import Job
+    from pipeline.storage.interface import Storage
 
 _REMEDY = "Choose another shards.path, or replace it with shards.overwrite=true"
 
@@ -50,6 +51,8 @@ class FolderLock:
     identity: str  # the fingerprint of the data set to be written
     recorded: dict[str, ShardEntry]  # shards that an earlier run finished, by path; their bytes are not yet verified
     facts: dict[str, Any] = field(default_factory=dict)  # what defines the data set: the plan records these
+    storage: Storage | None = None  # of a data set at a URI: `folder` is then its outline
+    seen: str | None = None  # at a URI, the etag of the plan that this run has seen
 
 
 def find_finished(folder: Path, identity: str) -> Manifest | None:
@@ -157,6 +160,21 @@ def refuse_other_plan(folder: Path, identity: str) -> None:
     plan = _read_plan(folder)
     if plan and plan.get("fingerprint") != identity:
         raise ValueError(f"{folder} is by now written as another data set; this run is over")
+
+
+def refuse_other_plan_at(storage: Storage, identity: str) -> None:
+    """Refuse to publish under a prefix whose plan is by now another data set's.
+
+    Raises:
+        ValueError: it is.
+
+    """
+    try:
+        plan = parse_fields(storage.read(PLAN))
+    except (FileNotFoundError, ValueError):
+        return
+    if plan.get("fingerprint") != identity:
+        raise ValueError(f"{storage.uri} is by now written as another data set; this run is over")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders
 from pipeline.corpus.corpora import find_partitions
 from pipeline.packing import choose_group_tokens
-from pipeline.rules import check_path, conflict, strip_secrets
+from pipeline.rules import check_place, conflict, strip_secrets
 from pipeline.settings import (
     CacheConfig,
     ExecutorConfig,
@@ -24,9 +24,12 @@ from pipeline.settings import (
 )
 from pipeline.shards.layout import Layout, choose_layout
 from pipeline.shards.manifest import FORMAT_VERSION
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.chunk_tasks import hash_rules, units_of
 from pipeline.tokens.file_index import has_index
+from pipeline.tokens.mirror import find_cache
 from pipeline.tokens.store import store_id
 from pipeline.windows import StoredWindows, cut_windows
 
@@ -56,15 +59,27 @@ class Sections:
     cache: CacheConfig
 
     @property
-    def folder(self) -> Path:
-        """The data set's folder."""
+    def place(self) -> Path | str:
+        """The data set's folder, or its URI."""
         assert self.shards.path is not None, "as_sections sets it"
-        return Path(self.shards.path)
+        return open_storage(self.shards.path).uri if is_uri(self.shards.path) else Path(self.shards.path)
+
+    @property
+    def folder(self) -> Path:
+        """The data set's folder.
+
+        Raises:
+            ConfigError: it is at a URI.
+
+        """
+        if isinstance(self.place, str):
+            conflict("shards.path", "must be a folder that all parts of an array job see, not a URI", self.place)
+        return self.place
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of the token store."""
-        return Path(self.cache.path)
+        """The folder of the token store; of one at a URI its local copy."""
+        return find_cache(self.cache.path)
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records: the values that define the data set, without secrets and absolute paths."""
@@ -176,7 +191,7 @@ def as_sections(
 ) -> Sections:
     """Return the arguments of `write_shards` as sections."""
     source, texts = as_corpus(corpus)
-    folder = check_path("shards.path", path)
+    folder = check_place("shards.path", path)
     shards = shards or ShardsConfig()
     if shards.path not in (None, folder):
         conflict("shards.path", f"differs from the argument path={folder!r}: leave it out", shards.path)
@@ -188,7 +203,7 @@ def as_sections(
         split=split or SplitConfig(),
         shards=dataclasses.replace(shards, path=folder),
         executor=executor or ExecutorConfig(),
-        cache=cache if isinstance(cache, CacheConfig) else CacheConfig(path=check_path("cache.path", cache)),
+        cache=cache if isinstance(cache, CacheConfig) else CacheConfig(path=check_place("cache.path", cache)),
     )
 
 

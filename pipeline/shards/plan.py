@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,13 +39,13 @@ from pipeline.shards.write import cut_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_tasks import plan_chunks
 from pipeline.tokens.encode import describe_tokenizer
+from pipeline.tokens.mirror import named_cache
 from pipeline.tokens.store import TokenStore
 from pipeline.windows import count_cut, count_padding
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from pipeline.settings import (
         CacheConfig,
@@ -83,7 +84,7 @@ class Estimate:
 class PlanReport:
     """What the write stage is expected to produce and to cost."""
 
-    path: Path
+    path: Path | str  # the folder, or the URI
     input_bytes: int
     sampled_bytes: int
     sampled_starts: int  # compressed files of which only the start was read
@@ -100,7 +101,7 @@ class PlanReport:
     padding: dict[str, Estimate]  # positions of each split's windows that have no token
     cut: dict[str, Estimate]  # of packed windows: documents of each split that are longer than one
     cache_bytes: Estimate  # of tokens that the cache does not have yet
-    free_bytes: dict[str, int]  # on the disks of `shards.path` and `cache.path`
+    free_bytes: dict[str, int]  # on the disks of `shards.path`, unless it is a URI, and `cache.path`
     rejected: dict[str, int]  # documents of the sample that cannot be used, by reason
     skipped: dict[str, int]  # documents of the sample without text, by reason
     stops: list[str]  # why the write stage would stop with exit code 1
@@ -109,7 +110,7 @@ class PlanReport:
         """Show the estimates in one line."""
         names = ("documents", "tokens", "windows", "shards", "bytes", "seconds")
         found = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"PlanReport({self.path.name!r:.99}: {found})"
+        return f"PlanReport({Path(self.path).name!r:.99}: {found})"
 
     def _repr_html_(self) -> str:
         """Show the estimates as a table in a notebook."""
@@ -168,7 +169,7 @@ def plan_job(job: Job) -> PlanReport:
     cache, workers = sections.cache_folder, sections.executor.num_workers
     tasks = plan_chunks(job.partitions, cache=cache, rules=job.rules)
     inputs = [task.partition for task in tasks]
-    with translate_os_errors(cache, "cache.path"):
+    with translate_os_errors(cache, "cache.path"), named_cache(cache):
         sample, taken = tokenize_sample(job, tasks)
     chunks = [part.made[0] for part in sample]
     new_bytes = sum(part.size for part in sample if part.made[1] != "found")
@@ -203,18 +204,20 @@ def plan_job(job: Job) -> PlanReport:
     cached = extend([part.missing_tokens * itemsize for part in sample])
     written = sum(part.new_tokens for part in sample) * itemsize
     cache_bytes = Estimate(value=max(0.0, cached.value - written), margin=cached.margin)
-    free = {"shards.path": _free_bytes(sections.folder), "cache.path": _free_bytes(cache)}
+    free = {"cache.path": _free_bytes(cache)}
+    if isinstance(sections.place, Path):  # nobody knows how much an object store still takes
+        free = {"shards.path": _free_bytes(sections.place), **free}
     bad = count_bad(chunks)
     stops = [*_list_small_splits(job, store, parts, is_complete=is_complete)]
     stops += _list_rejections(job, bad.total(), sum(sum(chunk.num_documents.values()) for chunk in chunks))
     for key, need in (("shards.path", stored), ("cache.path", cache_bytes.value)):
-        if need > free[key]:
+        if key in free and need > free[key]:
             stops.append(f"{key}: about {need / 1e6:,.0f} MB are to be written, and {free[key] / 1e6:,.0f} MB are free")
     mapped = (tokens.value - sum(sum(chunk.tokens.values()) for chunk in chunks)) * itemsize
     groups = (workers - 1) * ROW_BYTES * job.layout.windows_per_group * job.sections.window.max_length
     memory = peak_memory() + mapped + groups
     return PlanReport(
-        path=sections.folder,
+        path=sections.place,
         input_bytes=total,
         sampled_bytes=round(sum(sizes)),
         sampled_starts=starts,

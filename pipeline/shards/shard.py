@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,19 +26,20 @@ import numpy as np
 from pipeline.base.atomic import part_of
 from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
-from pipeline.shards.folder import record_shard, refuse_other_plan
+from pipeline.shards.folder import record_shard, refuse_other_plan, refuse_other_plan_at
 from pipeline.shards.format import find_footer, group_table, shard_schema
 from pipeline.shards.manifest import ShardEntry
 from pipeline.shards.shard_writer import ShardWriter
+from pipeline.storage.hashing import hash_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
     from typing import BinaryIO
 
     from pipeline.executor.choose import Executor
     from pipeline.shards.folder import FolderLock
     from pipeline.shards.layout import Layout
+    from pipeline.storage.interface import Storage
     from pipeline.windows import StoredWindows
 
 
@@ -123,8 +126,10 @@ def run_shard_tasks(
     lock: FolderLock, tasks: Sequence[ShardTask], *, stored: StoredWindows, layout: Layout, executor: Executor
 ) -> Iterator[ShardEntry]:
     """Yield the entry of each shard, in the tasks' order."""
-    write = partial(keep_or_write, folder=lock.folder, identity=lock.identity, stored=stored, layout=layout)
-    return executor.run_tasks(write, tasks)
+    shared = {"identity": lock.identity, "stored": stored, "layout": layout}
+    if lock.storage is None:
+        return executor.run_tasks(partial(keep_or_write, folder=lock.folder, **shared), tasks)
+    return executor.run_tasks(partial(keep_or_upload, storage=lock.storage, **shared), tasks)
 
 
 def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: StoredWindows, layout: Layout) -> ShardEntry:
@@ -188,3 +193,34 @@ def is_intact(folder: Path, entry: ShardEntry) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+
+
+def keep_or_upload(
+    task: ShardTask, *, storage: Storage, identity: str, stored: StoredWindows, layout: Layout
+) -> ShardEntry:
+    """Return the entry of a shard: the recorded object is kept if it is intact, else it is written and uploaded.
+
+    Raises:
+        ValueError: the prefix is by now another data set's.
+
+    """
+    if task.known and is_intact_at(storage, task.known):
+        return task.known
+    with tempfile.TemporaryDirectory(prefix="stridemill-") as name:
+        folder = Path(name)
+        (folder / WRITING).mkdir()
+        (folder / "data").mkdir()
+        entry = write_shard(folder, identity, task, stored=stored, layout=layout)
+        refuse_other_plan_at(storage, identity)
+        storage.put(entry.path, folder / entry.path, if_absent=False)
+        record = f"{WRITING}/{task.name}.json"
+        storage.put(record, (folder / record).read_bytes(), if_absent=False)
+    return entry
+
+
+def is_intact_at(storage: Storage, entry: ShardEntry) -> bool:
+    """Return whether an object has the size and the sha256 of its entry."""
+    try:
+        return storage.size(entry.path) == entry.bytes and hash_object(storage, entry.path, entry.bytes) == entry.sha256
+    except FileNotFoundError:
+        return False

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.base.reading import open_regular
 from pipeline.base.wording import counted
@@ -33,20 +36,24 @@ from pipeline.shards.documents import list_problems
 from pipeline.shards.format import find_footer, open_shard, read_footer, read_segments, shard_schema
 from pipeline.shards.job import fingerprint_of
 from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.shards.outline import fetch_object, fetch_outline, working_folder
 from pipeline.shards.pages import check_pages
 from pipeline.shards.write import count_corpus
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
-from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, open_store
+from pipeline.tokens.mirror import find_cache, shown_path
+from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, find_store, open_store
 from pipeline.windows import IGNORED, StoredWindows, count_cut, count_padding, count_unused, cut_windows
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from pipeline.packing import Segments
+    from pipeline.storage.interface import Storage
 
 # What the manifest counts of the corpus and the token store knows too. `audited` may differ: it never changes the IDs.
 COUNTED = ("documents", "characters", "bytes", "special_text_found", "bad")
@@ -56,7 +63,7 @@ COUNTED = ("documents", "characters", "bytes", "special_text_found", "bad")
 class VerifyReport:
     """What was checked, and the problems that were found."""
 
-    path: Path
+    path: Path | str  # the folder, or the URI
     faults: list[Fault]
     shards: int
     windows: int
@@ -64,12 +71,13 @@ class VerifyReport:
     compared_with_store: bool  # False: the token store is missing from the cache, or damaged
     seconds: float
     strays: list[str] = field(default_factory=list)  # names in the folder that do not belong to the data set
+    has_manifest: bool = True
 
     def __repr__(self) -> str:
         """Show the counts in one line; `faults` has the list."""
         compared = "compared" if self.compared_with_store else "not compared"
         return (
-            f"VerifyReport({self.path.name!r:.99}: problems={len(self.faults):,}, shards={self.shards:,}, "
+            f"VerifyReport({Path(self.path).name!r:.99}: problems={len(self.faults):,}, shards={self.shards:,}, "
             f"windows={self.windows:,}, bytes={self.bytes:,}, {compared} with the token store)"
         )
 
@@ -100,29 +108,42 @@ def verify_shards(
     """Check a data set and list all its problems. Nothing is written.
 
     Args:
-        path: the data set's folder.
-        cache_path: the cache with the token store that the windows were cut from. If it is there, all rows are compared
-            with it.
+        path: the data set's folder or URI. From a URI, each shard is fetched once.
+        cache_path: the cache, a folder or a URI, with the token store that the windows were cut from. If it is there,
+            all rows are compared with it.
         workers: how many shards are checked at once.
 
     Returns:
         A report whose `faults` is empty if the data set is complete and intact. A damaged data set raises nothing.
 
     """
-    folder, started = Path(path), time.perf_counter()
+    uri = open_storage(path).uri if is_uri(path) else None
+    with translate_os_errors(uri or Path(path), "shards.path"), working_folder(uri or Path(path)) as (folder, storage):
+        if storage is not None:
+            fetch_outline(storage, folder)
+        return _verify(uri or folder, folder, storage, find_cache(os.fspath(cache_path)), workers)
+
+
+def _verify(path: Path | str, folder: Path, storage: Storage | None, cache: Path, workers: int) -> VerifyReport:
+    """Check a data set that is in a folder, or whose outline is there."""
+    started = time.perf_counter()
     try:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(path)
     except (ValueError, OSError) as error:
         return VerifyReport(
-            path=folder,
-            faults=[Fault(file=MANIFEST_NAME, problem=str(error)), *_list_unreadable(folder)],
+            path=path,
+            faults=[
+                Fault(file=MANIFEST_NAME, problem=str(error)),
+                *(_list_unreadable(folder) if storage is None else ()),
+            ],
             shards=0,
             windows=0,
             bytes=0,
             compared_with_store=False,
             seconds=time.perf_counter() - started,
+            has_manifest=(folder / MANIFEST_NAME).is_file(),
         )
-    faults, store = _find_store(manifest, Path(cache_path), workers)
+    faults, store = _find_store(manifest, cache, workers)
     faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in _manifest_problems(manifest, store)]
     tasks = []
     for name, split in manifest.splits.items():
@@ -131,15 +152,19 @@ def verify_shards(
         tasks += [(rows, index) for index in range(len(split.shards))]
     entries = [rows.entry.shards[index] for rows, index in tasks]
     faults += [*_check_names(folder, manifest), *list_missing(folder, manifest), *list_leftovers(folder)]
+    if storage is not None:
+        for split in manifest.splits.values():
+            if split.documents and (folder / split.documents.path).is_file():
+                fetch_object(storage, split.documents.path, folder)
     faults += _check_documents(folder, manifest, store)
     total = sum(entry.bytes for entry in entries)
     with ProgressBar("verify", total, "B") as bar:
-        found = run_tasks(partial(_check_shard, folder), tasks, workers=workers)
+        found = run_tasks(partial(_check_shard, folder, storage), tasks, workers=workers)
         for entry, shard_faults in zip(entries, found, strict=True):
             faults += shard_faults
             bar.update(entry.bytes)
     return VerifyReport(
-        path=folder,
+        path=path,
         faults=faults,
         shards=len(entries),
         windows=sum(entry.num_windows for entry in entries),
@@ -163,19 +188,21 @@ def _list_unreadable(folder: Path) -> list[Fault]:
 
 def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
     """Return the problems of the token store that the windows were cut from, and the store if it has none."""
-    path = cache / "stores" / f"{manifest.store}.json"
-    if not path.is_file():  # a cache may be cleared
-        return [], None
     try:
+        path = find_store(cache, manifest.store)
+        if path is None:  # a cache may be cleared
+            return [], None
         store = open_store(path)
         damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
     except (OSError, ValueError) as error:
-        return [] if isinstance(error, MissingChunk) else [_blame(error, path)], None
+        path = cache / "stores" / f"{manifest.store}.json"
+        return [] if isinstance(error, MissingChunk) else [_blame(error, path, cache)], None
     if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
-        problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but {path} was made with {store.tokenizer['hash']}"
+        made_with = store.tokenizer["hash"]
+        problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but its token store was made with {made_with}"
         return [Fault(file=MANIFEST_NAME, problem=problem)], None
     if damaged:
-        return [_blame(error, path) for error in damaged], None
+        return [_blame(error, path, cache) for error in damaged], None
     return [], dataclasses.replace(store, checks=False)  # its files were just read
 
 
@@ -219,9 +246,9 @@ def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
     return None
 
 
-def _blame(error: Exception, store: Path) -> Fault:
+def _blame(error: Exception, store: Path, cache: Path) -> Fault:
     damaged, what = (error.folder, error.what) if isinstance(error, DamagedChunk) else (store, _one_line(error))
-    return Fault(file=str(damaged), problem=f"{what}; the cache is damaged; the shards need not be")
+    return Fault(file=shown_path(cache, damaged), problem=f"{what}; the cache is damaged; the shards need not be")
 
 
 def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[str]]:
@@ -316,9 +343,13 @@ def _check_documents(folder: Path, manifest: Manifest, store: TokenStore | None)
             yield Fault(file=f"{DOCUMENTS_FOLDER}/{file.name}", problem="is not in the manifest")
 
 
-def _check_shard(folder: Path, task: tuple[_Rows, int]) -> list[Fault]:
+def _check_shard(folder: Path, storage: Storage | None, task: tuple[_Rows, int]) -> list[Fault]:
     rows, index = task
     entry = rows.entry.shards[index]
+    if storage is not None and (folder / entry.path).is_file():
+        with tempfile.TemporaryDirectory(prefix="stridemill-") as name:
+            fetch_object(storage, entry.path, Path(name))
+            return _check_shard(Path(name), None, task)
     return [Fault(file=entry.path, problem=problem) for problem in _shard_problems(folder, rows, entry, index)]
 
 

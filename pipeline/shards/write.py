@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,16 +33,24 @@ from pipeline.shards.documents import write_documents
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
 from pipeline.shards.job import Job, as_sections, prepare_job
 from pipeline.shards.manifest import DOCUMENTS_FOLDER, Manifest, SplitEntry, write_manifest
+from pipeline.shards.outline import working_folder
+from pipeline.shards.prefix import (
+    claim_prefix,
+    find_finished_at,
+    prepare_prefix,
+    publish,
+    remove_working,
+)
 from pipeline.shards.shard import shard_names, write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
+from pipeline.tokens.mirror import named_cache
 from pipeline.windows import count_cut, count_padding, count_unused
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
-    from pathlib import Path
 
     from pipeline.executor.choose import Executor
     from pipeline.settings import (
@@ -62,7 +71,7 @@ if TYPE_CHECKING:
 class WriteReport:
     """What the write stage did."""
 
-    path: Path
+    path: Path | str  # the folder, or the URI
     manifest: Manifest
     finished_before: bool  # the data set was there already, so nothing was written
     chunks: int
@@ -87,7 +96,7 @@ class WriteReport:
             if self.finished_before
             else f"{self.chunks_made:,} of {counted(self.chunks, 'chunk')} tokenized"
         )
-        return f"WriteReport({self.path.name!r:.99}: {windows} windows, {done}, {self.engine})"
+        return f"WriteReport({Path(self.path).name!r:.99}: {windows} windows, {done}, {self.engine})"
 
     def _repr_html_(self) -> str:
         """Show the splits as a table in a notebook."""
@@ -113,14 +122,14 @@ def write_shards(
     have the recorded bytes and writes the others.
 
     Args:
-        path: the data set's folder.
+        path: the data set's folder or URI.
         corpus: where the text comes from: a section, a corpus's name, or a list of texts.
         tokenizer: a section, or a tokenizer's name.
         window: how token IDs become windows.
         split: what goes to the validation split.
         shards: the layout; its own `path` is the argument `path`.
         executor: where the tasks run, and how many at once.
-        cache: the folder of the token store.
+        cache: the folder or URI of the token store.
 
     Raises:
         ConfigError: a value is refused.
@@ -145,7 +154,7 @@ def write_shards(
         executor=executor,
         cache=cache,
     )
-    folder, corpus_section = sections.folder, sections.corpus
+    corpus_section = sections.corpus
     if sections.executor.part is not None:
         conflict("executor.part", "in Python, call pipeline.shards.part.write_part", sections.executor.part)
     check_executor(sections.executor)
@@ -153,19 +162,29 @@ def write_shards(
     ready = time.perf_counter()
     report = partial(
         WriteReport,
-        path=folder,
+        path=sections.place,
         passed_over=describe_passed_over(job),
         engine=job.encoder.engine,
     )
-    with translate_os_errors(folder, "shards.path"):
-        finished = find_finished(folder, job.fingerprint)
+    with (
+        translate_os_errors(sections.place, "shards.path"),
+        working_folder(sections.place) as (folder, storage),
+        named_cache(sections.cache_folder),
+    ):
+        if storage is None:
+            finished = find_finished(folder, job.fingerprint)
+        else:
+            finished = find_finished_at(storage, folder, job.fingerprint)
         if finished and not lacks_documents(finished, sections.shards):
             bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
             if corpus_section.on_bad == "raise":
                 refuse_bad(bad, folder / QUARANTINE_NAME)
             limit = corpus_section.max_bad_fraction
             check_fraction(bad, good, max_bad_fraction=limit, path=folder / QUARANTINE_NAME)
-            remove_leftovers(folder, job.fingerprint)
+            if storage is None:
+                remove_leftovers(folder, job.fingerprint)
+            else:
+                remove_working(storage)
             with suppress(OSError):
                 remove_unfinished_chunks(sections.cache_folder)
             return report(
@@ -183,10 +202,11 @@ def write_shards(
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
-        with (
-            lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job) as lock,
-            open_executor(sections.executor) as cluster,
-        ):
+        if storage is None:
+            locked = lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job)
+        else:
+            locked = claim_prefix(storage, folder, job)
+        with locked as lock, open_executor(sections.executor) as cluster:
             opened = time.perf_counter()
             store, origins = _tokenize(job, cluster)
             if sections.executor.name == "ray":
@@ -215,11 +235,14 @@ def write_shards(
             )
             write_card(folder, manifest, [name for names in store.names for name in names])
             write_quarantine(rejected_lines(store), folder / QUARANTINE_NAME)
-            sync_folder(folder / "data")
-            if sections.shards.documents:
-                sync_folder(folder / DOCUMENTS_FOLDER)
-            write_manifest(folder, manifest)
-            sync_folder(folder)
+            if storage is not None:
+                publish(lock, manifest)
+            else:
+                sync_folder(folder / "data")
+                if sections.shards.documents:
+                    sync_folder(folder / DOCUMENTS_FOLDER)
+                write_manifest(folder, manifest)
+                sync_folder(folder)
     return report(
         manifest=manifest,
         finished_before=False,
@@ -258,7 +281,10 @@ def _write_splits(
     """Write the shards of all splits. Return the splits' entries, and what the manifest counts of their windows."""
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     has_tables = job.sections.shards.documents
-    prepare_folder(lock, list_files(job, plans))
+    if lock.storage is None:
+        prepare_folder(lock, list_files(job, plans))
+    else:
+        prepare_prefix(lock, list_files(job, plans))
     splits, unused, padding, cut = {}, {}, {}, {}
     with ProgressBar("write", sum(map(len, plans.values())), "windows") as bar:
         for name, stored in plans.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.base.hashing import hash_json, hash_pairs
 from pipeline.tokens.chunk import DamagedChunk, find_chunk
 from pipeline.tokens.file_index import read_index
+from pipeline.tokens.mirror import has_chunk
 from pipeline.tokens.store import FORMAT
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def plan_chunks(partitions: Sequence[Partition], *, cache: Path, rules: str) -> 
     for partition in partitions:
         units = units_of(partition, rules)
         task = ChunkTask(partition, units, chunk_id(units))
-        if not partition.is_group or (cache / "chunks" / task.chunk).is_dir():
+        if not partition.is_group or has_chunk(cache, task.chunk):
             tasks.append(task)
             continue
         index = read_index(cache, rules) if index is None else index

@@ -40,6 +40,7 @@ from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_sk
 from pipeline.tokens.chunk_tasks import chunk_id, hash_rules, plan_chunks
 from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
 from pipeline.tokens.file_index import add_to_index
+from pipeline.tokens.mirror import publish_chunk, publish_file
 from pipeline.tokens.store import TokenStore, save_store
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def make_store(
         if count_bad(chunks):
             make_folder(quarantine.parent)
             write_quarantine(rejected_lines(store), quarantine)
+            publish_file(cache, f"quarantine/{quarantine.name}")
     bad = count_bad(chunks)
     check_fraction(bad, store.num_documents, max_bad_fraction=corpus.max_bad_fraction, path=quarantine)
     if store.num_documents == 0:
@@ -211,7 +213,7 @@ def encode_partition(
             if corpus.on_bad == "raise" and part.bad:
                 line = next(_read_rejected(cache, part, partition.names), None)
                 raise_first(parse_line(line) if line else None, count_bad([part]))
-            return lambda: (part, "found")
+            return lambda: (_published(cache, part), "found")
     except DamagedChunk:
         origin, replace = "mended", False
     batches = read_partition(
@@ -264,7 +266,8 @@ def encode_partition(
             if partition.is_group:
                 rules = hash_rules(tokenizer=tokenizer, corpus=corpus, split=split)
                 add_to_index(cache, rules, task.units, identity)
-            return writer.finish(tokenizer=tokenizer.hash, engine=tokenizer.engine, replace=replace), origin
+            chunk = writer.finish(tokenizer=tokenizer.hash, engine=tokenizer.engine, replace=replace)
+            return _published(cache, chunk, is_new=True), origin
 
     return finish
 
@@ -290,6 +293,11 @@ def find_part(task: ChunkTask, cache: Path, tokenizer: Tokenizer, *, reads: bool
         assert part.units == list(task.units), f"{name} has other sources than its ID or the index says"
         return part, True
     return None, is_there
+
+
+def _published(cache: Path, chunk: Chunk, *, is_new: bool = False) -> Chunk:
+    publish_chunk(cache, chunk.id, chunk.files, is_new=is_new)
+    return chunk
 
 
 def _encode(

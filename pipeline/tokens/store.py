@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,17 +29,21 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.base.retry import read_twice, retry
+from pipeline.executor.local import run_tasks
 from pipeline.rules import check_range
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import NPY_HEADER_BYTES, Chunk, DamagedChunk, check_file, find_chunk
+from pipeline.tokens.mirror import fetch_file, find_store_file, publish_file, storage_of
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
 # A data set that is complete is not written again, and its store neither.
 REMEDY = "run the write stage with a new shards.path, which makes the token store again"
 FORMAT = 4
+OPENED = 16  # chunks that are fetched at once
 LONG_SPAN = 64  # tokens: a slice takes as long as this many of numpy's indices
 OLD_FORMAT = 3  # of release 0.1.0: a chunk is known by its names too, and has them
 
@@ -231,7 +234,15 @@ def save_store(store: TokenStore) -> Path:
         for chunk, names in zip(store.chunks, store.names, strict=True)
     ]
     write_json(path, sign({**fields, "chunks": chunks}))
+    publish_file(store.cache, f"stores/{path.name}")
     return path
+
+
+def find_store(cache: Path, store: str) -> Path | None:
+    """Return the file of the store with that ID, or None if the cache does not have it."""
+    path = cache / "stores" / f"{store}.json"
+    fetch_file(cache, f"stores/{path.name}")
+    return path if path.is_file() else None
 
 
 def open_store(path: str | os.PathLike[str]) -> TokenStore:
@@ -241,17 +252,20 @@ def open_store(path: str | os.PathLike[str]) -> TokenStore:
         ValueError: the file is not a token store, or one of its chunks is missing or damaged.
 
     """
-    path = Path(path)
+    path = find_store_file(path)
+    cache = path.parent.parent
+    fetch_file(cache, f"stores/{path.name}")
     try:
         fields = read_twice(lambda: _check_fields(read_fields(path)), path)
         is_old, tokenizer_hash = fields["format"] == OLD_FORMAT, fields["tokenizer"]["hash"]
         parts = [(one, 0, []) if is_old else (one["id"], one["first"], one["names"]) for one in fields["chunks"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: is not a token store ({type(error).__name__}: {error}); {REMEDY}") from error
-    cache = path.parent.parent
+    found = run_tasks(
+        partial(find_chunk, cache), [chunk_id for chunk_id, _, _ in parts], workers=OPENED if storage_of(cache) else 1
+    )
     chunks, names = [], []
-    for chunk_id, first, names_of_chunk in parts:
-        chunk = find_chunk(cache, chunk_id)
+    for (chunk_id, first, names_of_chunk), chunk in zip(parts, found, strict=True):
         if chunk is None:
             raise MissingChunk(f"{path}: its chunk {chunk_id} is not under {cache / 'chunks'}; {REMEDY}")
         if chunk.tokenizer != tokenizer_hash:

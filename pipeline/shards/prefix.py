@@ -1,0 +1,152 @@
+"""A data set in an object store while it is written. No lock is held there: conditions keep writers apart.
+
+    <uri>/.writing/plan.json        which data set is being written; created by one writer
+    <uri>/.writing/<shard>.json     a finished shard's entry: its size and its sha256
+
+Each shard is finished in a temporary folder and uploaded whole, then its record; the manifest comes last, created only
+if there is none. So a process may end at any instant: what is there is no data set, or the complete one. The next run
+keeps the shards that have the recorded bytes.
+
+Two runs that write the same data set help each other: their objects have the same names and bytes. Of two different
+ones, the second is refused by the plan of the first; with `shards.overwrite` it replaces that plan, if nobody else has
+done so since it looked, and the first one stops at its next shard. The rules of a local folder (`folder.py`,
+`own_files.py`) apply to an outline of the prefix (`outline.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.shards.complete import PLAN, WRITING, list_missing
+from pipeline.shards.differences import job_facts
+from pipeline.shards.folder import FolderLock, find_recorded, prepare_folder, refuse_other_plan_at
+from pipeline.shards.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from pipeline.shards.outline import fetch_outline, list_outline
+from pipeline.storage.probe import honours_conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pipeline.shards.job import Job
+    from pipeline.shards.manifest import Manifest
+    from pipeline.storage.interface import Storage
+
+LOG = logging.getLogger(__name__)
+
+
+def find_finished_at(storage: Storage, folder: Path, identity: str) -> Manifest | None:
+    """Return the manifest at a URI if it has the data set `identity` with every object in its full size.
+
+    `folder` is empty, and becomes the prefix's outline.
+    """
+    sizes = fetch_outline(storage, folder)
+    if not (folder / MANIFEST_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return None
+    if manifest.fingerprint != identity:
+        return None
+    files = [file for split in manifest.splits.values() for file in split.files]
+    is_complete = all(sizes.get(file.path) == file.bytes for file in files) and not any(list_missing(folder, manifest))
+    return manifest if is_complete else None
+
+
+@contextlib.contextmanager
+def claim_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLock]:
+    """Try the store, and find what an earlier run has finished. `folder` is the prefix's outline.
+
+    Raises:
+        ValueError: the prefix holds another data set or other objects, or the store ignores conditions and the
+            executor would have several writers.
+
+    """
+    executor = job.sections.executor
+    if not honours_conditions(storage, WRITING):
+        what = "does not honour conditions (If-None-Match, If-Match), so two runs that write there would not notice"
+        if executor.name != "local":
+            raise ValueError(f"shards.path: {storage.uri}: the store {what}; use executor=local, or another store")
+        LOG.warning("%s: the store %s: write there with one run at a time", storage.uri, what)
+    (folder / WRITING).mkdir(exist_ok=True)
+    overwrite = job.sections.shards.overwrite
+    recorded = find_recorded(folder, job.fingerprint, overwrite=overwrite, job=job)
+    seen = storage.stat(PLAN).etag if (folder / PLAN).is_file() else None
+    yield FolderLock(
+        folder=folder,
+        identity=job.fingerprint,
+        facts=dataclasses.asdict(job_facts(job)),
+        recorded=recorded,
+        storage=storage,
+        seen=seen,
+    )
+
+
+def prepare_prefix(lock: FolderLock, files: set[str]) -> None:
+    """Do in the store what `prepare_folder` does in the outline: the plan first, the manifest second.
+
+    Raises:
+        ValueError: another run has begun to write there since this one looked.
+
+    """
+    storage, folder = lock.storage, lock.folder
+    assert storage is not None, "a prefix has a storage"
+    before, plan = list_outline(folder), _read_if_there(folder / PLAN)
+    prepare_folder(lock, files)
+    after = list_outline(folder)
+    gone = before - after
+    storage.delete(name for name in gone if name.startswith(f"{WRITING}/") and name != PLAN)
+    content = (folder / PLAN).read_bytes()
+    try:
+        if lock.seen is None:
+            storage.put(PLAN, content)
+        elif content != plan:
+            storage.put_if_match(PLAN, content, lock.seen)
+    except (FileExistsError, FileNotFoundError):
+        raise ValueError(
+            f"{storage.uri} is being written by another run; wait for it, or choose another shards.path"
+        ) from None
+    for name in sorted(after - before):
+        if name.startswith(f"{WRITING}/") and name.endswith(".parquet.json"):  # of a data set that has lost an object
+            storage.put(name, (folder / name).read_bytes(), if_absent=False)
+    storage.delete({MANIFEST_NAME} & gone)
+    storage.delete(name for name in gone if not name.startswith(f"{WRITING}/"))
+    for name in after:
+        if name.startswith("data/"):
+            (folder / name).unlink()
+
+
+def publish(lock: FolderLock, manifest: Manifest) -> None:
+    """Upload what is next to the shards, then the manifest, which makes the prefix a data set; then tidy up.
+
+    Raises:
+        ValueError: another run has made it another data set.
+
+    """
+    storage, folder = lock.storage, lock.folder
+    assert storage is not None, "a prefix has a storage"
+    write_manifest(folder, manifest)
+    for name in sorted(list_outline(folder)):
+        if name != MANIFEST_NAME and not name.startswith((f"{WRITING}/", "data/")):
+            storage.put(name, folder / name, if_absent=False)
+    refuse_other_plan_at(storage, lock.identity)
+    try:
+        storage.put(MANIFEST_NAME, (folder / MANIFEST_NAME).read_bytes())
+    except FileExistsError:
+        if read_manifest(storage.uri).fingerprint != lock.identity:
+            raise ValueError(f"{storage.uri} was made another data set while this run wrote there") from None
+    remove_working(storage)
+
+
+def remove_working(storage: Storage) -> None:
+    """Remove the records and then the plan of a finished data set."""
+    storage.delete(entry.name for entry in storage.list(WRITING) if entry.name != PLAN)
+    storage.delete([PLAN])
+
+
+def _read_if_there(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""

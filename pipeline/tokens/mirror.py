@@ -1,0 +1,157 @@
+"""The local copy of a cache that is at a URI, which several machines share.
+
+Chunks and stores are made and read in a local folder, by the same code as those of a local cache. A chunk that the
+folder lacks is fetched when it is asked for; one that is finished here is uploaded, its `chunk.json` last, so that an
+object store never has half a chunk under its name. No lock is needed there: a name says what the content must be.
+
+The folder is below the system's folder for temporary files (TMPDIR), one for each user and URI. Its name has the URI,
+so a path says by itself what it is a copy of. It may be removed whenever no run uses it. What is fetched is compared
+with the checksums in `chunk.json` before it is used, as in a local cache (`chunk.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from pipeline.base.atomic import replace_file
+from pipeline.base.paths import make_folder, renamed_in_errors
+from pipeline.base.reading import parse_fields
+from pipeline.base.wording import visible
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+
+    from pipeline.storage.interface import Storage
+
+FOLDER = "stridemill-{}-caches"  # in the system's folder for temporary files, of one user
+
+
+def find_cache(path: str) -> Path:
+    """Return the folder of a cache: its own, or that of the local copy of the cache at a URI.
+
+    Raises:
+        ConfigError: the URI is refused.
+        ValueError: another user has made the folder of the copy.
+
+    """
+    if not is_uri(path):
+        return Path(path)
+    home = Path(tempfile.gettempdir(), FOLDER.format(os.getuid()))
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():
+        raise ValueError(f"{home} belongs to another user; remove it, or let TMPDIR name another folder")
+    return home / quote(open_storage(path).uri, safe="")
+
+
+def find_store_file(path: str | os.PathLike[str]) -> Path:
+    """Return the local path of a store's file, which may be given by a URI: `<cache>/stores/<id>.json`."""
+    if not is_uri(path):
+        return Path(path)
+    cache, _, name = os.fspath(path).rpartition("/stores/")
+    return find_cache(cache) / "stores" / name
+
+
+def storage_of(cache: Path) -> Storage | None:
+    """Return the storage that a folder is the local copy of, or None if it is a cache itself."""
+    uri = unquote(cache.name)
+    return open_storage(uri) if cache.parent.name.startswith("stridemill-") and is_uri(uri) else None
+
+
+def named_cache(cache: Path) -> AbstractContextManager[None]:
+    """Let errors of the block name the URI of a cache instead of its local copy."""
+    storage = storage_of(cache)
+    return renamed_in_errors(str(cache), storage.uri) if storage else nullcontext()
+
+
+def shown_path(cache: Path, path: Path) -> str:
+    """Return a path in a cache for a message: of a local copy, the URI."""
+    storage = storage_of(cache)
+    return str(path).replace(str(cache), storage.uri) if storage else str(path)
+
+
+def has_chunk(cache: Path, chunk_id: str) -> bool:
+    """Tell whether a chunk is there, in the folder or at the URI that it is a copy of."""
+    return (cache / "chunks" / chunk_id).is_dir() or fetch_chunk(cache, chunk_id)
+
+
+def fetch_chunk(cache: Path, chunk_id: str) -> bool:
+    """Fetch a chunk that the folder lacks from the URI that it is a copy of, if it is there. It is not checked here.
+
+    Raises:
+        OSError: it cannot be fetched.
+        ValueError: its `chunk.json` cannot be read.
+
+    """
+    storage, folder = storage_of(cache), cache / "chunks" / chunk_id
+    if storage is None:
+        return False
+    try:
+        described = storage.read(f"chunks/{chunk_id}/chunk.json")
+    except FileNotFoundError:
+        return False
+    temporary = cache / "fetched" / uuid.uuid4().hex
+    temporary.mkdir(parents=True)
+    try:
+        for name in parse_fields(described).get("files", {}):
+            if "/" in name:
+                raise ValueError(f"{storage.uri}/chunks/{chunk_id}/chunk.json names a file {visible(name)!r:.99}")
+            with contextlib.suppress(FileNotFoundError):  # `find_chunk` says that it is missing
+                (temporary / name).write_bytes(storage.read(f"chunks/{chunk_id}/{name}"))
+        (temporary / "chunk.json").write_bytes(described)
+        folder.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # another process was first
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def publish_chunk(cache: Path, chunk_id: str, files: Iterable[str], *, is_new: bool) -> None:
+    """Upload a chunk to the URI that the folder is a copy of, unless it is there; its `chunk.json` last.
+
+    An object with another content than a new chunk's is a damaged one, and is replaced.
+    """
+    storage, folder = storage_of(cache), f"chunks/{chunk_id}"
+    if storage is None or (not is_new and _is_there(storage, f"{folder}/chunk.json")):
+        return
+    for name in (*files, "chunk.json"):
+        content = (cache / folder / name).read_bytes()
+        try:
+            storage.put(f"{folder}/{name}", content)
+        except FileExistsError:
+            storage.put(f"{folder}/{name}", content, if_absent=False)
+
+
+def fetch_file(cache: Path, name: str) -> None:
+    """Fetch a file of the cache anew, if it is at the URI that the folder is a copy of."""
+    if (storage := storage_of(cache)) is not None:
+        with contextlib.suppress(FileNotFoundError):
+            content = storage.read(name)
+            make_folder((cache / name).parent)
+            with replace_file(cache / name, sync=False) as file:
+                file.write(content)
+
+
+def publish_file(cache: Path, name: str) -> None:
+    """Upload a file of the cache, if it is there, in the place of one of that name."""
+    if (storage := storage_of(cache)) is not None and (cache / name).is_file():
+        storage.put(name, (cache / name).read_bytes(), if_absent=False)
+
+
+def _is_there(storage: Storage, name: str) -> bool:
+    try:
+        storage.stat(name)
+    except FileNotFoundError:
+        return False
+    return True
