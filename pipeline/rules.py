@@ -24,6 +24,7 @@ MAX_COUNT = 2**62  # numbers of windows and documents
 LARGEST_WEIGHT = 1e300  # of a source in a mixture
 MAX_TOKEN_ID = 2**31 - 2  # IDs are stored as int32, and so is their number
 MAX_SECONDS = 10**6  # a timer's limit is 2^31 milliseconds on some systems
+SCHEMES = ("s3", "gs", "az")  # of URIs: Amazon S3 and its kin, Google Cloud Storage, Azure
 PATHS = "must be a file, folder or glob, or a list of them"
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
@@ -218,9 +219,31 @@ def check_path(key: str, path: object, rule: str = "must name a folder") -> str:
     return name
 
 
-def check_place(key: str, path: object, rule: str = "must name a folder or a URI") -> str:
-    """Return a path, or the URI of an object store, as text; which URIs there are, `storage` says."""
-    return path if isinstance(path, str) and has_scheme(path) else check_path(key, path, rule)
+def check_place(key: str, path: object, rule: str = "must name a folder or a URI", *, glob: bool = False) -> str:
+    """Return a path, or the URI of an object store, as text; with `glob`, it may have wildcards."""
+    return (
+        check_uri(key, path, glob=glob) if isinstance(path, str) and has_scheme(path) else check_path(key, path, rule)
+    )
+
+
+def check_uri(key: str, uri: str, *, glob: bool = False) -> str:
+    """Refuse a URI of another kind of store, and one with a user, a password or a query in it, without repeating it."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, name = rest.partition("/")
+    if scheme.lower() not in SCHEMES:
+        reject(key, f"must be a path on this machine, or a URI with {', '.join(f'{one}://' for one in SCHEMES)}", uri)
+    if "@" in bucket or ":" in bucket:
+        rule = "must have no user, password or port: credentials and the endpoint come from environment variables"
+        reject(key, f"{rule} such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL", strip_secrets(uri))
+    if re.search(r"\?[^/]*=" if glob else r"[?#]", rest):
+        rule = "must have no query or fragment: credentials come from environment variables"
+        reject(key, rule, strip_secrets(uri))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        reject(key, f"must name a bucket after {scheme}://", uri)
+    parts = name.rstrip("/").split("/") if name.rstrip("/") else []
+    if any(part in ("", ".", "..") for part in parts) or not uri.isprintable():
+        reject(key, "must have no part that is empty, '.' or '..', and no control character", uri)
+    return uri
 
 
 def check_paths(key: str, path: object, one: Callable[[str, object, str], str] = check_path) -> str | list[str]:

@@ -119,7 +119,7 @@ class CorpusConfig(Section):
     section: ClassVar[str] = "corpus"
 
     name: str = _choice(*CORPORA)
-    path: Any = _checked(None, check_paths, check_place)  # noqa: RUF009 - it makes a field
+    path: Any = _checked(None, check_paths, partial(check_place, glob=True))  # noqa: RUF009 - it makes a field
     text_field: str = _checked("text", check_text, empty=False)
     delimiter: str | None = _checked(None, check_text, empty=False)
     subset: str | None = _checked(None, check_text)

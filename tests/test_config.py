@@ -56,7 +56,7 @@ REFUSED = {
     "loader.drop_last=maybe": "loader.drop_last: Value 'maybe' is not a valid bool (type str)",
     "shards.compression=zst": "(did you mean 'zstd'?); got 'zst'",
     "shards.windows_per_group=0": "shards.windows_per_group: must be at least 1; got 0",
-    "shards.path=''": "shards.path: must name a folder; got ''",
+    "shards.path=''": "shards.path: must name a folder or a URI; got ''",
     "embedding.dim=0": "embedding.dim: must be at least 1; got 0",
     "embedding.dim=null": "embedding.dim: field 'embedding.dim' is not Optional",
     "embedding.positions=rotary": "embedding.positions: must be one of learned, sinusoidal, none; got 'rotary'",
@@ -88,13 +88,13 @@ REFUSED = {
     "tokenizer.path=x": "tokenizer.path: tokenizer=gpt2 has its own vocabulary and takes no path; got 'x'",
     "tokenizer.pattern=gpt2": "tokenizer.pattern: is for tokenizer=tiktoken_file, not gpt2; got 'gpt2'",
     "corpus.path=x": "corpus=python_docs is built in and takes no path; use corpus=text for files; got 'x'",
-    "shards.path=s3://bucket/x": "shards.path: must be a path on this machine (mount or copy data that is elsewhere)",
-    "cache.path=file:///tmp/x": "cache.path: must be a path on this machine",
-    "cache.path=''": "cache.path: must name a folder; got ''",
+    "loader.exclude=s3://bucket/x": "loader.exclude: must be a path on this machine (mount or copy data that is else",
+    "cache.path=file:///tmp/x": "cache.path: must be a path on this machine, or a URI with s3://, gs://, az://; got",
+    "shards.path=s3://me:secret@bucket/x": "environment variables such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL; got",
+    "cache.path=''": "cache.path: must name a folder or a URI; got ''",
 }
 REFUSED_TOGETHER = {
     ("tokenizer=bytes", "tokenizer.engine=gigatoken"): "tokenizer.engine: tokenizer=bytes is its own engine",
-    ("corpus=text", "corpus.path=s3://bucket/x"): "corpus.path: must be a path on this machine",
     ("shards.windows_per_shard=10", "shards.windows_per_group=3"): "must be a multiple of windows_per_group=3",
 }
 

@@ -491,8 +491,8 @@ WRONG_TYPES = [
     ("corpus_path", b"v.txt", f"corpus.path: {PATHS}; got b'v.txt'"),
     ("corpus_path", ["v.txt", None], f"corpus.path: {PATHS}; got ['v.txt', None]"),
     ("corpus_path", "v.txt\0", "corpus.path: must not contain the character NUL, which no path has; got 'v.txt\\x00'"),
-    ("cache_path", None, "cache.path: must name a folder; got None"),
-    ("cache_path", b"cache", "cache.path: must name a folder; got b'cache'"),
+    ("cache_path", None, "cache.path: must name a folder or a URI; got None"),
+    ("cache_path", b"cache", "cache.path: must name a folder or a URI; got b'cache'"),
     ("cache_path", "c\0", "cache.path: must not contain the character NUL, which no path has; got 'c\\x00'"),
     ("tokenizer_path", 5, "tokenizer.path: must be a file, a folder or a hub name; got 5"),
 ]
@@ -587,11 +587,11 @@ def test_a_stride_that_skips_text_must_be_meant(books, tmp_path):
     assert report.manifest.splits["train"].stride == 9
 
 
-def test_a_uri_is_refused_and_no_folder_of_its_name_is_made(books, tmp_path, monkeypatch):
+def test_a_uri_of_another_kind_is_refused_and_no_folder_of_its_name_is_made(books, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"shards.path: must be a path on this machine"):
-        write_shards("s3://bucket/x", **sections(corpus="text", corpus_path=books))
-    assert not (tmp_path / "s3:").exists()
+    with pytest.raises(ValueError, match=r"shards.path: must be a path on this machine, or a URI with s3://"):
+        write_shards("file://bucket/x", **sections(corpus="text", corpus_path=books))
+    assert not (tmp_path / "file:").exists()
 
 
 @pytest.mark.parametrize("argument", ["allow_gaps", "overwrite"])

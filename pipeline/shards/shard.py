@@ -126,10 +126,10 @@ def run_shard_tasks(
     lock: FolderLock, tasks: Sequence[ShardTask], *, stored: StoredWindows, layout: Layout, executor: Executor
 ) -> Iterator[ShardEntry]:
     """Yield the entry of each shard, in the tasks' order."""
-    shared = {"identity": lock.identity, "stored": stored, "layout": layout}
-    if lock.storage is None:
-        return executor.run_tasks(partial(keep_or_write, folder=lock.folder, **shared), tasks)
-    return executor.run_tasks(partial(keep_or_upload, storage=lock.storage, **shared), tasks)
+    write: Callable[..., ShardEntry] = partial(keep_or_write, folder=lock.folder)
+    if lock.storage is not None:
+        write = partial(keep_or_upload, storage=lock.storage)
+    return executor.run_tasks(partial(write, identity=lock.identity, stored=stored, layout=layout), tasks)
 
 
 def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: StoredWindows, layout: Layout) -> ShardEntry:

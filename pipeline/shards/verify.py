@@ -11,7 +11,6 @@ A problem in one place does not hide the others.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import tempfile
@@ -38,12 +37,11 @@ from pipeline.shards.job import fingerprint_of
 from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
 from pipeline.shards.outline import fetch_object, fetch_outline, working_folder
 from pipeline.shards.pages import check_pages
-from pipeline.shards.write import count_corpus
+from pipeline.shards.verify_store import check_store, list_differences, one_line
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
-from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
-from pipeline.tokens.mirror import find_cache, shown_path
-from pipeline.tokens.store import MissingChunk, TokenStore, TokenStream, find_store, open_store
+from pipeline.tokens.mirror import find_cache
+from pipeline.tokens.store import TokenStore, TokenStream
 from pipeline.windows import IGNORED, StoredWindows, count_cut, count_padding, count_unused, cut_windows
 
 if TYPE_CHECKING:
@@ -54,9 +52,6 @@ if TYPE_CHECKING:
 
     from pipeline.packing import Segments
     from pipeline.storage.interface import Storage
-
-# What the manifest counts of the corpus and the token store knows too. `audited` may differ: it never changes the IDs.
-COUNTED = ("documents", "characters", "bytes", "special_text_found", "bad")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -143,7 +138,7 @@ def _verify(path: Path | str, folder: Path, storage: Storage | None, cache: Path
             seconds=time.perf_counter() - started,
             has_manifest=(folder / MANIFEST_NAME).is_file(),
         )
-    faults, store = _find_store(manifest, cache, workers)
+    faults, store = check_store(manifest, cache, workers)
     faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in _manifest_problems(manifest, store)]
     tasks = []
     for name, split in manifest.splits.items():
@@ -182,28 +177,8 @@ def _list_unreadable(folder: Path) -> list[Fault]:
         try:
             find_footer(file)
         except (OSError, ValueError) as error:
-            faults.append(Fault(file=f"data/{file.name}", problem=f"cannot be read as Parquet: {_one_line(error)}"))
+            faults.append(Fault(file=f"data/{file.name}", problem=f"cannot be read as Parquet: {one_line(error)}"))
     return faults
-
-
-def _find_store(manifest: Manifest, cache: Path, workers: int) -> tuple[list[Fault], TokenStore | None]:
-    """Return the problems of the token store that the windows were cut from, and the store if it has none."""
-    try:
-        path = find_store(cache, manifest.store)
-        if path is None:  # a cache may be cleared
-            return [], None
-        store = open_store(path)
-        damaged = [chunk for chunk in run_tasks(partial(_find_damage, cache), store.chunks, workers=workers) if chunk]
-    except (OSError, ValueError) as error:
-        path = cache / "stores" / f"{manifest.store}.json"
-        return [] if isinstance(error, MissingChunk) else [_blame(error, path, cache)], None
-    if store.tokenizer["hash"] != manifest.tokenizer["hash"]:
-        made_with = store.tokenizer["hash"]
-        problem = f"tokenizer.hash is {manifest.tokenizer['hash']}, but its token store was made with {made_with}"
-        return [Fault(file=MANIFEST_NAME, problem=problem)], None
-    if damaged:
-        return [_blame(error, path, cache) for error in damaged], None
-    return [], dataclasses.replace(store, checks=False)  # its files were just read
 
 
 def _manifest_problems(manifest: Manifest, store: TokenStore | None) -> Iterator[str]:
@@ -218,37 +193,11 @@ def _manifest_problems(manifest: Manifest, store: TokenStore | None) -> Iterator
     try:
         expected = fingerprint_of(manifest) or manifest.fingerprint
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        expected = f"config.shards: {_one_line(error)}"
+        expected = f"config.shards: {one_line(error)}"
     if manifest.fingerprint != expected:
         yield f"fingerprint is {manifest.fingerprint}, but by its other fields {expected}"
     if store is not None:
-        yield from _differences(manifest, store)
-
-
-def _differences(manifest: Manifest, store: TokenStore) -> Iterator[str]:
-    """List what the manifest says of the corpus and the tokenizer, and the token store does not."""
-    if list(manifest.splits) != store.splits():
-        yield f"splits are {', '.join(manifest.splits)}, but {', '.join(store.splits())} by the token store"
-    known = store.tokenizer
-    found = {**manifest.tokenizer, "end_of_text": manifest.windows.get("end_of_text", known["end_of_text"])}
-    found |= {f"corpus.{key}": manifest.corpus.get(key) for key in COUNTED}
-    counts = count_corpus(store)
-    for key, value in {**known, **{f"corpus.{key}": counts[key] for key in COUNTED}}.items():
-        if found.get(key) != value:
-            yield f"{key} is {found.get(key)!r:.99}, but {value!r:.99} by the token store"
-
-
-def _find_damage(cache: Path, chunk: Chunk) -> DamagedChunk | None:
-    try:
-        check_chunk(cache, chunk)
-    except DamagedChunk as error:
-        return error
-    return None
-
-
-def _blame(error: Exception, store: Path, cache: Path) -> Fault:
-    damaged, what = (error.folder, error.what) if isinstance(error, DamagedChunk) else (store, _one_line(error))
-    return Fault(file=shown_path(cache, damaged), problem=f"{what}; the cache is damaged; the shards need not be")
+        yield from list_differences(manifest, store)
 
 
 def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_Rows, list[str]]:
@@ -379,7 +328,7 @@ def _shard_problems(folder: Path, rows: _Rows, entry: ShardEntry, index: int) ->
                 )
                 first += count
     except Exception as error:  # noqa: BLE001 - a damaged file may raise anything, and must not stop the list
-        yield f"cannot be read as Parquet: {_one_line(error)}"
+        yield f"cannot be read as Parquet: {one_line(error)}"
 
 
 def _group_problems(path: Path, file: pq.ParquetFile, group: int, rows: _Rows, first: int) -> Iterator[str]:
@@ -388,7 +337,7 @@ def _group_problems(path: Path, file: pq.ParquetFile, group: int, rows: _Rows, f
         check_pages(path, file.metadata, group)
         table = file.read_row_group(group)
     except Exception as error:  # noqa: BLE001 - as above
-        yield _one_line(error)
+        yield one_line(error)
         return
     inputs_BT, targets_BT = (_matrix(table, name) for name in ("input_ids", "target_ids"))
     starts, next_ids = (table.column(name).to_numpy() for name in ("start", "next_id"))
@@ -466,7 +415,3 @@ def _matrix(table: pa.Table, name: str) -> np.ndarray:
     column = table.column(name).combine_chunks()
     ids_BT: np.ndarray = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
     return ids_BT
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
-from pipeline.rules import ConfigError, has_scheme, strip_secrets
-
-SCHEMES = ("s3", "gs", "az")
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from pipeline.rules import check_uri, has_scheme
 
 
 class Location(NamedTuple):
@@ -32,30 +28,13 @@ def split_uri(uri: str, *, glob: bool = False) -> Location:
     """Return the parts of a URI; with `glob`, its key may have wildcards.
 
     Raises:
-        ConfigError: it is of another kind of store, has a query, a user or a password in it, or a name that no object
-            of ours has; the message repeats no secret.
+        ConfigError: `check_uri` refuses it.
 
     """
-    shown = strip_secrets(uri)
+    check_uri("URI", uri, glob=glob)
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
-    scheme = scheme.lower()
-    if scheme not in SCHEMES:
-        raise ConfigError(f"{shown}: must be a path or a URI with {', '.join(f'{one}://' for one in SCHEMES)}")
-    if "@" in bucket or ":" in bucket:
-        raise ConfigError(
-            f"{shown}: must not have a user, password or port in it; credentials and the endpoint come from "
-            "environment variables such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
-        )
-    is_query = re.search(r"\?[^/]*=", rest) if glob else re.search(r"[?#]", rest)
-    if is_query:
-        raise ConfigError(f"{shown}: must not have a query or fragment; credentials come from environment variables")
-    if not BUCKET.fullmatch(bucket):
-        raise ConfigError(f"{shown}: must name a bucket after {scheme}://")
-    key = key.rstrip("/")
-    if key:
-        check_name(key, shown)
-    return Location(scheme, bucket, key)
+    return Location(scheme.lower(), bucket, key.rstrip("/"))
 
 
 def check_name(name: str, place: str) -> str:
