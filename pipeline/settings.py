@@ -36,6 +36,7 @@ from pipeline.rules import (
     check_token,
     check_windows,
     conflict,
+    has_scheme,
     reject,
 )
 
@@ -145,6 +146,8 @@ class CorpusConfig(Section):
             self.delimiter = self.delimiter.replace("\\n", "\n")
         if self.name == "huggingface" and len(self.paths) != 1:
             conflict("corpus.path", "corpus=huggingface needs one folder or hub name", self.path)
+        if self.name in ("the_verdict", "huggingface") and any(map(has_scheme, self.paths)):
+            conflict("corpus.path", f"corpus={self.name} reads no URI of an object store", self.path)
         if self.name == "the_verdict" and len(self.paths) > 1:
             conflict("corpus.path", "corpus=the_verdict is a single file", self.path)
 

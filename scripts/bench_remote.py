@@ -61,12 +61,13 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         file = options.file or make_jsonl(options.megabytes)
-        folder = write_shards(
-            root / "shards",
+        folder = root / "shards"
+        write_shards(
+            folder,
             corpus=CorpusConfig(name="jsonl", path=str(file)),
             window=WindowConfig(max_length=options.max_length, stride=options.max_length),
             cache=root / "tokens",
-        ).path
+        )
         (root / "store").mkdir()
         with run_seaweed(root / "store") as server, FaultProxy(server.endpoint) as proxy:
             os.environ |= server.environment

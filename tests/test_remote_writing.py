@@ -1,13 +1,21 @@
 """A data set whose corpus, cache and shards are in an object store: the bytes and the guarantees of a local one."""
 
+import dataclasses
+import gzip
+import json
 from contextlib import contextmanager, suppress
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import sections
 
-from pipeline import read_manifest, verify_shards, write_shards
+from pipeline import ExecutorConfig, plan_shards, read_manifest, verify_shards, write_shards
+from pipeline.shards.complete import PLAN
+from pipeline.shards.folder import refuse_other_plan_at
 from pipeline.shards.manifest import MANIFEST_NAME
 from pipeline.storage.open import open_storage
+from pipeline.storage.probe import honours_conditions
 from pipeline.storage.remote import RemoteStorage
 
 TEXTS = [f"Text {number}: {'abc ' * (number % 7)}é." for number in range(200)]
@@ -133,3 +141,148 @@ def test_a_kill_at_any_change_leaves_no_data_set_or_the_old_one_and_the_next_run
         assert contents(uri) == local_contents(tmp_path / "local"), f"after {changes} changes"
         changes += step
     assert changes > 8
+
+
+def upload(folder, uri):
+    for name, content in local_contents(folder).items():
+        put(uri, name, content)
+
+
+def make_corpus(folder):
+    """A folder with a large JSON-lines file, a compressed one, small ones and other files."""
+    lines = [json.dumps({"text": f"Line {at} of a large file. {'é' * (at % 50)}"}) for at in range(40_000)]
+    (folder / "sub").mkdir(parents=True)
+    (folder / "large.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:500]).encode()))
+    (folder / "packed.jsonl.zst").write_bytes(pa.compress("\n".join(lines[500:900]), "zstd", asbytes=True))
+    for at in range(5):
+        (folder / "sub" / f"small-{at}.jsonl").write_text("\n".join(lines[at::1000]))
+    (folder / "sub" / "notes.md").write_text("no JSON")
+    (folder / ".hidden.jsonl").write_text(lines[0])
+
+
+@pytest.mark.slow
+def test_a_corpus_at_a_uri_has_the_bytes_of_a_local_one(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.partitions.PARTITION_BYTES", 1 << 20)
+    make_corpus(tmp_path / "corpus")
+    upload(tmp_path / "corpus", f"{bucket}/corpus")
+    shape = {"tokenizer": "bytes", "max_length": 128, "corpus": "jsonl", "workers": 2}
+    paths = [("corpus", "corpus"), ("corpus/sub/*.jsonl", "corpus/sub/*.jsonl"), ("corpus/large.jsonl",) * 2]
+    for at, (path, name) in enumerate(paths):
+        given = sections(**shape, corpus_path=str(tmp_path / path), cache_path=tmp_path / f"cache-{at}")
+        local = write_shards(tmp_path / f"local-{at}", **given)
+        given = sections(**shape, corpus_path=f"{bucket}/{name}", cache_path=tmp_path / f"other-{at}")
+        remote = write_shards(tmp_path / f"remote-{at}", **given)
+        assert remote.manifest == dataclasses.replace(local.manifest, config=remote.manifest.config)
+        assert remote.passed_over == local.passed_over
+        assert remote.chunks == local.chunks
+    assert local.chunks > 2, "a large object is divided among the workers"
+    report = plan_shards(f"{bucket}/planned", **given)
+    assert report.documents.value == 40_000
+
+
+def test_parquet_at_a_uri_is_read_by_ranges(bucket, tmp_path):
+    table = pa.table({"text": [f"Row {at} {'x' * (at % 90)}" for at in range(3000)], "other": [b"y" * 500] * 3000})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
+    open_storage(bucket).put("corpus/rows.parquet", tmp_path / "rows.parquet")
+    shape = {"tokenizer": "bytes", "max_length": 64, "corpus": "parquet"}
+    places = {"local": str(tmp_path / "rows.parquet"), "remote": f"{bucket}/corpus/rows.parquet"}
+    manifests = [
+        write_shards(tmp_path / name, **sections(**shape, corpus_path=path, cache_path=tmp_path / f"c-{name}")).manifest
+        for name, path in places.items()
+    ]
+    assert manifests[0] == dataclasses.replace(manifests[1], config=manifests[0].config)
+    put(bucket, "corpus/rows.parquet", b"PAR1 no Parquet")
+    with pytest.raises(ValueError, match="is not a complete Parquet file"):
+        write_shards(tmp_path / "bad", **sections(**shape, corpus_path=f"{bucket}/corpus", cache_path=tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing.txt", "there is no such object, and none below it"),
+        ("*.txt", "no object matches it as a glob"),
+        ("pictures", r"the folder has no .txt, .md, .rst file \(or with .* added\), but 1 .png"),
+    ],
+)
+def test_a_uri_without_text_is_refused_in_words(bucket, tmp_path, path, message):
+    put(bucket, "pictures/a.png", b"picture")
+    with pytest.raises(ValueError, match=message):
+        write_shards(tmp_path / "ds", **sections(corpus="text", corpus_path=f"{bucket}/{path}", cache_path=tmp_path))
+
+
+def test_what_stridemill_wrote_below_a_prefix_is_no_text(bucket, tmp_path):
+    put(bucket, "mine/a.txt", b"My own text, and that alone. " * 9)
+    write_shards(f"{bucket}/mine/ds", **options(cache_path=f"{bucket}/mine/cache"))
+    given = sections(corpus="text", corpus_path=f"{bucket}/mine", tokenizer="bytes", max_length=8, cache_path=tmp_path)
+    report = write_shards(tmp_path / "ds", **given)
+    assert (report.manifest.corpus["documents"], report.passed_over) == (1, {})
+
+
+def test_paths_and_uris_are_not_mixed(bucket, tmp_path):
+    given = sections(corpus="text", corpus_path=[f"{bucket}/a", str(tmp_path)], cache_path=tmp_path / "cache")
+    with pytest.raises(ValueError, match="must be URIs, or paths on this machine, not both"):
+        write_shards(tmp_path / "ds", **given)
+
+
+def test_verify_finds_what_is_wrong_at_a_uri(bucket, tmp_path):
+    write_shards(f"{bucket}/ds", **options(cache_path=tmp_path / "cache", windows_per_shard=64))
+    names = sorted(name for name in contents(f"{bucket}/ds") if name.startswith("data/"))
+    storage = open_storage(f"{bucket}/ds")
+    content = bytearray(storage.read(names[0]))
+    content[len(content) // 2] ^= 1
+    put(f"{bucket}/ds", names[0], bytes(content))
+    storage.delete([names[1]])
+    put(f"{bucket}/ds", "data/more.parquet", b"x")
+    put(f"{bucket}/ds", "photo.jpg", b"mine")
+    report = verify_shards(f"{bucket}/ds", cache_path=tmp_path / "cache")
+    assert {fault.file for fault in report.faults} == {names[0], names[1], "data/more.parquet"}
+    assert report.strays == ["photo.jpg"]
+    nothing = verify_shards(f"{bucket}/nothing", cache_path=tmp_path / "cache")
+    assert [fault.file for fault in nothing.faults] == [MANIFEST_NAME]
+
+
+def test_a_damaged_chunk_at_a_uri_is_made_again(bucket, tmp_path, monkeypatch):
+    write_shards(f"{bucket}/ds", **options(cache_path=f"{bucket}/cache"))
+    name = next(name for name in contents(f"{bucket}/cache") if name.endswith("/train.npy"))
+    right = open_storage(f"{bucket}/cache").read(name)
+    put(f"{bucket}/cache", name, right[:-2] + b"??")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    report = write_shards(f"{bucket}/longer", **options(cache_path=f"{bucket}/cache", max_length=32))
+    assert report.chunks_mended == 1
+    assert open_storage(f"{bucket}/cache").read(name) == right
+
+
+def test_of_two_runs_with_different_data_the_second_is_refused_by_the_plan_of_the_first(bucket, tmp_path):
+    uri, given = f"{bucket}/ds", {"cache_path": tmp_path / "cache", "windows_per_shard": 64}
+    with killed_after(7), suppress(Killed):
+        write_shards(uri, **options(**given))
+    assert PLAN in contents(uri)
+    with pytest.raises(ValueError, match=r"of another data set whose writing has not ended: window.max_length is 16"):
+        write_shards(uri, **options(**given, max_length=32))
+    write_shards(uri, **options(**given, max_length=32, overwrite=True))
+    with pytest.raises(ValueError, match="by now written as another data set"):
+        put(uri, PLAN, b'{"fingerprint": "another"}')
+        refuse_other_plan_at(open_storage(uri), "mine")
+
+
+def test_a_store_that_ignores_conditions_is_refused_for_several_writers_and_warned_of_for_one(
+    new_bucket, rclone_server, tmp_path, caplog
+):
+    bucket = new_bucket(rclone_server)
+    given = options(cache_path=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"does not honour conditions .* use executor=local, or another store"):
+        write_shards(f"{bucket}/ds", **{**given, "executor": ExecutorConfig(name="ray")})
+    report = write_shards(f"{bucket}/ds", **given)
+    assert "write there with one run at a time" in caplog.text
+    assert verify_shards(f"{bucket}/ds", cache_path=tmp_path / "cache").faults == []
+    assert report.manifest == read_manifest(f"{bucket}/ds")
+
+
+@pytest.mark.slow
+def test_a_complete_object_store_honours_conditions_and_takes_a_data_set(new_bucket, seaweed_server, tmp_path):
+    bucket = new_bucket(seaweed_server)
+    assert honours_conditions(open_storage(bucket), "probe")
+    write_shards(f"{bucket}/ds", **options(cache_path=f"{bucket}/cache"))
+    assert verify_shards(f"{bucket}/ds", cache_path=f"{bucket}/cache").faults == []

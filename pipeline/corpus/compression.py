@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.corpus.opened import ObjectFile, open_raw, size_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from io import FileIO
+    from io import RawIOBase
 
 BLOCK_BYTES = 8 << 20  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
 RAW_BYTES = 256 << 10  # of a file that is hashed or searched
@@ -81,9 +83,8 @@ def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) ->
         ValueError: the file cannot be read, or is truncated or damaged; the message names the file and the byte.
 
     """
-    path = Path(path)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_raw(path) as file:
             if is_packed(path):
                 assert start == 0, f"{path} is compressed, and is never cut"
                 yield from _unpack(path, file)
@@ -110,9 +111,8 @@ def read_start(path: str | Path, limit: int) -> tuple[bytes, int, bool]:
     """
     parts: list[bytes] = []
     size = at = 0
-    path = Path(path)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_raw(path) as file:
             for block in _unpack(path, file):
                 if size >= limit:
                     return b"".join(parts), at, True
@@ -125,29 +125,30 @@ def read_start(path: str | Path, limit: int) -> tuple[bytes, int, bool]:
 
 def read_raw(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file as they are on disk, in blocks that fit a CPU's cache; otherwise like `read_blocks`."""
-    path = Path(path)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_raw(path) as file:
             yield from _plain(file, start, stop, RAW_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> ValueError:
+def _unreadable(path: str | Path, error: OSError) -> ValueError:
     return ValueError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def _plain(file: FileIO, start: int, stop: int | None, size: int) -> Iterator[bytes]:
+def _plain(file: RawIOBase, start: int, stop: int | None, size: int) -> Iterator[bytes]:
     file.seek(start)
     left = stop - start if stop is not None else None
     while block := _read_full(file, size if left is None else min(left, size)):
         yield block
         left = None if left is None else left - len(block)
     if left:
-        raise ValueError(f"{file.name}: is {left} bytes shorter than when this run hashed it; run again")
+        raise ValueError(
+            f"{getattr(file, 'name', '')}: is {left} bytes shorter than when this run hashed it; run again"
+        )
 
 
-def _read_full(file: FileIO, size: int) -> bytes:
+def _read_full(file: RawIOBase, size: int) -> bytes:
     """Read exactly `size` bytes or to the end: one `read` may return less, at most 2 GiB or because of a signal."""
     parts = []
     while size > 0 and (part := file.read(size)):
@@ -156,8 +157,8 @@ def _read_full(file: FileIO, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
-    size = os.fstat(file.fileno()).st_size
+def _unpack(path: str | Path, file: RawIOBase) -> Iterator[bytes]:
+    size, ending = size_of(file), Path(path).suffix
     suffix = packing_of(path) or ""
     unpack = _unpack_zstd if suffix == ".zst" else _unpack_streams
     unpacked = 0
@@ -167,7 +168,7 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
             yield block
     except EOFError as error:
         raise ValueError(
-            f"{path}: truncated: it ends at byte {size}, in the middle of its {path.suffix} data ({unpacked} bytes "
+            f"{path}: truncated: it ends at byte {size}, in the middle of its {ending} data ({unpacked} bytes "
             "were unpacked before that); download or compress it again"
         ) from error
     except (OSError, zlib.error, lzma.LZMAError) as error:
@@ -180,12 +181,12 @@ def _unpack(path: Path, file: FileIO) -> Iterator[bytes]:
                 f"{path}: cannot be unpacked: it was compressed with a {what}; compress it again with a smaller one"
             ) from error
         raise ValueError(
-            f"{path}: damaged: its {path.suffix} data cannot be unpacked between byte {max(0, at - INPUT_BYTES)} and "
+            f"{path}: damaged: its {ending} data cannot be unpacked between byte {max(0, at - INPUT_BYTES)} and "
             f"byte {at} ({error}; {unpacked} bytes were unpacked before that); download or compress it again"
         ) from error
 
 
-def _unpack_streams(file: FileIO, suffix: str) -> Iterator[bytes]:
+def _unpack_streams(file: RawIOBase, suffix: str) -> Iterator[bytes]:
     decompressor = DECOMPRESSORS[suffix]()
     data, ended = b"", False
     while True:
@@ -207,10 +208,12 @@ def _unpack_streams(file: FileIO, suffix: str) -> Iterator[bytes]:
             raise EOFError
 
 
-def _unpack_zstd(file: FileIO, _: str) -> Iterator[bytes]:
-    if not os.fstat(file.fileno()).st_size:
+def _unpack_zstd(file: RawIOBase, _: str) -> Iterator[bytes]:
+    if not size_of(file):
         raise EOFError
-    copy = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # Arrow closes it; both share one offset
+    copy: RawIOBase = file
+    if not isinstance(file, ObjectFile):
+        copy = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # Arrow closes it; both share one offset
     try:
         with pa.CompressedInputStream(pa.PythonFile(copy, "r"), "zstd") as stream:
             while block := stream.read(BLOCK_BYTES):

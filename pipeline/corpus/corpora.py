@@ -25,11 +25,14 @@ from pipeline.corpus.partitions import (
     partition_jsonl,
     partition_text,
 )
+from pipeline.corpus.remote_files import find_objects
+from pipeline.rules import conflict
+from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.corpus.files import FoundFile, PassedOver
+    from pipeline.corpus.files import FoundFile, FoundFiles, PassedOver
     from pipeline.settings import CorpusConfig
 
 
@@ -77,7 +80,7 @@ def find_partitions(
     if corpus.name in WITHOUT_FILES:
         return FoundInput(WITHOUT_FILES[corpus.name](corpus, context), {})
     suffixes, packed, divide = WITH_FILES[corpus.name]
-    files, passed_over = find_files(
+    files, passed_over = _find(corpus)(
         corpus.paths, suffixes, packed=packed, is_meant=lambda file: _is_meant(file, corpus.text_field)
     )
     partitions = divide(files, corpus, context)
@@ -85,12 +88,19 @@ def find_partitions(
     return FoundInput(partitions, passed_over)
 
 
+def _find(corpus: CorpusConfig) -> Callable[..., FoundFiles]:
+    remote = [path for path in corpus.paths if is_uri(path)]
+    if remote and len(remote) < len(corpus.paths):
+        conflict("corpus.path", "must be URIs, or paths on this machine, not both", corpus.path)
+    return find_objects if remote else find_files
+
+
 def _is_meant(file: str, field: str) -> bool:
     """Tell whether a folder's file is input: one that ends in `.json` may be anything, so its first line decides."""
     if ".json" not in file.lower():
         return True
     name = Path(file).with_suffix("").name if is_packed(file) else file
-    return not name.lower().endswith(".json") or has_json_lines(Path(file), field)
+    return not name.lower().endswith(".json") or has_json_lines(file, field)
 
 
 def _python_docs(_: CorpusConfig, __: Context) -> list[Partition]:

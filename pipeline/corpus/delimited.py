@@ -71,7 +71,7 @@ def _documents(blocks: Iterable[bytes], delimiter: bytes, limit: int, *, is_star
         yield buffered, 0
 
 
-def find_delimiter(path: Path, at: int, delimiter: bytes) -> int | None:
+def find_delimiter(path: str | Path, at: int, delimiter: bytes) -> int | None:
     """Return the offset after the first delimiter from byte `at` of a file that no other one overlaps; None if none."""
     reach = len(delimiter) - 1
     offset = max(0, at - reach)

@@ -17,7 +17,7 @@ import stat
 from collections import defaultdict, deque
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pipeline.base.atomic import part_of, remove_part, write_text
 from pipeline.base.paths import allow_read_only, expand_user
@@ -25,6 +25,8 @@ from pipeline.corpus.compression import SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.corpus.opened import Status
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -58,7 +60,7 @@ class FoundFile(NamedTuple):
 
     path: str
     name: str
-    status: os.stat_result  # when it was found
+    status: os.stat_result | Status  # when it was found
 
 
 class FoundFiles(NamedTuple):
@@ -94,7 +96,7 @@ def find_files(
             read; or something with the name of such a file is not a file.
 
     """
-    endings = (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
+    endings = list_endings(suffixes, packed=packed)
     roots: list[str] = []
     found: list[_Path] = []
     others: dict[str, list[str]] = defaultdict(list)
@@ -108,12 +110,8 @@ def find_files(
                 kinds[_kind(file, endings, is_meant)].append(file)
             matches = kinds.pop("", [])
             if not matches:
-                plus = f" (or with {', '.join(SUFFIXES)} added)" if packed else ""
-                there = ", ".join(f"{len(kinds[kind])} {kind}" for kind in sorted(kinds)[:8])
-                raise ValueError(
-                    f"corpus.path={path!r}: the folder has no {', '.join(suffixes)} file{plus}"
-                    f"{there and f', but {there}'}; use a glob for files with other names"
-                )
+                counts = {kind: len(files) for kind, files in kinds.items()}
+                refuse_without_files(path, suffixes, counts, packed=packed)
             for kind, files in kinds.items():
                 others[kind] += [file.path for file in files]
         elif mode:
@@ -128,6 +126,21 @@ def find_files(
     shared = os.path.commonpath(roots)
     taken = _each_once(sorted(found), shared)  # all start with `shared`, so this is the order of their names
     return FoundFiles(taken, _count_passed_over(others, taken, shared))
+
+
+def list_endings(suffixes: tuple[str, ...], *, packed: bool) -> tuple[str, ...]:
+    """Return the endings of names that a folder contributes."""
+    return (*suffixes, *(suffix + packing for suffix in suffixes for packing in SUFFIXES if packed))
+
+
+def refuse_without_files(path: str, suffixes: tuple[str, ...], counts: dict[str, int], *, packed: bool) -> NoReturn:
+    """Raise a ValueError for a folder that contributes nothing; `counts` are its files by kind."""
+    plus = f" (or with {', '.join(SUFFIXES)} added)" if packed else ""
+    there = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts)[:8])
+    raise ValueError(
+        f"corpus.path={path!r}: the folder has no {', '.join(suffixes)} file{plus}"
+        f"{there and f', but {there}'}; use a glob for files with other names"
+    )
 
 
 def found_file(path: Path, name: str) -> FoundFile:
@@ -165,8 +178,13 @@ def _kind(file: _Path, endings: tuple[str, ...], is_meant: Callable[[str], bool]
     """Return the kind under which a folder's file is passed over; nothing if it is taken."""
     if file.is_hidden:
         return "hidden"
-    name = file.path[file.path.rindex("/") + 1 :].lower()
-    if name.endswith(endings) and is_meant(file.path):
+    return name_kind(file.path[file.path.rindex("/") + 1 :], file.path, endings, is_meant)
+
+
+def name_kind(name: str, path: str, endings: tuple[str, ...], is_meant: Callable[[str], bool]) -> str:
+    """Return the kind under which a file of that name is passed over; nothing if it is taken."""
+    name = name.lower()
+    if name.endswith(endings) and is_meant(path):
         return ""
     suffixes = Path(name).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in SUFFIXES else suffixes[-1:]) or "no ending"
@@ -300,7 +318,7 @@ def _match(pattern: str, root: str) -> Iterator[_Path]:
     ):  # Python's glob enters a folder through each link to it: for ever if two lead upwards
         wanted = tuple(_relative(pattern, root).split("/"))
         files = _walk(root, onerror=lambda _: None)
-        yield from (file for file in files if _fits(tuple(_relative(file.path, root).split("/")), wanted))
+        yield from (file for file in files if fits(tuple(_relative(file.path, root).split("/")), wanted))
         return
     own: dict[Path, bool] = {}
     for match in map(Path, glob.iglob(pattern, recursive=True)):
@@ -312,14 +330,14 @@ def _match(pattern: str, root: str) -> Iterator[_Path]:
             yield _as_path(str(match))
 
 
-def _fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+def fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     """Tell whether a path matches a glob, part by part; `**` matches any number of parts."""
     if not wanted or not names:
         return not names and set(wanted) <= {"**"}
     is_hidden = names[0].startswith(".") and not wanted[0].startswith(".")
     if wanted[0] == "**":
-        return _fits(names, wanted[1:]) or (not is_hidden and _fits(names[1:], wanted))
-    return not is_hidden and fnmatchcase(names[0], wanted[0]) and _fits(names[1:], wanted[1:])
+        return fits(names, wanted[1:]) or (not is_hidden and fits(names[1:], wanted))
+    return not is_hidden and fnmatchcase(names[0], wanted[0]) and fits(names[1:], wanted[1:])
 
 
 def _fixed_part(pattern: str) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.compression import divide_content, is_packed, read_blocks
+from pipeline.corpus.opened import find_status, read_object
+from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
     from pipeline.corpus.documents import Partition
     from pipeline.corpus.files import FoundFile
+    from pipeline.corpus.opened import Status
 
 Stamp = tuple[int, int]  # a file's size and modification time: they alone show a change during the run
 
@@ -85,6 +88,8 @@ def read_complete(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
         ValueError: it cannot be read, or was changed; if a stamp is `expected`, since it had that.
 
     """
+    if is_uri(path):
+        return _read_object(path, expected)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -101,6 +106,16 @@ def read_complete(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
     if before != after or left != 1:
         raise changed(path)
     return parts[0] if len(parts) == 1 else b"".join(parts), after
+
+
+def _read_object(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
+    try:
+        content, stamp = read_object(path), _stamp(find_status(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if stamp != (expected or stamp) or len(content) != stamp[0]:
+        raise changed(path)
+    return content, stamp
 
 
 def read_file(partition: Partition, source: int) -> Iterator[bytes]:
@@ -137,12 +152,12 @@ def check_unchanged(partition: Partition) -> None:
 def file_stamp(path: str | Path) -> Stamp:
     """Return a file's stamp; raise a ValueError if it cannot be read."""
     try:
-        return _stamp(os.stat(path))  # noqa: PTH116 - a `Path` takes several times as long
+        return _stamp(find_status(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _stamp(status: os.stat_result) -> Stamp:
+def _stamp(status: os.stat_result | Status) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 

@@ -85,7 +85,7 @@ def _name_csv(fault: DocumentFault, line: bytes) -> DocumentFault:
     return DocumentFault("not_json", f"{fault.detail}; it looks like CSV: convert the file to JSON lines or Parquet")
 
 
-def has_json_lines(path: Path, field: str) -> bool:
+def has_json_lines(path: str | Path, field: str) -> bool:
     """Tell whether a file whose name ends in `.json` contains JSON lines: its first line is an object with the field.
 
     A line that does not end in the file's first block is taken for one.

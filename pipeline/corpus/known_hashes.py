@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pipeline.corpus.documents import Partition
     from pipeline.corpus.files import FoundFile
+    from pipeline.corpus.opened import Status
 
 TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use, FAT's
 
@@ -92,7 +93,7 @@ def check_trusted(partition: Partition) -> None:
             )
 
 
-def _identity(status: os.stat_result) -> list[int]:
+def _identity(status: os.stat_result | Status) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,11 @@ from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import BATCH_BYTES, DocumentBatch, Partition, hash_parts
 from pipeline.corpus.fields import as_binary, find_text, pick_column
 from pipeline.corpus.hashed import file_stamp
+from pipeline.corpus.opened import open_raw
 from pipeline.corpus.partitions import PARTITION_BYTES
 from pipeline.corpus.signatures import SIGNATURE_BYTES, describe_content
 from pipeline.executor.local import run_tasks
+from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +65,7 @@ for name in sys.stdin.buffer.read().split(b"\\0"):
 class RowGroups:
     """Consecutive row groups of a file, before they are hashed."""
 
-    path: Path
+    path: str
     name: str
     field: str
     kind: str  # the column's type, as Arrow names it
@@ -81,7 +84,7 @@ def partition_parquet(files: Sequence[FoundFile], *, field: str, workers: int) -
 
     """
     _try_footers([file.path for file in files])
-    drafts = [draft for file in files for draft in _row_groups(Path(file.path), file.name, field)]
+    drafts = [draft for file in files for draft in _row_groups(file.path, file.name, field)]
     return list(run_tasks(_hash_row_groups, drafts, workers=workers))
 
 
@@ -92,7 +95,31 @@ def _try_footers(paths: Sequence[str]) -> None:
         ValueError: a footer has done so; the message names the file.
 
     """
-    names = b"\0".join(os.fsencode(path) for path in paths)
+    with tempfile.TemporaryDirectory(prefix="stridemill-") as folder:
+        _try_local(paths, [_fetch_footer(path, Path(folder, str(at))) for at, path in enumerate(paths)])
+
+
+def _fetch_footer(path: str, copy: Path) -> str:
+    """Return a file with the footer of one that is in an object store, or the path of one that is not."""
+    if not is_uri(path):
+        return path
+    try:
+        with open_raw(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            length = min(size, int.from_bytes((file.read(8) or b"")[:4], "little") + 8)
+            file.seek(size - length)
+            with copy.open("wb") as target:
+                target.write(b"PAR1")
+                while part := file.read(1 << 20):
+                    target.write(part)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return str(copy)
+
+
+def _try_local(paths: Sequence[str], files: Sequence[str]) -> None:
+    names = b"\0".join(os.fsencode(file) for file in files)
     done = subprocess.run(  # noqa: S603 - this interpreter and a program of ours
         [sys.executable, "-c", READ_FOOTERS], input=names, capture_output=True, check=False
     )
@@ -164,12 +191,12 @@ def _slice(column: Any) -> Iterator[Any]:
         start = stop
 
 
-def _row_groups(path: Path, name: str, field: str) -> Iterator[RowGroups]:
+def _row_groups(path: str, name: str, field: str) -> Iterator[RowGroups]:
     try:
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        head = next(read_raw(path, stop=min(path.stat().st_size, SIGNATURE_BYTES)), b"")
+        head = next(read_raw(path, stop=min(file_stamp(path)[0], SIGNATURE_BYTES)), b"")
         what = describe_content(head) if not head.startswith(b"PAR1") else ""
         raise ValueError(f"{path}: is not a complete Parquet file: {what or error}") from error
     names, kind = find_text(schema, field, path)
@@ -209,13 +236,14 @@ def _hash_row_groups(draft: RowGroups) -> Partition:
     )
 
 
-def _open(path: str | Path, **more: Any) -> Any:
+def _open(path: str, **more: Any) -> Any:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{path}: its name is not UTF-8, and Arrow cannot open such a file; rename it") from None
     # buffer_size: reads page by page; without it Arrow reads a row group's complete column at once
-    return pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True, **more)
+    source = pa.PythonFile(open_raw(path), "r") if is_uri(path) else path
+    return pq.ParquetFile(source, buffer_size=1 << 20, page_checksum_verification=True, **more)
 
 
 def _leaf(metadata: Any, names: tuple[str, ...]) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
     from pipeline.corpus.files import FoundFile
 
-    FindCut = Callable[[Path, int], int | None]
+    FindCut = Callable[[str, int], int | None]
 
 PARTITION_BYTES = 16 << 20  # large enough to amortize a chunk's files, small enough to keep all workers busy to the end
 MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewer workers are idle at the end
@@ -68,7 +67,7 @@ def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, hashing: Hashi
         if len(ranges) > 1 and not all(hashed.is_text and hashed.longest <= longest for _, hashed in ranges):
             partitions.append(_join("text", ranges))
             continue
-        head = _read_key(Path(ranges[0][0].files[0].path)) if len(ranges) > 1 else b""
+        head = _read_key(ranges[0][0].files[0].path) if len(ranges) > 1 else b""
         partitions += [
             _partition("text", one, hashed, head=head, is_segment=len(ranges) > 1, continues=one.stop is not None)
             for one, hashed in ranges
@@ -104,7 +103,7 @@ def _partition_rows(
     return partitions
 
 
-def find_text_cut(path: Path, at: int) -> int | None:
+def find_text_cut(path: str, at: int) -> int | None:
     """Return the first offset after byte `at` of a file at which a text may be cut; None if there is none."""
     buffered, offset = b"", at
     for block in read_raw(path, start=at):
@@ -138,7 +137,7 @@ def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
     if find_cut and not is_packed(file.path):
         step = at = PARTITION_BYTES if size >= MANY * PARTITION_BYTES else PARTITION_BYTES // 2
         while at + step // 2 < size:
-            cut = find_cut(Path(file.path), at)
+            cut = find_cut(file.path, at)
             if cut is None or cut >= size:
                 break
             cuts.append(cut)
@@ -201,9 +200,8 @@ def _check_utf8(text: bytes) -> tuple[bool, bytes]:
     return as_utf8(array) is not None, text[stop:]
 
 
-def _read_key(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(KEY_BYTES)
+def _read_key(path: str) -> bytes:
+    return b"".join(read_raw(path, stop=KEY_BYTES))
 
 
 def _partition(

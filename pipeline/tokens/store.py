@@ -29,6 +29,7 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.base.retry import read_twice, retry
+from pipeline.corpus.files import CACHE_TAG
 from pipeline.executor.local import run_tasks
 from pipeline.rules import check_range
 from pipeline.settings import SPLITS
@@ -234,7 +235,8 @@ def save_store(store: TokenStore) -> Path:
         for chunk, names in zip(store.chunks, store.names, strict=True)
     ]
     write_json(path, sign({**fields, "chunks": chunks}))
-    publish_file(store.cache, f"stores/{path.name}")
+    for name in (CACHE_TAG, f"stores/{path.name}"):
+        publish_file(store.cache, name)
     return path
 
 
