@@ -19,17 +19,23 @@ TIMEOUT = "120s"  # of a request with its whole answer; what is lost is asked fo
 _users: set[int] = set()  # processes that have used the client: this one, and what it was forked from
 
 
+def check_installed(location: Location) -> None:
+    """Raise a `ConfigError` that says which extra to install, if obstore is not."""
+    try:
+        import obstore  # noqa: F401 - only to see whether it is there
+    except ImportError:
+        raise ConfigError(f"{location}: object stores need the package obstore: pip install 'obstore>=0.12'") from None
+
+
 def open_client(location: Location) -> Any:
     """Return obstore's client of a prefix.
 
     Raises:
-        ConfigError: obstore is not installed; or the endpoint is plain http on another machine.
+        ConfigError: the endpoint is plain http on another machine, or a setting is missing.
 
     """
-    try:
-        from obstore import store
-    except ImportError:
-        raise ConfigError(f"{location}: object stores need the package obstore: pip install 'obstore>=0.12'") from None
+    from obstore import store
+
     options: dict[str, Any] = {
         "prefix": location.key or None,
         "client_options": {"timeout": TIMEOUT, "allow_http": False},

@@ -23,7 +23,10 @@ def open_storage(path: str | os.PathLike[str]) -> Storage:
 
     """
     if not isinstance(path, Path) and is_uri(path):
+        from pipeline.storage.client import check_installed
         from pipeline.storage.remote import RemoteStorage
 
-        return RemoteStorage(split_uri(os.fspath(path)))
+        location = split_uri(os.fspath(path))
+        check_installed(location)
+        return RemoteStorage(location)
     return LocalStorage(Path(path))
