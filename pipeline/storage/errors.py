@@ -37,6 +37,8 @@ def explain(error: Exception, location: Location, uri: str) -> OSError:
     elif name == "InvalidPathError":
         line = visible(text.strip().partition("\n\n")[0]).replace("\n", "\\n")
         number, what = errno.EINVAL, f"it has an object that cannot be read: {line:.200}; rename it"
+    elif "non-partial response" in text:
+        number, what = errno.EINVAL, "the store ignores which bytes are asked for, and cannot be used; use another one"
     elif 300 <= status < 500 and status not in PASSING:
         number, what = errno.EINVAL, f"{answer}; check the URI, the region and the endpoint"
     else:
