@@ -154,7 +154,7 @@ def make_corpus(folder):
     (folder / "sub").mkdir(parents=True)
     (folder / "large.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[:500]).encode()))
-    (folder / "packed.jsonl.zst").write_bytes(pa.compress("\n".join(lines[500:900]), "zstd", asbytes=True))
+    (folder / "packed.jsonl.zst").write_bytes(pa.compress("\n".join(lines[500:900]).encode(), "zstd", asbytes=True))
     for at in range(5):
         (folder / "sub" / f"small-{at}.jsonl").write_text("\n".join(lines[at::1000]))
     (folder / "sub" / "notes.md").write_text("no JSON")
@@ -256,7 +256,7 @@ def test_a_damaged_chunk_at_a_uri_is_made_again(bucket, tmp_path, monkeypatch):
 
 def test_of_two_runs_with_different_data_the_second_is_refused_by_the_plan_of_the_first(bucket, tmp_path):
     uri, given = f"{bucket}/ds", {"cache_path": tmp_path / "cache", "windows_per_shard": 64}
-    with killed_after(7), suppress(Killed):
+    with killed_after(12), suppress(Killed):  # after a shard
         write_shards(uri, **options(**given))
     assert PLAN in contents(uri)
     with pytest.raises(ValueError, match=r"of another data set whose writing has not ended: window.max_length is 16"):
