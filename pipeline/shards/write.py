@@ -51,6 +51,7 @@ from pipeline.windows import count_cut, count_padding, count_unused
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from pipeline.executor.choose import Executor
     from pipeline.settings import (
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         WindowConfig,
     )
     from pipeline.shards.folder import FolderLock
+    from pipeline.storage.interface import Storage
     from pipeline.tokens.store import TokenStore
     from pipeline.windows import StoredWindows
 
@@ -171,20 +173,14 @@ def write_shards(
         working_folder(sections.place) as (folder, storage),
         named_cache(sections.cache_folder),
     ):
-        if storage is None:
-            finished = find_finished(folder, job.fingerprint)
-        else:
-            finished = find_finished_at(storage, folder, job.fingerprint)
+        finished = _find_finished(folder, storage, job)
         if finished and not lacks_documents(finished, sections.shards):
             bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
             if corpus_section.on_bad == "raise":
                 refuse_bad(bad, folder / QUARANTINE_NAME)
             limit = corpus_section.max_bad_fraction
             check_fraction(bad, good, max_bad_fraction=limit, path=folder / QUARANTINE_NAME)
-            if storage is None:
-                remove_leftovers(folder, job.fingerprint)
-            else:
-                remove_working(storage)
+            _tidy_up(folder, storage, job)
             with suppress(OSError):
                 remove_unfinished_chunks(sections.cache_folder)
             return report(
@@ -202,11 +198,7 @@ def write_shards(
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
-        if storage is None:
-            locked = lock_folder(folder, job.fingerprint, overwrite=sections.shards.overwrite, job=job)
-        else:
-            locked = claim_prefix(storage, folder, job)
-        with locked as lock, open_executor(sections.executor) as cluster:
+        with _lock(folder, storage, job) as lock, open_executor(sections.executor) as cluster:
             opened = time.perf_counter()
             store, origins = _tokenize(job, cluster)
             if sections.executor.name == "ray":
@@ -235,14 +227,7 @@ def write_shards(
             )
             write_card(folder, manifest, [name for names in store.names for name in names])
             write_quarantine(rejected_lines(store), folder / QUARANTINE_NAME)
-            if storage is not None:
-                publish(lock, manifest)
-            else:
-                sync_folder(folder / "data")
-                if sections.shards.documents:
-                    sync_folder(folder / DOCUMENTS_FOLDER)
-                write_manifest(folder, manifest)
-                sync_folder(folder)
+            _commit(lock, manifest)
     return report(
         manifest=manifest,
         finished_before=False,
@@ -258,6 +243,38 @@ def write_shards(
         write_seconds=time.perf_counter() - tokenized,
         peak_memory=peak_memory(),
     )
+
+
+def _find_finished(folder: Path, storage: Storage | None, job: Job) -> Manifest | None:
+    if storage is None:
+        return find_finished(folder, job.fingerprint)
+    return find_finished_at(storage, folder, job.fingerprint)
+
+
+def _tidy_up(folder: Path, storage: Storage | None, job: Job) -> None:
+    """Remove what a run that was killed after its manifest has left."""
+    if storage is None:
+        remove_leftovers(folder, job.fingerprint)
+    else:
+        remove_working(storage)
+
+
+def _lock(folder: Path, storage: Storage | None, job: Job) -> AbstractContextManager[FolderLock]:
+    if storage is None:
+        return lock_folder(folder, job.fingerprint, overwrite=job.sections.shards.overwrite, job=job)
+    return claim_prefix(storage, folder, job)
+
+
+def _commit(lock: FolderLock, manifest: Manifest) -> None:
+    """Write the manifest, after everything that it names is on the disk or in the store."""
+    if lock.storage is not None:
+        publish(lock, manifest)
+        return
+    sync_folder(lock.folder / "data")
+    if (lock.folder / DOCUMENTS_FOLDER).is_dir():
+        sync_folder(lock.folder / DOCUMENTS_FOLDER)
+    write_manifest(lock.folder, manifest)
+    sync_folder(lock.folder)
 
 
 def _tokenize(job: Job, executor: Executor) -> tuple[TokenStore, Counter[str]]:
