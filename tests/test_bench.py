@@ -107,6 +107,14 @@ def test_write_compares_with_the_bare_script_and_with_write_table(bench):
     assert sum("has" in line and "'s speed" in line for line in lines) == 4
 
 
+def test_remote_compares_an_object_store_with_the_folder(bench):
+    brief = ("--rounds", "1", "--seconds", "0.02", "--warm-up", "0.02", "--max-length", "64", "--latency", "0.005")
+    lines = bench("remote", *brief)
+    measured = [*["folder", "object store", "cached"] * 2, *["folder", "object store"] * 2, "requests alone"]
+    assert rows(lines, "Mtok/s") == measured
+    assert sum(" round trips, " in line for line in lines) == 2
+
+
 def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
     options = ["--orders", "full", "--rounds", "1", "--seconds", "0.05", "--epochs", "2", "--max-length", "64"]
     lines = bench("load", *options)
