@@ -18,6 +18,7 @@ from pipeline import ShardLoader, WindowDataset, write_shards
 from pipeline.base import retry
 from pipeline.base.retry import PASSING, PAUSES
 from pipeline.loader import damage, shard_files
+from pipeline.shards import id_pages
 
 ORDERS = ["none", "full", "lanes"]
 GROUP = 10  # windows of a row group
@@ -333,7 +334,7 @@ class Failing:
     "place",
     [
         "pipeline.loader.shard_files.open_shard",
-        "pipeline.loader.shard_files.read_columns",
+        "pipeline.shards.id_pages.read_columns",
         "pipeline.shards.format.open_regular",
         "pipeline.base.reading.open_regular",
     ],
@@ -404,7 +405,7 @@ def test_a_missing_file_is_not_waited_for(copy, pauses):
 
 def test_a_checksum_that_does_not_match_is_read_once_more(shards, copy, monkeypatch, pauses):
     expected, _, _ = read(shards, shuffle="none")
-    real, calls = shard_files.read_columns, []
+    real, calls = id_pages.read_columns, []
 
     def once_wrong(file, group, **options):
         calls.append(group)
@@ -412,7 +413,7 @@ def test_a_checksum_that_does_not_match_is_read_once_more(shards, copy, monkeypa
             raise OSError("could not verify page integrity, CRC checksum verification failed")
         return real(file, group, **options)
 
-    monkeypatch.setattr(shard_files, "read_columns", once_wrong)
+    monkeypatch.setattr(id_pages, "read_columns", once_wrong)
     assert read(shards, shuffle="none", threads=1)[0] == expected
     assert len(calls) == 41, "40 row groups, and one of them again"
     flip_a_page(copy)
