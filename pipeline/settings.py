@@ -269,7 +269,8 @@ class ShardsConfig(Section):
 
     Args:
         path: the data set's folder or URI. `write_shards` has its own argument for it.
-        windows_per_shard: None means by size, see `shards/layout.py`.
+        windows_per_shard: at most; rounded down to a multiple of a row group. None means by size, see
+            `shards/layout.py`.
         windows_per_group: windows of a row group; None means by size.
         compression: the codec of the Parquet pages.
         order: `sequential` as in the text, or `shuffled`, an exact shuffle of all windows of a split.

@@ -1,6 +1,8 @@
 """What tests share: the config's sections by short names, and programs run as a user runs them."""
 
 import base64
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -17,7 +19,9 @@ from pipeline import (
     StoreWindows,
     TokenizerConfig,
     WindowConfig,
+    read_manifest,
 )
+from pipeline.base.reading import sign
 from pipeline.corpus import small_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +79,21 @@ def sections(**options):
         section, field = OPTIONS[option]
         values.setdefault(section, {})[field] = value
     return given | {section: SECTIONS[section](**fields) for section, fields in values.items()}
+
+
+def write_format_1(folder, **changes):
+    """Turn a data set into one of format 1, whose manifest lists the shards, with other values in its fields."""
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text()) | {"format_version": 1} | changes
+    for name, split in fields["splits"].items():
+        shards = [dataclasses.asdict(shard) for shard in read_manifest(folder).splits[name].shards]
+        for key in ("num_shards", "bytes", "windows_per_group", "windows_per_shard"):
+            del split[key]
+        split["shards"] = shards
+    del fields["index"]
+    (folder / "index.parquet").unlink()
+    path.write_text(json.dumps(sign(fields)))
+    return fields
 
 
 def environment(**more):

@@ -33,7 +33,7 @@ WALLS = {
 }
 READ_SIDE = {
     f"pipeline.shards.{name}"
-    for name in ("manifest", "format", "document_format", "layout", "id_pages", "pages", "row_groups")
+    for name in ("manifest", "entries", "format", "document_format", "layout", "id_pages", "pages", "row_groups")
 }
 HEAVY = {
     "torch": {"loader", "embedding", "cli"},

@@ -114,14 +114,16 @@ def test_documents_are_found_in_a_bucket(folder, uri):
     assert locate(uri, numbers) == locate(folder, numbers)
 
 
-def test_a_row_group_is_one_request_and_a_first_batch_four_round_trips(folder, uri, proxy):
+def test_a_row_group_is_one_request_and_a_first_batch_five_round_trips_in_two_waves(folder, uri, proxy):
     proxy.set(latency=0.25)
     loader = ShardLoader(uri, shuffle="lanes", lanes=4, batch_size=4)
     assert len(proxy.log()) == 1
     next(iter(loader))
     now = time.monotonic()  # the same clock in all processes; what is read ahead comes later
     log = [one for one in proxy.log() if one.stop is not None and one.stop <= now]
-    assert count_round_trips(log) <= 4
+    # The manifest, the index of shards, footers, and row groups in two waves: this order needs more than are asked for
+    # at once. Four where one wave is enough.
+    assert count_round_trips(log) <= 5
     shards = [one for one in log if "/data/" in one.path]
     footers = {one.path for one in shards}
     assert {one.method for one in log} == {"GET"}

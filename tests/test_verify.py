@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support import write_format_1
 
 from pipeline import ShardLoader, read_manifest, verify_shards
 from pipeline.base.reading import sign
@@ -351,8 +352,8 @@ def test_a_wrong_field_under_a_right_hash_is_a_problem_of_the_manifest(write, ve
 
 def test_a_split_that_was_taken_out_is_a_problem(write, verify):
     folder = write(validation=0.4)
-    content = json.loads((folder / "manifest.json").read_text())
-    sign_anew(folder, splits={"train": content["splits"]["train"]})
+    manifest = read_manifest(folder)
+    write_manifest(folder, dataclasses.replace(manifest, splits={"train": manifest.splits["train"]}))
     for file in (folder / "data").glob("validation-*"):
         file.unlink()
     assert ("manifest.json", "splits are train, but train, validation by the token store") in problems(verify())
@@ -505,7 +506,14 @@ def test_a_manifest_that_names_what_cannot_be_is_refused(write, verify, name, va
 
 def test_a_manifest_of_more_windows_than_its_bytes_can_hold_is_refused(write):
     folder = write()
-    shards = json.loads((folder / "manifest.json").read_text())["splits"]["train"]["shards"]
+    sign_anew(folder, splits__train__num_windows=10**15)
+    with pytest.raises(ValueError, match="bytes are too few for num_windows 1000000000000000"):
+        read_manifest(folder)
+
+
+def test_a_manifest_of_format_1_with_more_windows_than_its_bytes_can_hold_is_refused(write):
+    folder = write()
+    shards = write_format_1(folder)["splits"]["train"]["shards"]
     for shard in shards:
         shard["row_groups"], shard["num_windows"] = [10**15], 10**15
     sign_anew(folder, splits__train__shards=shards, splits__train__num_windows=len(shards) * 10**15)

@@ -21,7 +21,7 @@ from pipeline.cli.log import HYDRA_LOGGING, JOB_LOGGING
 from pipeline.cli.plain import jsonable
 from pipeline.rules import PATHS, ConfigError, ConflictError, check_choice, closest
 from pipeline.settings import Config
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.entries import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -76,7 +76,7 @@ def explorer(
         "stride": reader.stride,
         "start": start,
         "num_windows": entry.num_windows,
-        "bytes": sum(shard.bytes for shard in entry.shards),
+        "bytes": entry.num_bytes,
     }
     return fill_template(data)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.wording import counted, percent, rate, seconds, size, visible
 from pipeline.corpus.quarantine import QUARANTINE_NAME
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.entries import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ def describe_write(report: WriteReport) -> str:
     if corpus["audited"]:
         lines.append(_line("checked", f"{counted(corpus['audited'], 'document')} re-encoded with tiktoken: same IDs"))
     for name, split in manifest.splits.items():
-        stored = sum(shard.bytes for shard in split.shards)
+        stored = split.num_bytes
         lines.append(
             _line(
                 name,

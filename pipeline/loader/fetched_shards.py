@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.loader.disk_cache import DiskCache
+    from pipeline.shards.entries import ShardEntry
     from pipeline.shards.format import Columns
-    from pipeline.shards.manifest import ShardEntry
     from pipeline.storage.interface import Storage
 
 TARGETS, IDS = ("target_ids",), ("target_ids", "input_ids")

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pipeline.packing import PackedWindows
-    from pipeline.shards.manifest import DocumentsEntry, Manifest
+    from pipeline.shards.entries import DocumentsEntry
+    from pipeline.shards.manifest import Manifest
 
 GROUPS_KEPT = 16  # row groups of the table
 

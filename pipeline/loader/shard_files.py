@@ -17,6 +17,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.base.reading import open_regular
@@ -24,22 +25,22 @@ from pipeline.base.retry import PAUSES, retry
 from pipeline.loader.damage import OWN_FAULTS, DamagedRowGroup
 from pipeline.loader.fetched_shards import FetchedShards, ReplacedShardError
 from pipeline.loader.row_group import RowInfo, pack_ends
+from pipeline.shards.entries import MANIFEST_NAME, shard_number
 from pipeline.shards.format import open_shard, read_columns, read_footer, shard_schema
 from pipeline.shards.id_pages import IdPages
-from pipeline.shards.manifest import MANIFEST_NAME, read_manifest
+from pipeline.shards.manifest import read_manifest
 from pipeline.shards.pages import check_pages
-from pipeline.shards.row_groups import as_row_groups
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    import numpy as np
     import pyarrow.parquet as pq
 
     from pipeline.loader.disk_cache import DiskCache
     from pipeline.loader.fetched_shards import FetchedShard
+    from pipeline.shards.entries import ShardEntry
     from pipeline.shards.format import Columns
 
 Read = TypeVar("Read")
@@ -71,12 +72,14 @@ class ShardFiles:
         if split not in self.manifest.splits:
             raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         self.path, self.split, self.entry = folder, split, self.manifest.splits[split]
-        shards = self.entry.shards
         self._padded = self.manifest.windows["tail"] == "pad"
         self._packed = self.manifest.windows["documents"] == "pack"
-        self._entries = {shard.path: shard for shard in shards}
-        self.groups = as_row_groups([count for shard in shards for count in shard.row_groups])
-        self._files = [(shard.path, group) for shard in shards for group in range(len(shard.row_groups))]
+        self.groups = self.entry.row_groups
+        self._listed: dict[str, ShardEntry] = {}  # the shards of format 1, by path
+        self._first_groups: np.ndarray | None = None  # of each of these
+        if self.entry.windows_per_group is None:
+            self._listed = {shard.path: shard for shard in self.entry.shards}
+            self._first_groups = np.cumsum([0, *(len(shard.row_groups) for shard in self.entry.shards)])
         self._marks: dict[str, Mark] = {}  # of each shard whose footer was read
         self._failed: set[str] = set()  # shards that could not be read: no second wait for them
         self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
@@ -93,11 +96,10 @@ class ShardFiles:
 
     @property
     def fetch_bytes(self) -> int:
-        """About the bytes of a row group as it is fetched, of its first shard; 0 where none are fetched."""
-        if self.fetched is None or not self._files:
+        """About the bytes of a row group as it is fetched; 0 where none are fetched."""
+        if self.fetched is None or not len(self.groups):
             return 0
-        entry = self._entries[self._files[0][0]]
-        return entry.bytes // max(1, len(entry.row_groups))
+        return self.entry.num_bytes // len(self.groups)
 
     def fetch(self, group: int, *, with_ids: bool = True) -> FetchedShard | None:
         """Fetch a row group's bytes for `read`, where shards are fetched; several at once are sooner there.
@@ -109,8 +111,8 @@ class ShardFiles:
         if self.fetched is None:
             return None
         self.fetched.check_process()  # before a lock is taken, which a fork may have left locked
-        path, number = self._files[group]
-        return self.fetched.fetch(self._entries[path], self._footer(path), number, with_ids=with_ids)
+        path, number = self._find(group)
+        return self.fetched.fetch(self._entry(path), self._footer(path), number, with_ids=with_ids)
 
     def read(
         self, group: int, *, with_ids: bool, fetched: Fetch | None = None
@@ -128,7 +130,7 @@ class ShardFiles:
                 object store cannot be reached.
 
         """
-        path = self._files[group][0]
+        path = self._find(group)[0]
         if self.fetched is not None:
             self.fetched.check_process()
         for _ in range(MOST_REPLACED):
@@ -182,13 +184,15 @@ class ShardFiles:
         except ValueError as error:
             raise OSError(f"{self.path} was replaced or removed while it was read; {again} ({error})") from error
         entry = manifest.splits.get(self.split)
-        if entry is None or {shard.path: shard for shard in entry.shards} != self._entries:
+        known = self.manifest.index
+        if entry is None or (known and known != manifest.index) or entry.shards != self.entry.shards:
             raise OSError(f"{self.path} was replaced by another data set while it was read; {again}")
+        self.manifest, self.entry = manifest, entry
 
     def _read_columns(
         self, group: int, *, with_ids: bool, fetched: Fetch | None
     ) -> tuple[np.ndarray | None, np.ndarray, RowInfo]:
-        path = self._files[group][0]
+        path = self._find(group)[0]
         try:
             if self.fetched is None:
                 footer = self._footer(path)
@@ -212,7 +216,7 @@ class ShardFiles:
         return inputs_BT, next_ids, RowInfo(starts, lengths, ends)
 
     def _read_pages(self, group: int, footer: pq.FileMetaData, with_ids: bool) -> Columns:
-        path, number = self._files[group]
+        path, number = self._find(group)
         file_path = Path(self._place(path))
         if group not in self._checked:
             check_pages(file_path, footer, number)
@@ -227,8 +231,8 @@ class ShardFiles:
     def _decode(self, group: int, with_ids: bool, coming: Fetch | None) -> Columns:
         """Decode a row group that was fetched; if it is one of the cache and damaged, fetch it again."""
         assert self.fetched is not None, "shards are fetched"
-        path, number = self._files[group]
-        entry, found = self._entries[path], None if coming is None else coming.result()
+        path, number = self._find(group)
+        entry, found = self._entry(path), None if coming is None else coming.result()
         found = found or self.fetch(group, with_ids=with_ids)
         assert found is not None, "shards are fetched"
         try:
@@ -270,7 +274,7 @@ class ShardFiles:
                 self._footers.move_to_end(path)
                 return footer
         schema = shard_schema(self.entry.max_length, padded=self._padded, packed=self._packed)
-        entry = self._entries[path]
+        entry = self._entry(path)
         if self.fetched is None:
             file = Path(self._place(path))
             mark, footer = mark_file(file), self._retry(path, lambda: read_footer(file, entry, schema))
@@ -282,12 +286,28 @@ class ShardFiles:
             if mark is not None:
                 self._marks.setdefault(path, mark)
             if len(self._footers) > FOOTERS_KEPT:
-                self._footers.popitem(last=False)
+                self._marks.pop(self._footers.popitem(last=False)[0], None)
         return footer
+
+    def _find(self, group: int) -> tuple[str, int]:
+        """Return the path of a row group's shard, and the row group's number there."""
+        if self._first_groups is None:
+            per_group, per_shard = self.entry.windows_per_group, self.entry.windows_per_shard
+            assert per_group, "without a list of sizes there is one size"
+            assert per_shard, "as above"
+            shard, at = divmod(group, per_shard // per_group)
+        else:
+            shard = int(np.searchsorted(self._first_groups, group, side="right")) - 1
+            at = group - int(self._first_groups[shard])
+        return self.entry.shard_path(shard), at
+
+    def _entry(self, path: str) -> ShardEntry:
+        """Return what the data set says of a shard."""
+        return self._listed[path] if self._listed else self.entry.shards[shard_number(path)]
 
     def name(self, group: int) -> str:
         """Return a row group's file, and its number there."""
-        path, number = self._files[group]
+        path, number = self._find(group)
         return f"{self._place(path)}: row group {number}"
 
     def _place(self, path: str) -> str:

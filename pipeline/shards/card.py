@@ -88,7 +88,7 @@ def describe_data_set(manifest: Manifest, sources: Sequence[str]) -> str:
     }
     counts = [
         f"| {name} | {split.num_documents:,} | {split.num_tokens:,} | {split.num_windows:,} | {len(split.shards):,} | "
-        f"{sum(shard.bytes for shard in split.shards):,} |"
+        f"{split.num_bytes:,} |"
         for name, split in manifest.splits.items()
     ]
     head = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in manifest.splits]

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from pipeline.base.reading import open_regular
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME
+from pipeline.shards.entries import DOCUMENTS_FOLDER, INDEX_NAME, MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.shards.manifest import DocumentsEntry, Manifest, ShardEntry
+    from pipeline.shards.entries import ShardEntry, TableEntry
+    from pipeline.shards.manifest import Manifest
 
 WRITING = ".writing"  # has the lock, the plan and the records of a data set that is being written
 PLAN = f"{WRITING}/plan.json"
@@ -36,11 +37,15 @@ class Fault:
 
 def is_complete(folder: Path, manifest: Manifest) -> bool:
     """Tell whether a data set lacks nothing, as far as can be told without reading its shards."""
-    entries = [file for split in manifest.splits.values() for file in split.files]
+    try:
+        entries = [file for split in manifest.splits.values() for file in split.files]
+    except ValueError:  # the index is missing or damaged
+        return False
+    entries += [manifest.index] if manifest.index else []
     return not any(find_file_problem(folder, entry) for entry in entries) and not any(list_missing(folder, manifest))
 
 
-def find_file_problem(folder: Path, entry: ShardEntry | DocumentsEntry) -> str | None:
+def find_file_problem(folder: Path, entry: ShardEntry | TableEntry) -> str | None:
     """Return what is wrong with a file's size or footer, or None."""
     try:
         with open_regular(folder / entry.path) as file:
@@ -77,7 +82,8 @@ def list_leftovers(folder: Path) -> Iterator[Fault]:
 
 def list_strays(folder: Path, manifest: Manifest) -> list[str]:
     """Return the names in a data set's folder that do not belong to it. They do no harm outside `data/`."""
-    own = {MANIFEST_NAME, CARD_NAME, "data", WRITING} | ({QUARANTINE_NAME} if manifest.corpus["bad"] else set())
+    own = {MANIFEST_NAME, CARD_NAME, "data", WRITING} | ({INDEX_NAME} if manifest.index else set())
+    own |= {QUARANTINE_NAME} if manifest.corpus["bad"] else set()
     if any(split.documents for split in manifest.splits.values()):
         own.add(DOCUMENTS_FOLDER)
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,9 @@ def job_facts(job: Job) -> Facts:
 def manifest_facts(manifest: Manifest) -> Facts:
     """Return what defines a finished data set."""
     values = _values(manifest.config, manifest.windows, name=manifest.tokenizer["name"])
-    groups = [shard.row_groups for split in manifest.splits.values() for shard in split.shards]
-    if any(len(counts) > 1 for counts in groups):  # else its only row group may be smaller than the layout's
-        values["shards.windows_per_group"] = max(itertools.chain.from_iterable(groups))
+    groups = [split.row_groups for split in manifest.splits.values()]
+    if any(len(one) > 1 for one in groups):  # else its only row group may be smaller than the layout's
+        values["shards.windows_per_group"] = max(one.largest for one in groups)
     else:
         values.pop("shards.windows_per_group", None)
     return Facts(values=values, store=manifest.store, tokenizer=manifest.tokenizer["hash"])
@@ -121,8 +120,8 @@ def _compare_texts(manifest: Manifest, job: Job) -> str:
         f"{counted(manifest.corpus['documents'], 'document')} with {counted(manifest.corpus['bytes'], 'byte')} there, "
         f"{counted(files, 'file')} with {counted(size, 'byte')} here"
     )
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    if any(shard.footer_start is None for shard in shards):
+    shards = (shard for split in manifest.splits.values() for shard in split.shards)
+    if manifest.format_version == 1 and any(shard.footer_start is None for shard in shards):
         return f"release 0.1.0 wrote it and cannot tell this release whether the text is the same: {amounts}"
     try:
         path = find_store(job.sections.cache_folder, manifest.store)

@@ -25,7 +25,7 @@ from pipeline.shards.pages import check_pages
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.shards.manifest import DocumentsEntry
+    from pipeline.shards.entries import DocumentsEntry
     from pipeline.storage.interface import Buffer
 
 GROUP_ROWS = 1 << 16

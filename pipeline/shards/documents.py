@@ -17,8 +17,8 @@ from pipeline.base.wording import counted
 from pipeline.settings import SPLITS
 from pipeline.shards.complete import WRITING
 from pipeline.shards.document_format import GROUP_ROWS, SCHEMA, Documents, escape_name, open_documents
+from pipeline.shards.entries import DOCUMENTS_FOLDER, DocumentsEntry
 from pipeline.shards.format import find_footer
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, DocumentsEntry
 from pipeline.shards.shard import HashingFile
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from pipeline.base.reading import check_signature, parse_fields, read_fields, si
 from pipeline.shards.card import CARD_NAME, is_card
 from pipeline.shards.complete import PLAN, WRITING, is_complete
 from pipeline.shards.differences import explain, explain_plan, job_facts
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from pipeline.shards.entries import DOCUMENTS_FOLDER, INDEX_NAME, MANIFEST_NAME, ShardEntry
+from pipeline.shards.manifest import Manifest, read_manifest
 from pipeline.shards.own_files import find_parts, refuse_links, refuse_others, remove_all
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def prepare_folder(lock: FolderLock, files: set[str], *, is_shared: bool = False
         sync_folder(working)
         sync_folder(folder)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
     if not is_card(folder / CARD_NAME, lock.identity):
         (folder / CARD_NAME).unlink(missing_ok=True)
     remove_all(find_parts(folder))
@@ -216,7 +218,7 @@ def find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | No
         raise ValueError(f"{damage}. {_REMEDY}") from damage
     if manifest:
         if manifest.fingerprint == identity:  # a file is missing or truncated
-            return {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
+            return _list_shards(manifest)
         if not overwrite:
             why = explain(manifest, job) if job else "its fingerprint differs"
             raise ValueError(f"{folder} holds another data set: {why}. {_REMEDY}")
@@ -234,6 +236,17 @@ def find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | No
                 why += f": {explain_plan(plan, job)}" if job else ""
             raise ValueError(f"{folder} holds {shards} of {why}. {_REMEDY}")
     return {}
+
+
+def _list_shards(manifest: Manifest) -> dict[str, ShardEntry]:
+    """Return the shards of a data set by path, without those that a damaged index does not say."""
+    found = {}
+    for split in manifest.splits.values():
+        for number in range(len(split.shards)):
+            with contextlib.suppress(ValueError):
+                shard = split.shards[number]
+                found[shard.path] = shard
+    return found
 
 
 def _is_plan(plan: dict[str, Any] | None, identity: str) -> bool:

@@ -30,7 +30,7 @@ from pipeline.windows import IGNORED
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.shards.manifest import DocumentsEntry, ShardEntry
+    from pipeline.shards.entries import ShardEntry, TableEntry
     from pipeline.storage.interface import Buffer
 
 PAGE_BYTES = 16 << 20  # fits a column of a row group; two pages would take 6 % more space at stride 1
@@ -129,7 +129,7 @@ def find_footer(path: Path) -> tuple[int, bytes]:
         return start, file.read(size - start)
 
 
-def read_footer_bytes(path: Path, entry: ShardEntry | DocumentsEntry) -> bytes:
+def read_footer_bytes(path: Path, entry: ShardEntry | TableEntry) -> bytes:
     """Read a file's footer and compare it with the manifest, before anything parses it.
 
     Parquet has no checksum for a footer, and a flipped bit in it can end the process inside the library. The manifest
@@ -152,7 +152,7 @@ def read_footer_bytes(path: Path, entry: ShardEntry | DocumentsEntry) -> bytes:
     return content or find_footer(path)[1]
 
 
-def check_footer_bytes(content: Buffer, entry: ShardEntry | DocumentsEntry) -> memoryview:
+def check_footer_bytes(content: Buffer, entry: ShardEntry | TableEntry) -> memoryview:
     """Compare the bytes of a file from `entry.footer_start` on with the manifest, and return its footer.
 
     Raises:
@@ -164,7 +164,7 @@ def check_footer_bytes(content: Buffer, entry: ShardEntry | DocumentsEntry) -> m
     return view if entry.footer_sha256 else view[-8 - int.from_bytes(view[-8:-4], "little") :]
 
 
-def compare_hash(digest: str, entry: ShardEntry | DocumentsEntry) -> None:
+def compare_hash(digest: str, entry: ShardEntry | TableEntry) -> None:
     """Raise ValueError if the hash of a file's footer, or of the complete file, is not that of the manifest."""
     if digest != (entry.footer_sha256 or entry.sha256):
         part = "its footer does" if entry.footer_sha256 else "it does"

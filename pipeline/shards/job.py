@@ -23,7 +23,6 @@ from pipeline.settings import (
     as_tokenizer,
 )
 from pipeline.shards.layout import Layout, choose_layout
-from pipeline.shards.manifest import FORMAT_VERSION
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
 from pipeline.tokenizer.load import load_tokenizer
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
     from pipeline.shards.manifest import Manifest
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.tokens.store import TokenStore
+
+
+IDENTITY_VERSION = 1  # of what a fingerprint covers: rows and row groups, not how the manifest lists them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,13 @@ class Job:
         """The data set's identity: a hash of the token store's ID, the windows, their order, and the layout."""
         return _fingerprint(self.store_id, self.stored, self.layout)
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """The identity, and that of the same config in format 1, which allowed row groups of other sizes."""
+        sections = self.sections
+        layout = choose_layout(sections.window, sections.shards, is_even=False)
+        return list(dict.fromkeys([self.fingerprint, _fingerprint(self.store_id, self.stored, layout)]))
+
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
         """Return a split's windows in their stored order."""
         window, shards = self.sections.window, self.sections.shards
@@ -170,12 +179,13 @@ def fingerprint_of(manifest: Manifest) -> str | None:
     window = WindowConfig(**{name: stored[name] for name in names[:4]}, allow_gaps=True)
     keys = ("windows_per_group", "windows_per_shard", "compression")
     shards = ShardsConfig(order=stored["order"], **{key: config.get(key) for key in keys})
-    return _fingerprint(manifest.store, stored, choose_layout(window, shards))
+    layout = choose_layout(window, shards, is_even=manifest.format_version > 1)
+    return _fingerprint(manifest.store, stored, layout)
 
 
 def _fingerprint(store: str, stored: dict[str, Any], layout: Layout) -> str:
     sizes = [layout.windows_per_group, layout.windows_per_shard, layout.compression]
-    return hash_json([FORMAT_VERSION, store, stored, *sizes])
+    return hash_json([IDENTITY_VERSION, store, stored, *sizes])
 
 
 def as_sections(

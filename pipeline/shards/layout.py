@@ -41,18 +41,25 @@ class Layout:
         return max(1, size // self.windows_per_group) * self.windows_per_group
 
 
-def choose_layout(window: WindowConfig, shards: ShardsConfig) -> Layout:
+def choose_layout(window: WindowConfig, shards: ShardsConfig, *, is_even: bool = True) -> Layout:
     """Return the layout that the config asks for; sizes that it leaves out are chosen here.
 
-    The last row group of each shard is smaller if `windows_per_shard` alone is given and is not a multiple of the row
-    group's size.
+    All row groups of a split have the same size but the last one. If `windows_per_shard` alone is given, its row groups
+    are the fewest that are not larger than the default, and it is rounded down to a multiple of them. In data sets of
+    format 1 (`is_even=False`) the last row group of each shard was smaller instead.
     """
     overlaps = shards.order == "sequential" and window.documents == "join"
     new = min(window.stride_tokens, window.max_length) if overlaps else window.max_length
     chosen = max(1, min(ROW_GROUP_TEXT_TOKENS // new, ROW_GROUP_WINDOW_TOKENS // window.max_length))
+    per_shard = shards.windows_per_shard
+    per_group = shards.windows_per_group or min(chosen, per_shard or chosen)
+    if is_even and per_shard and per_shard % per_group:
+        groups = -(-per_shard // per_group)
+        per_group = per_shard // groups
+        per_shard = per_group * groups
     return Layout(
-        windows_per_group=shards.windows_per_group or min(chosen, shards.windows_per_shard or chosen),
-        windows_per_shard=shards.windows_per_shard,
+        windows_per_group=per_group,
+        windows_per_shard=per_shard,
         unit=shards.windows_per_group or max(1, ROW_GROUP_TEXT_TOKENS // window.max_length),
         compression=shards.compression,
     )

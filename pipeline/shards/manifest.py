@@ -1,7 +1,8 @@
 """The manifest: what a data set contains. The write stage writes it last, and the load stage knows nothing else.
 
 A folder without `manifest.json` is not a data set. Reading a manifest checks that its content has the sha256 recorded
-in it, so that a changed digit is noticed; that its paths are inside its own folder; and that its counts agree.
+in it, so that a changed digit is noticed; that its paths are inside its own folder; and that its counts agree. The
+shards are listed in an index beside it (`pipeline.shards.index`), so a manifest has one size for any number of shards.
 """
 
 from __future__ import annotations
@@ -14,51 +15,37 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.atomic import write_json
+from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.reading import check_signature, parse_fields, read_fields, sign
 from pipeline.base.retry import read_twice
 from pipeline.base.wording import counted
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
+from pipeline.shards.entries import (
+    DOCUMENTS_FOLDER,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    DocumentsEntry,
+    IndexEntry,
+    ShardEntry,
+    TableEntry,
+    check_shard,
+    check_size,
+    check_table,
+)
+from pipeline.shards.index import IndexedShards, SplitShape, check_index_size, index_shards, write_index
+from pipeline.shards.row_groups import EvenRowGroups, RowGroups, as_row_groups
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-DOCUMENTS_FOLDER = "documents"
+FORMAT_VERSION = 2  # 1 lists the shards in the manifest itself
 REPR_CHARACTERS = 300
-MAX_MANIFEST_BYTES = 1 << 29  # 100,000 shards of 128 row groups take 82 MB
+MAX_MANIFEST_BYTES = 1 << 29  # of format 1: 100,000 shards of 128 row groups take 82 MB
 MAX_VOCAB_SIZE = 2**31  # IDs are int32
-MAX_COMPRESSION = 1 << 16  # zstd stores 128 KiB of equal bytes in 4: no shard has more windows for its size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardEntry:
-    """One Parquet file."""
-
-    path: str  # relative to the data set's folder
-    num_windows: int
-    bytes: int
-    sha256: str
-    row_groups: list[int]  # windows in each
-    footer_start: int | None = None  # the footer is the bytes from here to the end; None in release 0.1.0
-    footer_sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentsEntry:
-    """The documents' table of a split."""
-
-    path: str  # relative to the data set's folder
-    num_rows: int  # documents
-    stop: int  # the end of the last document in the split's token stream
-    bytes: int
-    sha256: str
-    footer_start: int
-    footer_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +57,31 @@ class SplitEntry:
     num_windows: int
     max_length: int
     stride: int
-    shards: list[ShardEntry]
+    shards: Sequence[ShardEntry]  # each looked up in the index when it is asked for
+    windows_per_group: int | None = None  # of each row group but the last; None in format 1, where shards list theirs
+    windows_per_shard: int | None = None  # of each shard but the last
     documents: DocumentsEntry | None = None  # with shards.documents=true; not in release 0.1.0
 
     @property
-    def files(self) -> list[ShardEntry | DocumentsEntry]:
+    def num_bytes(self) -> int:
+        """The bytes of all shards."""
+        if isinstance(self.shards, IndexedShards):
+            return self.shards.num_bytes
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def row_groups(self) -> RowGroups:
+        """The windows of each row group, numbered through all shards."""
+        if self.windows_per_group is not None:
+            return EvenRowGroups(self.num_windows, self.windows_per_group)
+        return as_row_groups([count for shard in self.shards for count in shard.row_groups])
+
+    def shard_path(self, number: int) -> str:
+        """Return the path of a shard, relative to the data set's folder. In format 2 nothing is read for it."""
+        return self.shards.path(number) if isinstance(self.shards, IndexedShards) else self.shards[number].path
+
+    @property
+    def files(self) -> list[ShardEntry | TableEntry]:
         """All files of the split: its shards, and the documents' table if it has one."""
         return [*self.shards, *([self.documents] if self.documents else [])]
 
@@ -95,6 +102,7 @@ class Manifest:
     splits: dict[str, SplitEntry]
     written_by: dict[str, str]  # pyarrow's release: another one may encode other bytes
     config: dict[str, Any]  # resolved
+    index: IndexEntry | None = None  # of the shards of all splits; None in format 1
     format_version: int = field(default=FORMAT_VERSION)
 
     def __repr__(self) -> str:
@@ -120,19 +128,29 @@ def _count_windows(split: SplitEntry) -> str:
     return f"{counted(split.num_windows, 'window')} of {counted(split.num_tokens, 'token')}"
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, which makes the folder a data set."""
-    write_json(folder / MANIFEST_NAME, sign(manifest_fields(manifest)))
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write the index of the shards and then `manifest.json`, which makes the folder a data set; return it as written.
+
+    The index is on the disk, under its name, before the manifest is.
+    """
+    index = write_index(folder, [split.shards for split in manifest.splits.values()])
+    sync_folder(folder)
+    written = dataclasses.replace(manifest, index=index, format_version=FORMAT_VERSION)
+    write_json(folder / MANIFEST_NAME, sign(_describe(written)))
+    return written
 
 
-def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """Return what `manifest.json` has; a shard of release 0.1.0 has no hash of its footer."""
-    fields = dataclasses.asdict(manifest)
-    for split in fields["splits"].values():
-        split["shards"] = [{key: value for key, value in one.items() if value is not None} for one in split["shards"]]
-        if split["documents"] is None:
-            del split["documents"]
-    return fields
+def _describe(manifest: Manifest) -> dict[str, Any]:
+    """Return what `manifest.json` has: of each split the number of its shards and their bytes, not the shards."""
+    splits = {}
+    for name, split in manifest.splits.items():
+        fields = {one.name: getattr(split, one.name) for one in dataclasses.fields(split) if one.name != "shards"}
+        fields |= {"num_shards": len(split.shards), "bytes": split.num_bytes}
+        documents = fields.pop("documents")
+        splits[name] = fields | ({"documents": dataclasses.asdict(documents)} if documents else {})
+    fields = {one.name: getattr(manifest, one.name) for one in dataclasses.fields(manifest)}
+    assert manifest.index is not None, "written before the manifest"
+    return fields | {"splits": splits, "index": dataclasses.asdict(manifest.index)}
 
 
 @names_arguments
@@ -147,7 +165,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     path = f"{folder}/{MANIFEST_NAME}" if is_uri(folder) else Path(folder) / MANIFEST_NAME
     try:
         fields = read_twice(partial(_read_signed, folder), path)
-        fields["splits"] = {name: _split(name, entry) for name, entry in fields["splits"].items()}
+        if fields["format_version"] == 1:
+            fields["splits"] = {name: _listed_split(name, entry) for name, entry in fields["splits"].items()}
+        else:
+            fields["splits"], fields["index"] = _indexed_splits(folder, fields["splits"], IndexEntry(**fields["index"]))
         manifest = Manifest(**fields)
         _check_fields(manifest)
     except FileNotFoundError:
@@ -174,8 +195,8 @@ def _cause(error: Exception) -> str:
 
 
 def _check_version(version: object) -> None:
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format_version is {version!r}; this release reads {FORMAT_VERSION}")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(f"format_version is {version!r:.99}; this release reads 1 to {FORMAT_VERSION}")
 
 
 def _check_fields(manifest: Manifest) -> None:
@@ -219,49 +240,61 @@ def _check_counts(key: str, counts: dict[str, Any], *, most: int = MAX_COUNT) ->
         check_range(f"{key}.{name}", count, 0, most)
 
 
-def _split(name: str, entry: dict[str, Any]) -> SplitEntry:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(f"splits: {name!r:.99} is not the name of a split")
+def _listed_split(name: str, entry: dict[str, Any]) -> SplitEntry:
+    """Return a split of format 1, whose shards the manifest lists."""
     shards = [ShardEntry(**shard) for shard in entry.pop("shards")]
-    documents = entry.pop("documents", None)
-    if documents is not None:
-        documents = _check_documents(DocumentsEntry(**documents), name)
-    split = SplitEntry(shards=shards, documents=documents, **entry)
-    for key in ("num_documents", "num_tokens", "num_windows"):
-        check_range(f"splits.{name}.{key}", getattr(split, key), 0, MAX_COUNT)
-    check_range(f"splits.{name}.max_length", split.max_length, 1, MAX_LENGTH)
-    check_range(f"splits.{name}.stride", split.stride, 1, MAX_COUNT)
+    split = _split(name, entry, shards=shards)
     for shard in shards:
         if not re.fullmatch(rf"data/{name}-\d{{5,}}-of-\d{{5,}}\.parquet", check_text("path", shard.path)):
             raise ValueError(f"splits.{name}.shards: {shard.path!r:.99} is not the name of a shard")
-        _check_shard(shard, split.max_length)
+        check_shard(shard, split.max_length)
     if sum(shard.num_windows for shard in shards) != split.num_windows:
         raise ValueError(f"splits.{name}: the shards' num_windows do not add up to {split.num_windows}")
     return split
 
 
-def _check_documents(table: DocumentsEntry, split: str) -> DocumentsEntry:
-    if table.path != (path := f"{DOCUMENTS_FOLDER}/{split}.parquet"):
-        raise ValueError(f"splits.{split}.documents: {table.path!r:.99} is not {path}")
-    check_range(f"{path}: num_rows", table.num_rows, 0, MAX_COUNT)
-    check_range(f"{path}: stop", table.stop, 0, MAX_COUNT)
-    check_range(f"{path}: bytes", table.bytes, 0, MAX_COUNT)
-    check_range(f"{path}: footer_start", table.footer_start, 4, table.bytes)
-    check_text(f"{path}: sha256", table.sha256)
-    check_text(f"{path}: footer_sha256", table.footer_sha256)
-    return table
+def _indexed_splits(
+    folder: str | os.PathLike[str], entries: dict[str, dict[str, Any]], index: IndexEntry
+) -> tuple[dict[str, SplitEntry], IndexEntry]:
+    """Return the splits of format 2, whose shards are in the index, which is not read."""
+    check_table(index, INDEX_NAME)
+    counts = {name: {key: entry.pop(key) for key in ("num_shards", "bytes")} for name, entry in entries.items()}
+    splits = {name: _split(name, entry) for name, entry in entries.items()}
+    shapes = [_shape(name, split, counts[name]) for name, split in splits.items()]
+    check_index_size(index, shapes)
+    shards = index_shards(folder, index, shapes, {name: count["bytes"] for name, count in counts.items()})
+    return {name: dataclasses.replace(split, shards=shards[name]) for name, split in splits.items()}, index
 
 
-def _check_shard(shard: ShardEntry, max_length: int) -> None:
-    for key in ("num_windows", "bytes"):
-        check_range(f"{shard.path}: {key}", getattr(shard, key), 0, MAX_COUNT)
-    for count in shard.row_groups:
-        check_range(f"{shard.path}: row_groups", count, 0, MAX_COUNT)
-    if sum(shard.row_groups) != shard.num_windows:
-        raise ValueError(f"{shard.path}: row_groups do not add up to num_windows {shard.num_windows}")
-    if 8 * shard.num_windows * max_length > MAX_COMPRESSION * shard.bytes:
-        raise ValueError(f"{shard.path}: {shard.bytes} bytes are too few for num_windows {shard.num_windows}")
-    check_text(f"{shard.path}: sha256", shard.sha256)
-    if shard.footer_sha256 is not None or shard.footer_start is not None:
-        check_text(f"{shard.path}: footer_sha256", shard.footer_sha256)
-        check_range(f"{shard.path}: footer_start", shard.footer_start, 4, shard.bytes)
+def _shape(name: str, split: SplitEntry, counts: dict[str, Any]) -> SplitShape:
+    for key in ("windows_per_group", "windows_per_shard"):
+        check_range(f"splits.{name}.{key}", getattr(split, key), 1, MAX_COUNT)
+    for key, value in counts.items():
+        check_range(f"splits.{name}.{key}", value, 0, MAX_COUNT)
+    assert split.windows_per_group is not None, "checked"
+    assert split.windows_per_shard is not None, "checked"
+    if split.windows_per_shard % split.windows_per_group:
+        rule = f"is no multiple of windows_per_group {split.windows_per_group}"
+        raise ValueError(f"splits.{name}.windows_per_shard: {split.windows_per_shard} {rule}")
+    check_size(f"splits.{name}", split.num_windows, counts["bytes"], split.max_length)
+    shape = SplitShape(name, split.num_windows, split.max_length, split.windows_per_group, split.windows_per_shard)
+    if shape.num_shards != counts["num_shards"]:
+        rule = f"{split.num_windows} windows in shards of {split.windows_per_shard} are {shape.num_shards}"
+        raise ValueError(f"splits.{name}.num_shards: {counts['num_shards']}, but {rule}")
+    return shape
+
+
+def _split(name: str, entry: dict[str, Any], *, shards: Sequence[ShardEntry] = ()) -> SplitEntry:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"splits: {name!r:.99} is not the name of a split")
+    documents = entry.pop("documents", None)
+    if documents is not None:
+        documents = DocumentsEntry(**documents)
+        check_table(documents, f"{DOCUMENTS_FOLDER}/{name}.parquet")
+        check_range(f"{documents.path}: stop", documents.stop, 0, MAX_COUNT)
+    split = SplitEntry(shards=shards, documents=documents, **entry)
+    for key in ("num_documents", "num_tokens", "num_windows"):
+        check_range(f"splits.{name}.{key}", getattr(split, key), 0, MAX_COUNT)
+    check_range(f"splits.{name}.max_length", split.max_length, 1, MAX_LENGTH)
+    check_range(f"splits.{name}.stride", split.stride, 1, MAX_COUNT)
+    return split

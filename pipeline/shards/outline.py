@@ -19,7 +19,7 @@ from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.executor.local import run_tasks
 from pipeline.shards.card import CARD_NAME
 from pipeline.shards.complete import PLAN, WRITING
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.entries import INDEX_NAME, MANIFEST_NAME
 from pipeline.storage.hashing import PART_BYTES
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
@@ -85,7 +85,9 @@ def list_outline(folder: Path) -> set[str]:
 
 def _is_description(entry: Entry) -> bool:
     name = entry.name
-    return name in (CARD_NAME, QUARANTINE_NAME) or (name.startswith(f"{WRITING}/") and name.endswith(".json"))
+    return name in (CARD_NAME, QUARANTINE_NAME, INDEX_NAME) or (
+        name.startswith(f"{WRITING}/") and name.endswith(".json")
+    )
 
 
 def _fetch(storage: Storage, folder: Path, name: str) -> bool:

@@ -16,7 +16,7 @@ from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.settings import SPLITS
 from pipeline.shards.card import CARD_NAME, is_card, is_damaged_card
 from pipeline.shards.complete import WRITING
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME
+from pipeline.shards.entries import DOCUMENTS_FOLDER, INDEX_NAME, MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SHARD = re.compile(r"(train|validation)-\d{5,}-of-\d{5,}\.parquet")
 TABLES = tuple(f"{split}.parquet" for split in SPLITS)
-_NAMES = (MANIFEST_NAME, CARD_NAME, QUARANTINE_NAME)
+_NAMES = (MANIFEST_NAME, INDEX_NAME, CARD_NAME, QUARANTINE_NAME)
 
 
 def refuse_links(folder: Path) -> None:
@@ -58,6 +58,8 @@ def refuse_others(folder: Path, *, has_plan: bool, manifest: Manifest | None) ->
     has_shards = has_plan or (MANIFEST_NAME in ours and (folder / MANIFEST_NAME).exists())
     if has_plan or (has_tables(manifest) if manifest else has_shards):
         ours.add(DOCUMENTS_FOLDER)
+    if has_plan or (manifest.index if manifest else has_shards):
+        ours.add(INDEX_NAME)
     others = []
     for path in sorted(folder.iterdir()):
         is_folder = path.name in ("data", DOCUMENTS_FOLDER, WRITING)

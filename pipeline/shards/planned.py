@@ -15,14 +15,13 @@ def compare_with_plan(plan: PlanReport, report: WriteReport) -> dict[str, dict[s
     Without a margin the plan is exact, and both counts are the same unless the corpus was changed in between.
     """
     splits = report.manifest.splits.values()
-    shards = [shard for split in splits for shard in split.shards]
     expected: dict[str, Estimate] = {name: getattr(plan, name) for name in ("documents", "tokens", "windows", "shards")}
     found: dict[str, float] = {
         "documents": report.manifest.corpus["documents"],
         "tokens": sum(split.num_tokens for split in splits),
         "windows": sum(split.num_windows for split in splits),
-        "shards": len(shards),
-        "bytes": sum(shard.bytes for shard in shards),
+        "shards": sum(len(split.shards) for split in splits),
+        "bytes": sum(split.num_bytes for split in splits),
     }
     expected["bytes"] = plan.bytes
     for what, planned, counted in (

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.shards.complete import PLAN, WRITING, list_missing
 from pipeline.shards.differences import job_facts
+from pipeline.shards.entries import MANIFEST_NAME
 from pipeline.shards.folder import FolderLock, find_recorded, prepare_folder, refuse_other_plan_at
-from pipeline.shards.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from pipeline.shards.manifest import read_manifest, write_manifest
 from pipeline.shards.outline import fetch_outline, list_outline
 from pipeline.storage.probe import honours_conditions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.shards.job import Job
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-def find_finished_at(storage: Storage, folder: Path, identity: str) -> Manifest | None:
-    """Return the manifest at a URI if it has the data set `identity` with every object in its full size.
+def find_finished_at(storage: Storage, folder: Path, identities: Sequence[str]) -> Manifest | None:
+    """Return the manifest at a URI if it has a data set of `identities` with every object in its full size.
 
     `folder` is empty, and becomes the prefix's outline.
     """
@@ -48,13 +49,14 @@ def find_finished_at(storage: Storage, folder: Path, identity: str) -> Manifest 
         return None
     try:
         manifest = read_manifest(folder)
+        files = [file for split in manifest.splits.values() for file in split.files]
     except ValueError:
         return None
-    if manifest.fingerprint != identity:
+    if manifest.fingerprint not in identities:
         return None
-    files = [file for split in manifest.splits.values() for file in split.files]
+    files += [manifest.index] if manifest.index else []
     is_complete = all(sizes.get(file.path) == file.bytes for file in files) and not any(list_missing(folder, manifest))
-    return manifest if is_complete else None
+    return read_manifest(storage.uri) if is_complete else None  # whose index is not that of the outline
 
 
 @contextlib.contextmanager
@@ -120,8 +122,11 @@ def prepare_prefix(lock: FolderLock, files: set[str]) -> None:
             (folder / name).unlink()
 
 
-def publish(lock: FolderLock, manifest: Manifest) -> None:
+def publish(lock: FolderLock, manifest: Manifest) -> Manifest:
     """Upload what is next to the shards, then the manifest, which makes the prefix a data set; then tidy up.
+
+    Returns:
+        The manifest as written.
 
     Raises:
         ValueError: another run has made it another data set.
@@ -129,7 +134,7 @@ def publish(lock: FolderLock, manifest: Manifest) -> None:
     """
     storage, folder = lock.storage, lock.folder
     assert storage is not None, "a prefix has a storage"
-    write_manifest(folder, manifest)
+    written = write_manifest(folder, manifest)
     for name in sorted(list_outline(folder)):
         if name != MANIFEST_NAME and not name.startswith((f"{WRITING}/", "data/")):
             storage.put(name, folder / name, if_absent=False)
@@ -140,6 +145,7 @@ def publish(lock: FolderLock, manifest: Manifest) -> None:
         if read_manifest(storage.uri).fingerprint != lock.identity:
             raise ValueError(f"{storage.uri} was made another data set while this run wrote there") from None
     remove_working(storage)
+    return written
 
 
 def remove_working(storage: Storage) -> None:

@@ -26,9 +26,9 @@ import numpy as np
 from pipeline.base.atomic import part_of
 from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
+from pipeline.shards.entries import ShardEntry
 from pipeline.shards.folder import record_shard, refuse_other_plan, refuse_other_plan_at
 from pipeline.shards.format import find_footer, group_table, shard_schema
-from pipeline.shards.manifest import ShardEntry
 from pipeline.shards.shard_writer import ShardWriter
 from pipeline.storage.hashing import hash_object
 

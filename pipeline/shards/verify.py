@@ -1,10 +1,11 @@
 """Verify a data set: check everything that its manifest and its shards promise, and list every problem.
 
-Algorithm: the manifest's own hash; each file's size and sha256; its columns and row groups; then, in every row group,
-page checksums, `target_ids` and `next_id` against `input_ids`, IDs against the vocabulary, `start` and `length` against
-the windows' arithmetic, and all rows against the token store, if that is still in the cache. The store's own checksums
-are checked first: rows are not compared with a damaged chunk, which is a problem of its own. Cost: each shard is read
-twice, for its hash and for its rows, and the store once; each worker keeps one row group in memory.
+Algorithm: the manifest's own hash; the index of the shards, row by row; each file's size and sha256; its columns and
+row groups; then, in every row group, page checksums, `target_ids` and `next_id` against `input_ids`, IDs against the
+vocabulary, `start` and `length` against the windows' arithmetic, and all rows against the token store, if that is still
+in the cache. The store's own checksums are checked first: rows are not compared with a damaged chunk, which is a
+problem of its own. Cost: each shard is read twice, for its hash and for its rows, and the store once; each worker keeps
+one row group in memory.
 
 A problem in one place does not hide the others.
 """
@@ -18,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +34,13 @@ from pipeline.rules import names_arguments
 from pipeline.settings import WindowConfig
 from pipeline.shards.complete import Fault, list_leftovers, list_missing, list_strays
 from pipeline.shards.documents import list_problems
+from pipeline.shards.entries import DOCUMENTS_FOLDER, MANIFEST_NAME, ShardEntry
 from pipeline.shards.format import find_footer, open_shard, read_footer, read_segments, shard_schema
 from pipeline.shards.job import fingerprint_of
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, MANIFEST_NAME, Manifest, ShardEntry, SplitEntry, read_manifest
+from pipeline.shards.manifest import Manifest, SplitEntry, read_manifest
 from pipeline.shards.outline import fetch_object, fetch_outline, working_folder
 from pipeline.shards.pages import check_pages
+from pipeline.shards.verify_index import check_index, check_names
 from pipeline.shards.verify_store import check_store, list_differences, one_line
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
@@ -45,7 +49,7 @@ from pipeline.tokens.store import TokenStore, TokenStream
 from pipeline.windows import IGNORED, StoredWindows, count_cut, count_padding, count_unused, cut_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -87,7 +91,7 @@ class _Rows:
     """What the rows of a split must be, as far as that is known."""
 
     entry: SplitEntry
-    first_rows: list[int]  # of each shard
+    first_rows: Sequence[int]  # of each shard
     stored: StoredWindows | None  # None: only the missing token store knows where documents start
     has_stream: bool  # the rows are compared with the token store
     padded: bool
@@ -140,13 +144,15 @@ def _verify(path: Path | str, folder: Path, storage: Storage | None, cache: Path
         )
     faults, store = check_store(manifest, cache, workers)
     faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in _manifest_problems(manifest, store)]
+    index_faults, known = check_index(manifest)
+    faults += index_faults
     tasks = []
-    for name, split in manifest.splits.items():
+    for name in manifest.splits:
         rows, problems = _expect(manifest, name, store)
         faults += [Fault(file=MANIFEST_NAME, problem=problem) for problem in problems]
-        tasks += [(rows, index) for index in range(len(split.shards))]
+        tasks += [(rows, index) for index in known[name]]
     entries = [rows.entry.shards[index] for rows, index in tasks]
-    faults += [*_check_names(folder, manifest), *list_missing(folder, manifest), *list_leftovers(folder)]
+    faults += [*check_names(folder, manifest), *list_missing(folder, manifest), *list_leftovers(folder)]
     if storage is not None:
         for split in manifest.splits.values():
             if split.documents and (folder / split.documents.path).is_file():
@@ -244,7 +250,6 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
             recorded = cut.get(key, {}).get(name)
             if windows and recorded is not None and recorded != (counted_here := count_windows(windows)):
                 problems.append(f"windows.{key}.{name} is {recorded}, but {counted_here} by the token store")
-    counts = [shard.num_windows for shard in entry.shards]
     stored = None
     if windows and not problems:
         stored = StoredWindows(
@@ -256,7 +261,7 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
         )
     rows = _Rows(
         entry=entry,
-        first_rows=[sum(counts[:index]) for index in range(len(counts))],
+        first_rows=_first_rows(entry),
         stored=stored,
         has_stream=stream is not None,
         padded=cut["tail"] == "pad",
@@ -267,17 +272,10 @@ def _expect(manifest: Manifest, name: str, store: TokenStore | None) -> tuple[_R
     return rows, problems
 
 
-def _check_names(folder: Path, manifest: Manifest) -> Iterator[Fault]:
-    named = set()
-    for name, split in manifest.splits.items():
-        paths = [shard.path for shard in split.shards]
-        total = len(paths)
-        if paths != [f"data/{name}-{index:05d}-of-{total:05d}.parquet" for index in range(total)]:
-            yield Fault(file=MANIFEST_NAME, problem=f"splits.{name}.shards must be numbered 0 to {total - 1}")
-        named.update(paths)
-    for file in sorted(folder.glob("data/*")):
-        if f"data/{file.name}" not in named:
-            yield Fault(file=f"data/{file.name}", problem="is not in the manifest")
+def _first_rows(entry: SplitEntry) -> Sequence[int]:
+    if entry.windows_per_shard is not None:
+        return range(0, entry.num_windows, entry.windows_per_shard)
+    return [0, *accumulate(shard.num_windows for shard in entry.shards)]
 
 
 def _check_documents(folder: Path, manifest: Manifest, store: TokenStore | None) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.executor.local import run_tasks
 from pipeline.shards.complete import Fault
-from pipeline.shards.manifest import MANIFEST_NAME
+from pipeline.shards.entries import MANIFEST_NAME
 from pipeline.shards.write import count_corpus
 from pipeline.tokens.chunk import Chunk, DamagedChunk, check_chunk
 from pipeline.tokens.mirror import shown_path

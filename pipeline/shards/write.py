@@ -30,9 +30,10 @@ from pipeline.executor.ray import wait_until_seen
 from pipeline.rules import conflict, names_arguments
 from pipeline.shards.card import write_card
 from pipeline.shards.documents import write_documents
+from pipeline.shards.entries import DOCUMENTS_FOLDER
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
 from pipeline.shards.job import Job, as_sections, prepare_job
-from pipeline.shards.manifest import DOCUMENTS_FOLDER, Manifest, SplitEntry, write_manifest
+from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.outline import working_folder
 from pipeline.shards.prefix import (
     claim_prefix,
@@ -180,7 +181,7 @@ def write_shards(
                 refuse_bad(bad, folder / QUARANTINE_NAME)
             limit = corpus_section.max_bad_fraction
             check_fraction(bad, good, max_bad_fraction=limit, path=folder / QUARANTINE_NAME)
-            _tidy_up(folder, storage, job)
+            _tidy_up(folder, storage, finished.fingerprint)
             with suppress(OSError):
                 remove_unfinished_chunks(sections.cache_folder)
             return report(
@@ -227,7 +228,7 @@ def write_shards(
             )
             write_card(folder, manifest, [name for names in store.names for name in names])
             write_quarantine(rejected_lines(store), folder / QUARANTINE_NAME)
-            _commit(lock, manifest)
+            manifest = _commit(lock, manifest)
     return report(
         manifest=manifest,
         finished_before=False,
@@ -247,14 +248,14 @@ def write_shards(
 
 def _find_finished(folder: Path, storage: Storage | None, job: Job) -> Manifest | None:
     if storage is None:
-        return find_finished(folder, job.fingerprint)
-    return find_finished_at(storage, folder, job.fingerprint)
+        return next(filter(None, (find_finished(folder, one) for one in job.fingerprints)), None)
+    return find_finished_at(storage, folder, job.fingerprints)
 
 
-def _tidy_up(folder: Path, storage: Storage | None, job: Job) -> None:
+def _tidy_up(folder: Path, storage: Storage | None, identity: str) -> None:
     """Remove what a run that was killed after its manifest has left."""
     if storage is None:
-        remove_leftovers(folder, job.fingerprint)
+        remove_leftovers(folder, identity)
     else:
         remove_working(storage)
 
@@ -265,16 +266,16 @@ def _lock(folder: Path, storage: Storage | None, job: Job) -> AbstractContextMan
     return claim_prefix(storage, folder, job)
 
 
-def _commit(lock: FolderLock, manifest: Manifest) -> None:
-    """Write the manifest, after everything that it names is on the disk or in the store."""
+def _commit(lock: FolderLock, manifest: Manifest) -> Manifest:
+    """Write the manifest, after everything that it names is on the disk or in the store; return it as written."""
     if lock.storage is not None:
-        publish(lock, manifest)
-        return
+        return publish(lock, manifest)
     sync_folder(lock.folder / "data")
     if (lock.folder / DOCUMENTS_FOLDER).is_dir():
         sync_folder(lock.folder / DOCUMENTS_FOLDER)
-    write_manifest(lock.folder, manifest)
+    written = write_manifest(lock.folder, manifest)
     sync_folder(lock.folder)
+    return written
 
 
 def _tokenize(job: Job, executor: Executor) -> tuple[TokenStore, Counter[str]]:
@@ -324,6 +325,8 @@ def _write_splits(
                 max_length=stored.windows.max_length,
                 stride=stored.windows.stride,
                 shards=entries,
+                windows_per_group=job.layout.windows_per_group,
+                windows_per_shard=job.layout.shard_size(len(stored)),
                 documents=write_documents(lock.folder, name, store) if has_tables else None,
             )
     counts: dict[str, dict[str, Any]] = {"left_over": unused, "padding": padding}
