@@ -209,9 +209,9 @@ def test_no_rank_decodes_a_row_group_of_a_lane_that_it_does_not_read(data_sets, 
         )
         groups = Counter()
         inner = loader.reader.read_group
-        loader.reader.read_group = lambda group, into, inner=inner, groups=groups: (
+        loader.reader.read_group = lambda group, *more, inner=inner, groups=groups: (
             groups.update([group]),
-            inner(group, into),
+            inner(group, *more),
         )[1]
         stop = len(loader) * batch_size * world_size
         list(loader)

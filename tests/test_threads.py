@@ -152,7 +152,7 @@ def test_later_epochs_decode_nothing_where_all_fits_half_of_the_budget(shards, m
     decoded = []
     read = loader.reader.read_group
     monkeypatch.setattr(
-        loader.reader, "read_group", lambda group, tokens: (decoded.append(group), read(group, tokens))[1]
+        loader.reader, "read_group", lambda group, *more: (decoded.append(group), read(group, *more))[1]
     )
     epochs = []
     for epoch in range(1, 4):
