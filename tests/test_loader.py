@@ -393,8 +393,10 @@ def test_each_argument_is_refused_by_its_name_rule_and_value(shards, options, me
 
 def test_paths_indices_and_unknown_names_are_refused_with_what_to_do(shards):
     for reader in (ShardLoader, WindowDataset):
-        with pytest.raises(ValueError, match=r"path: must be a path on this machine .*; got 's3://bucket/x'"):
-            reader("s3://bucket/x")
+        with pytest.raises(
+            ValueError, match=r"path: must be a path on this machine, or a URI .*; got 'ftp://bucket/x'"
+        ):
+            reader("ftp://bucket/x")
         with pytest.raises(ValueError, match="path: must be"):
             reader(3)
     with pytest.raises(TypeError, match=r"ShardLoader: no argument 'num_workers'; did you mean 'workers'\?"):

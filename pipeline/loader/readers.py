@@ -33,7 +33,7 @@ from pipeline.loader.row_group import (
 from pipeline.loader.shard_files import ShardFiles
 from pipeline.loader.target_mask import check_score
 from pipeline.packing import choose_group_tokens
-from pipeline.rules import check_path, reject, shorten
+from pipeline.rules import check_path, check_uri, reject, shorten
 from pipeline.settings import ShardsConfig, WindowConfig
 from pipeline.shards.layout import choose_layout
 from pipeline.shards.row_groups import JoinedRowGroups, divide_windows
@@ -367,7 +367,7 @@ def place_of(source: str | os.PathLike[str]) -> Path | str:
 
     """
     if is_uri(source):
-        return open_storage(source).uri
+        return open_storage(check_uri("path", str(source))).uri
     return expand_user(check_path("path", source, SOURCES)).absolute()
 
 
