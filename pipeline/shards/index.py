@@ -331,6 +331,9 @@ class IndexedShards(Sequence[ShardEntry]):
             return [self[one] for one in range(*number.indices(len(self)))]
         return self.source.shard(self.split, range(len(self))[number])
 
+    def __deepcopy__(self, _: object) -> IndexedShards:
+        return self  # it cannot change
+
     def path(self, number: int) -> str:
         """Return the path of a shard; nothing is read."""
         return self.source.splits[self.split].path(number)
