@@ -212,6 +212,15 @@ def test_every_flipped_byte_of_an_index_is_found(copy, made):
         assert INDEX_NAME in {fault.file for fault in faults}, f"byte {at}"
 
 
+def test_a_footer_is_compared_with_the_manifest_before_anything_parses_it(copy):
+    path = copy / INDEX_NAME
+    content = path.read_bytes()
+    assert b"parquet-cpp-arrow" in content, "who made it: a part that no reader needs"
+    path.write_bytes(content.replace(b"parquet-cpp-arrow", b"parquet-cpp-array"))
+    with pytest.raises(ValueError, match="its footer does not have the sha256 of the manifest"):
+        read_manifest(copy).splits["train"].shards[0]
+
+
 @pytest.mark.parametrize("size", [0, 3, 100, -1])
 def test_a_truncated_or_missing_index_is_a_problem_in_one_line(copy, size):
     path = copy / INDEX_NAME
