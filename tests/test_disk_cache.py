@@ -48,16 +48,16 @@ def name(number):
     return f"{number:064x}-0"
 
 
-def test_a_second_epoch_asks_the_store_for_the_manifest_alone(folder, uri, proxy, tmp_path):
+def test_a_second_epoch_asks_the_store_for_the_manifest_and_the_index_alone(folder, uri, proxy, tmp_path):
     expected = epoch(folder)
     assert torch.equal(epoch(uri, cache_dir=tmp_path), expected)
     proxy.set()
     for _ in range(2):
         assert torch.equal(epoch(uri, cache_dir=tmp_path), expected)
-    assert {one.path.rpartition("/")[2] for one in proxy.log()} == {"manifest.json"}
+    assert {one.path.rpartition("/")[2] for one in proxy.log()} == {"manifest.json", "index.parquet"}
     assert torch.equal(epoch(folder, cache_dir=tmp_path), expected), "a folder with the same shards shares the entries"
     assert torch.stack([one["input_ids"] for one in WindowDataset(uri, cache_dir=tmp_path)[:]]).equal(expected)
-    assert len(proxy.log()) == 3
+    assert len(proxy.log()) == 3 * 2, "each of the three has asked for both once"
 
 
 def test_the_targets_are_not_stored(folder, tmp_path):
