@@ -96,7 +96,8 @@ class RayExecutor:
             coming, number, wanted = iter(items), 0, 0
             is_over = False
             while True:
-                while not is_over and len(running) < self.in_flight:
+                # Neither the tasks under way nor those that ended before their turn become many.
+                while not is_over and len(running) < self.in_flight and number < wanted + 2 * self.in_flight:
                     try:
                         item = next(coming)
                     except StopIteration:
