@@ -187,6 +187,8 @@ def open_loader(
         score_document_starts=loader.score_document_starts,
         threads=loader.threads or threads,
         memory_budget=loader.memory_budget,
+        cache_dir=loader.cache_dir,
+        cache_limit=loader.cache_limit,
         on_bad=loader.on_bad,
     )
 
