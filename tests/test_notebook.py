@@ -6,9 +6,10 @@ With the default text it runs while the documentation site is built (`test_site.
 import os
 import re
 
-import nbformat
 import pytest
 from support import ROOT
+
+nbformat = pytest.importorskip("nbformat", reason="the notebook needs the extra dev")
 
 NOTEBOOK = ROOT / "examples" / "from_text_to_vectors.ipynb"
 

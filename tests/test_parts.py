@@ -19,6 +19,7 @@ from pipeline.corpus.corpora import find_partitions
 from pipeline.settings import Config
 from pipeline.shards.folder import lock_folder
 from pipeline.shards.job import as_sections, prepare_job
+from pipeline.shards.own_files import refuse_others
 from pipeline.shards.part import name_parts, write_part
 from pipeline.shards.shared_folder import share_folder
 from pipeline.tokens.chunk_tasks import hash_rules, plan_chunks
@@ -299,3 +300,18 @@ def test_the_example_for_slurm_with_a_killed_part_gives_the_bytes_of_one_process
     }
     assert not [file for file in (tmp_path / "ds").rglob("*") if ".part" in file.name or file.name == ".writing"]
     assert not [file for file in (tmp_path / "cache").rglob("*") if re.match(r"\.[0-9a-f]{64}", file.name)]
+
+
+def test_a_file_that_another_part_renames_while_the_folder_is_listed_is_no_strangers(tmp_path, monkeypatch):
+    (tmp_path / ".writing").mkdir()
+    (tmp_path / ".writing" / ".train-00000-of-00001.parquet.0123abcd.part").touch()
+    lstat = Path.lstat
+
+    def renamed_first(path):
+        if path.suffix == ".part":
+            path.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", renamed_first)
+    refuse_others(tmp_path, has_plan=True, manifest=None)
+    assert list((tmp_path / ".writing").iterdir()) == []

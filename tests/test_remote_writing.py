@@ -272,6 +272,7 @@ def test_a_store_that_ignores_conditions_is_refused_for_several_writers_and_warn
 ):
     bucket = new_bucket(rclone_server)
     given = options(cache_path=tmp_path / "cache")
+    pytest.importorskip("ray", reason="several writers need the extra ray")
     with pytest.raises(ValueError, match=r"does not honour conditions .* use executor=local, or another store"):
         write_shards(f"{bucket}/ds", **{**given, "executor": ExecutorConfig(name="ray")})
     report = write_shards(f"{bucket}/ds", **given)

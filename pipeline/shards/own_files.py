@@ -109,7 +109,10 @@ def is_shard(name: str) -> bool:
 
 
 def _is_kind(path: Path, kind: int) -> bool:
-    return stat.S_IFMT(path.lstat().st_mode) == kind
+    try:
+        return stat.S_IFMT(path.lstat().st_mode) == kind
+    except FileNotFoundError:  # a part of an array job that runs beside this one has renamed it
+        return True
 
 
 def find_parts(folder: Path) -> Iterator[Path]:
