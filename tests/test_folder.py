@@ -66,7 +66,9 @@ def interrupted(tmp_path, options, monkeypatch):
 
 
 def inodes(folder):
-    return {file.name: file.stat().st_ino for file in (folder / "data").iterdir()}
+    """The identity of each file: a new one may get the inode of one that was removed, but not its time."""
+    found = {file.name: file.stat() for file in (folder / "data").iterdir()}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
 def test_a_second_run_writes_only_what_is_missing_or_has_other_bytes(tmp_path, options, interrupted):
