@@ -23,18 +23,15 @@ from pipeline.rules import (
     check_exclude,
     check_fraction,
     check_limit,
-    check_list,
     check_part,
     check_path,
     check_paths,
     check_place,
     check_range,
-    check_seconds,
     check_sources,
     check_special_tokens,
     check_text,
     check_token,
-    check_windows,
     conflict,
     has_scheme,
     reject,
@@ -43,7 +40,6 @@ from pipeline.rules import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-STAGES = ("plan", "write", "verify", "load", "show", "prove", "report")
 CORPORA = ("python_docs", "the_verdict", "text", "jsonl", "parquet", "huggingface")
 TOKENIZERS = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "tiktoken_file", "huggingface", "bytes")
 PACKAGED = ("gpt2", "r50k_base", "cl100k_base", "o200k_base", "bytes")  # their names alone say which vocabulary
@@ -67,16 +63,17 @@ MEMORY_BUDGET = 1 << 29  # 512 MiB: what `loader.shuffle=auto` needs fits, whate
 CACHE_LIMIT = 1 << 36  # 64 GiB of row groups on a local disk
 
 
-def _checked(default: Any, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def checked(default: Any, check: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Declare a field that a function of `rules.py` checks."""
     return field(default=default, metadata={"check": lambda key, value: check(key, value, *arguments, **options)})
 
 
-def _choice(*valid: str) -> Any:
+def choice(*valid: str) -> Any:
     """Declare a field that takes one of some names; the first is the default."""
-    return _checked(valid[0], check_choice, valid)
+    return checked(valid[0], check_choice, valid)
 
 
-_number = partial(_checked, check=check_range)
+number = partial(checked, check=check_range)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,18 +116,18 @@ class CorpusConfig(Section):
 
     section: ClassVar[str] = "corpus"
 
-    name: str = _choice(*CORPORA)
-    path: Any = _checked(None, check_paths, partial(check_place, glob=True))  # noqa: RUF009 - it makes a field
-    text_field: str = _checked("text", check_text, empty=False)
-    delimiter: str | None = _checked(None, check_text, empty=False)
-    subset: str | None = _checked(None, check_text)
-    part: str = _checked("train", check_text, empty=False)
-    url: str | None = _checked(None, check_text)
-    sha256: str | None = _checked(None, check_text)
-    on_bad: str = _choice("quarantine", "raise")
-    max_bad_fraction: float = _checked(0.01, check_fraction)
-    max_document_bytes: int | None = _checked(None, check_range, 1, MAX_COUNT)
-    trust_mtime: bool = _checked(False, check_bool)
+    name: str = choice(*CORPORA)
+    path: Any = checked(None, check_paths, partial(check_place, glob=True))  # noqa: RUF009 - it makes a field
+    text_field: str = checked("text", check_text, empty=False)
+    delimiter: str | None = checked(None, check_text, empty=False)
+    subset: str | None = checked(None, check_text)
+    part: str = checked("train", check_text, empty=False)
+    url: str | None = checked(None, check_text)
+    sha256: str | None = checked(None, check_text)
+    on_bad: str = choice("quarantine", "raise")
+    max_bad_fraction: float = checked(0.01, check_fraction)
+    max_document_bytes: int | None = checked(None, check_range, 1, MAX_COUNT)
+    trust_mtime: bool = checked(False, check_bool)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -177,15 +174,15 @@ class TokenizerConfig(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    name: str = _choice(*TOKENIZERS)
-    path: str | None = _checked(None, check_path, "must be a file, a folder or a hub name")
-    pattern: str | None = _checked(None, check_text)
-    engine: str = _choice(*ENGINES)
-    special_text: str = _choice(*SPECIAL_TEXTS)
-    audit: float = _checked(0.001, check_fraction)
-    eos: Any = _checked("auto", check_token)  # noqa: RUF009 - it makes a field
-    bos: Any = _checked(None, check_token)  # noqa: RUF009 - it makes a field
-    special_tokens: Any = _checked(None, check_special_tokens)  # noqa: RUF009 - it makes a field
+    name: str = choice(*TOKENIZERS)
+    path: str | None = checked(None, check_path, "must be a file, a folder or a hub name")
+    pattern: str | None = checked(None, check_text)
+    engine: str = choice(*ENGINES)
+    special_text: str = choice(*SPECIAL_TEXTS)
+    audit: float = checked(0.001, check_fraction)
+    eos: Any = checked("auto", check_token)  # noqa: RUF009 - it makes a field
+    bos: Any = checked(None, check_token)  # noqa: RUF009 - it makes a field
+    special_tokens: Any = checked(None, check_special_tokens)  # noqa: RUF009 - it makes a field
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -221,12 +218,12 @@ class WindowConfig(Section):
 
     section: ClassVar[str] = "window"
 
-    max_length: int = _number(256, least=1, most=MAX_LENGTH)
-    stride: int | None = _number(None, least=1, most=MAX_COUNT)
-    allow_gaps: bool = _checked(False, check_bool)
-    tail: str = _choice(*TAILS)
-    documents: str = _choice(*DOCUMENTS)
-    score: str = _choice(*SCORES)
+    max_length: int = number(256, least=1, most=MAX_LENGTH)
+    stride: int | None = number(None, least=1, most=MAX_COUNT)
+    allow_gaps: bool = checked(False, check_bool)
+    tail: str = choice(*TAILS)
+    documents: str = choice(*DOCUMENTS)
+    score: str = choice(*SCORES)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -259,8 +256,8 @@ class SplitConfig(Section):
 
     section: ClassVar[str] = "split"
 
-    validation: float = _checked(0.0, check_fraction, below_1=True)
-    seed: int = _number(0, least=-MAX_SEED, most=MAX_SEED)
+    validation: float = checked(0.0, check_fraction, below_1=True)
+    seed: int = number(0, least=-MAX_SEED, most=MAX_SEED)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -282,14 +279,14 @@ class ShardsConfig(Section):
 
     section: ClassVar[str] = "shards"
 
-    path: str | None = _checked(None, check_place)
-    windows_per_shard: int | None = _number(None, least=1, most=MAX_COUNT)
-    windows_per_group: int | None = _number(None, least=1, most=MAX_COUNT)
-    compression: str = _choice("zstd", "lz4", "snappy", "none")
-    order: str = _choice(*ORDERS)
-    seed: int = _number(0, least=0, most=MAX_SEED)
-    documents: bool = _checked(True, check_bool)
-    overwrite: bool = _checked(False, check_bool)
+    path: str | None = checked(None, check_place)
+    windows_per_shard: int | None = number(None, least=1, most=MAX_COUNT)
+    windows_per_group: int | None = number(None, least=1, most=MAX_COUNT)
+    compression: str = choice("zstd", "lz4", "snappy", "none")
+    order: str = choice(*ORDERS)
+    seed: int = number(0, least=0, most=MAX_SEED)
+    documents: bool = checked(True, check_bool)
+    overwrite: bool = checked(False, check_bool)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -310,23 +307,23 @@ class LoaderConfig(Section):
 
     section: ClassVar[str] = "loader"
 
-    split: str = _choice(*SPLITS)
-    batch_size: int | str = _checked(8, check_batch_size)
-    shuffle: str = _choice(*SHUFFLES)
-    seed: int = _number(0, least=0, most=MAX_EPOCH)
-    lanes: int = _number(64, least=1, most=MAX_DIM)
-    limit: Any = _checked(None, check_limit)  # noqa: RUF009 - it makes a field
-    exclude: Any = _checked(None, check_exclude)  # noqa: RUF009 - it makes a field
-    drop_last: bool = _checked(True, check_bool)
-    step_size: int | None = _number(None, least=1, most=MAX_COUNT)
-    document_ids: bool = _checked(False, check_bool)
-    score_document_starts: bool = _checked(True, check_bool)
-    threads: int | None = _number(None, least=1, most=MAX_WORKERS)
-    memory_budget: int = _number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
-    cache_dir: str | None = _checked(None, check_path)
-    cache_limit: int = _number(CACHE_LIMIT, least=1, most=MAX_COUNT)
-    on_bad: str = _choice("raise", "fill")
-    sources: Any = _checked(None, check_sources)  # noqa: RUF009 - it makes a field
+    split: str = choice(*SPLITS)
+    batch_size: int | str = checked(8, check_batch_size)
+    shuffle: str = choice(*SHUFFLES)
+    seed: int = number(0, least=0, most=MAX_EPOCH)
+    lanes: int = number(64, least=1, most=MAX_DIM)
+    limit: Any = checked(None, check_limit)  # noqa: RUF009 - it makes a field
+    exclude: Any = checked(None, check_exclude)  # noqa: RUF009 - it makes a field
+    drop_last: bool = checked(True, check_bool)
+    step_size: int | None = number(None, least=1, most=MAX_COUNT)
+    document_ids: bool = checked(False, check_bool)
+    score_document_starts: bool = checked(True, check_bool)
+    threads: int | None = number(None, least=1, most=MAX_WORKERS)
+    memory_budget: int = number(MEMORY_BUDGET, least=1, most=MAX_COUNT)
+    cache_dir: str | None = checked(None, check_path)
+    cache_limit: int = number(CACHE_LIMIT, least=1, most=MAX_COUNT)
+    on_bad: str = choice("raise", "fill")
+    sources: Any = checked(None, check_sources)  # noqa: RUF009 - it makes a field
 
 
 @dataclass(kw_only=True, slots=True)
@@ -335,9 +332,9 @@ class EmbeddingConfig(Section):
 
     section: ClassVar[str] = "embedding"
 
-    dim: int = _number(256, least=1, most=MAX_DIM)
-    positions: str = _choice(*POSITIONS)
-    seed: int = _number(0, least=0, most=MAX_SEED)
+    dim: int = number(256, least=1, most=MAX_DIM)
+    positions: str = choice(*POSITIONS)
+    seed: int = number(0, least=0, most=MAX_SEED)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -354,10 +351,10 @@ class ExecutorConfig(Section):
 
     section: ClassVar[str] = "executor"
 
-    name: str = _choice(*EXECUTORS)
-    workers: int | None = _number(None, least=1, most=MAX_WORKERS)
-    address: str | None = _checked(None, check_text, empty=False)
-    part: str | None = _checked(None, check_part)
+    name: str = choice(*EXECUTORS)
+    workers: int | None = number(None, least=1, most=MAX_WORKERS)
+    address: str | None = checked(None, check_text, empty=False)
+    part: str | None = checked(None, check_part)
 
     def __post_init__(self) -> None:
         Section.__post_init__(self)
@@ -388,142 +385,7 @@ class CacheConfig(Section):
 
     section: ClassVar[str] = "cache"
 
-    path: str = _checked("outputs/cache", check_place)
-
-
-@dataclass(kw_only=True, slots=True)
-class SweepConfig(Section):
-    """What concerns many runs together.
-
-    Args:
-        bad_points: `fail` or `skip` points whose values conflict with each other.
-        path: a sweep's folder, or a list of several, for the stage `report`.
-
-    """
-
-    section: ClassVar[str] = "sweep"
-
-    bad_points: str = _choice("fail", "skip")
-    path: Any = _checked(None, check_paths)  # noqa: RUF009 - it makes a field
-
-
-@dataclass(kw_only=True, slots=True)
-class ProgressConfig(Section):
-    """How long stages report their progress.
-
-    Args:
-        every: seconds between two lines, where standard error is no terminal and in the run's log file.
-
-    """
-
-    section: ClassVar[str] = "progress"
-
-    every: float = _checked(30.0, check_seconds)
-
-
-@dataclass(kw_only=True, slots=True)
-class ShowConfig(Section):
-    """What the stage `show` shows.
-
-    Args:
-        window: the number of a window of `loader.split`; several, as a list, are shown aligned by their place in the
-            text.
-        step: the batch of this step instead, in the order that `loader` describes.
-        epoch: of the step.
-        rank: of the step.
-        world_size: of the step.
-        html: write a page to this file instead of printing.
-
-    """
-
-    section: ClassVar[str] = "show"
-
-    window: Any = _checked(0, check_windows)  # noqa: RUF009 - it makes a field
-    step: int | None = _number(None, least=0, most=MAX_COUNT)
-    epoch: int = _number(0, least=0, most=MAX_EPOCH)
-    rank: int = _number(0, least=0, most=MAX_DIM)
-    world_size: int = _number(1, least=1, most=MAX_DIM)
-    html: str | None = _checked(None, check_path, "must name a file")
-
-    def __post_init__(self) -> None:
-        Section.__post_init__(self)
-        if self.rank >= self.world_size:
-            conflict("show.rank", f"must be below show.world_size={self.world_size}", self.rank)
-
-    @property
-    def windows(self) -> list[int]:
-        """The numbers in `window`, be it one or several."""
-        return self.window if isinstance(self.window, list) else [self.window]
-
-
-@dataclass(kw_only=True, slots=True)
-class ProveConfig(Section):
-    """What the stage `prove` tries; seed, lanes and split are the loader's.
-
-    Args:
-        shuffles: the orders; None means those that `loader.memory_budget` allows.
-        epoch: the epoch that is read.
-        world_sizes: numbers of ranks.
-        stops: how many positions of the epoch to resume at.
-
-    """
-
-    section: ClassVar[str] = "prove"
-
-    shuffles: list[str] | None = _checked(None, check_list, check_choice, SHUFFLES)  # noqa: RUF009 - it makes a field
-    epoch: int = _number(0, least=0, most=MAX_EPOCH)
-    world_sizes: list[int] = field(
-        default_factory=lambda: [1, 2, 4, 8],
-        metadata={"check": partial(check_list, one=check_range, least=1, most=MAX_DIM)},
-    )
-    stops: int = _number(5, least=1, most=MAX_DIM)
-
-
-@dataclass(kw_only=True, slots=True)
-class Config:
-    """One run."""
-
-    stages: Any = field(default_factory=lambda: ["write", "load"])
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    window: WindowConfig = field(default_factory=WindowConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
-    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
-    progress: ProgressConfig = field(default_factory=ProgressConfig)
-    show: ShowConfig = field(default_factory=ShowConfig)
-    prove: ProveConfig = field(default_factory=ProveConfig)
-
-    def __post_init__(self) -> None:
-        self.stages = [self.stages] if isinstance(self.stages, str) else self.stages
-        if not isinstance(self.stages, list) or not self.stages:
-            reject("stages", f"must name at least one of {', '.join(STAGES)}", self.stages)
-        if self.executor.part is not None and self.stages != ["write"]:
-            rule = "a part of an array job only writes: set stages=write"
-            conflict("executor.part", rule, self.executor.part)
-        if "report" in self.stages and not self.sweep.path:
-            reject("sweep.path", "the stage report needs the folder of a sweep", self.sweep.path)
-        for stage in self.stages:
-            check_choice("stages", stage, STAGES)
-        if (
-            {"write", "load"} <= set(self.stages)
-            and self.loader.split == "validation"
-            and not self.split.validation
-            and self.loader.sources is None
-        ):
-            rule = "there is no validation split, because split.validation is 0"
-            conflict("loader.split", rule, self.loader.split)
-
-    @property
-    def shards_path(self) -> str:
-        """The data set's folder."""
-        if self.shards.path is None:
-            reject("shards.path", "must name a folder", self.shards.path)
-        return self.shards.path
+    path: str = checked("outputs/cache", check_place)
 
 
 def as_corpus(corpus: CorpusConfig | str | Sequence[str]) -> tuple[CorpusConfig, list[str] | None]:

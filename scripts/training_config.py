@@ -6,8 +6,8 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from pipeline.cli.config import Config
 from pipeline.rules import ConfigError
-from pipeline.settings import Config
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,9 +13,9 @@ from support import ROOT, run_python
 
 from pipeline import load_tokenizer, plan_shards, read_manifest, verify_shards, write_shards
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
+from pipeline.cli.config import STAGES, Config
 from pipeline.corpus.corpora import VERDICT_SHA256, VERDICT_URL
 from pipeline.rules import ConfigError
-from pipeline.settings import STAGES, Config
 
 REFUSED = {
     "window.strid=3": "window.strid: no such key; did you mean 'window.stride'?",

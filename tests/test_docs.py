@@ -27,11 +27,11 @@ from yaml import safe_load
 
 import pipeline
 from pipeline.cli.compose import check_command_line, find_conf, register_schema, schema_keys
+from pipeline.cli.config import Config
 from pipeline.corpus import files
 from pipeline.corpus.corpora import WITH_FILES
 from pipeline.corpus.reader import READERS
 from pipeline.rules import ConfigError
-from pipeline.settings import Config
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from support import sections, store_windows
 
 from pipeline import ShardLoader, WindowConfig, WindowDataset, read_manifest, verify_shards, write_shards
+from pipeline.cli.config import Config
 from pipeline.cli.show import describe
 from pipeline.cli.shown import find_window, find_windows
 from pipeline.packing import choose_group_tokens, pack_documents, pack_sizes
 from pipeline.rules import ConfigError
-from pipeline.settings import CacheConfig, Config, ShardsConfig
+from pipeline.settings import CacheConfig, ShardsConfig
 from pipeline.shards.format import find_footer
 from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_writer import ShardWriter

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from support import ROOT, environment
 
 from pipeline import ConfigError, CorpusConfig, ExecutorConfig, ShardsConfig, SplitConfig, WindowConfig, write_shards
+from pipeline.cli.config import Config
 from pipeline.corpus.corpora import find_partitions
-from pipeline.settings import Config
 from pipeline.shards.folder import lock_folder
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.shards.own_files import refuse_others

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline import ConfigError, ShardLoader
 from pipeline.cli import prove
-from pipeline.settings import LoaderConfig, ProveConfig
+from pipeline.cli.config import ProveConfig
+from pipeline.settings import LoaderConfig
 
 SHARD = "data/train-00000-of-00001.parquet"
 

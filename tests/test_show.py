@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline import ShardLoader, WindowDataset
 from pipeline.cli import show, shown
+from pipeline.cli.config import Config, ShowConfig
 from pipeline.rules import ConfigError
-from pipeline.settings import CacheConfig, Config, LoaderConfig, ShardsConfig, ShowConfig, TokenizerConfig
+from pipeline.settings import CacheConfig, LoaderConfig, ShardsConfig, TokenizerConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import open_store

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from pipeline import ShardLoader, WindowDataset, locate, read_manifest, write_shards
 from pipeline.base import retry
+from pipeline.cli.config import ProveConfig
 from pipeline.cli.epoch import load_batches
 from pipeline.cli.prove import prove_loader
 from pipeline.loader.damage import DamagedRowGroup
-from pipeline.settings import EmbeddingConfig, LoaderConfig, ProveConfig
+from pipeline.settings import EmbeddingConfig, LoaderConfig
 from pipeline.storage.open import open_storage
 
 GROUP = 8  # windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.settings import Config
+from pipeline.cli.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

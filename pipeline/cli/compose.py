@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pipeline.base.atomic import write_text
 from pipeline.base.hashing import hash_json
+from pipeline.cli.config import Config
 from pipeline.cli.log import HYDRA_LOGGING, JOB_LOGGING
 from pipeline.cli.plain import jsonable
 from pipeline.rules import PATHS, ConfigError, ConflictError, check_choice, closest
-from pipeline.settings import Config
 from pipeline.shards.entries import MANIFEST_NAME
 
 if TYPE_CHECKING:

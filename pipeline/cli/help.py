@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from pipeline.settings import Config
+    from pipeline.cli.config import Config
 
 LINE = re.compile(r"^( *)(\w+):(?: +(.*?))?(?: *# *(.*))?$")
 OPTIONS = """

@@ -18,10 +18,10 @@ import hydra
 
 from pipeline.cli.answer import answer
 from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
+from pipeline.cli.config import Config
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.log import hide_secrets_in_logs
 from pipeline.cli.sweep import finish_sweep, reported_sweep
-from pipeline.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

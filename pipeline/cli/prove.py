@@ -33,7 +33,8 @@ from pipeline.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
     from pipeline import ShardLoader
-    from pipeline.settings import LoaderConfig, ProveConfig
+    from pipeline.cli.config import ProveConfig
+    from pipeline.settings import LoaderConfig
 
 BATCH = 8
 SHOWN_SOURCES = 9

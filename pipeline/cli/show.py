@@ -37,7 +37,7 @@ from pipeline.rules import reject
 from pipeline.shards.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from pipeline.settings import Config
+    from pipeline.cli.config import Config
     from pipeline.tokenizer.tokenizer import Tokenizer
 
 BACKGROUNDS = (153, 223, 183, 217)  # of a terminal's 256 colours; neighbouring tokens take different ones

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pipeline.cli.config import Config
     from pipeline.loader.readers import ShardReader, StoreReader
-    from pipeline.settings import Config
     from pipeline.shards.manifest import Manifest
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.windows import Documents

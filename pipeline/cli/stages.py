@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from pipeline.cli.config import Config
     from pipeline.cli.epoch import LoadReport
     from pipeline.cli.prove import ProveReport
     from pipeline.cli.report import Report
     from pipeline.cli.show import ShowReport
-    from pipeline.settings import Config
     from pipeline.shards.part import PartReport
     from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders
+from pipeline.base.wording import counted
 from pipeline.corpus.corpora import find_partitions
 from pipeline.packing import choose_group_tokens
 from pipeline.rules import check_place, conflict, strip_secrets
@@ -22,7 +23,9 @@ from pipeline.settings import (
     as_corpus,
     as_tokenizer,
 )
+from pipeline.shards.entries import DOCUMENTS_FOLDER
 from pipeline.shards.layout import Layout, choose_layout
+from pipeline.shards.shard import shard_names
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
 from pipeline.tokenizer.load import load_tokenizer
@@ -246,4 +249,36 @@ def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
         units=[unit for partition in partitions for unit in units_of(partition, rules)],
         layout=choose_layout(sections.window, sections.shards),
         seconds=time.perf_counter() - started,
+    )
+
+
+def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
+    """Return a split's windows in stored order.
+
+    Raises:
+        ValueError: the split has no token, or is too short for one window.
+
+    """
+    stored = job.cut(store, split)
+    if len(stored) == 0:
+        window, tokens = job.sections.window, len(stored.stream)
+        is_short = window.tail == "drop" and tokens > 1
+        remedy = "lower window.max_length or set window.tail=pad" if is_short else "check the corpus"
+        if store.validation:
+            remedy += ", or change split.validation or split.seed"
+        needed = window.max_length + 1 if window.tail == "drop" else 2
+        one = " of one document with its end-of-text" if window.documents == "separate" else ""
+        documents = counted(len(store.documents(split)[0]), "document")
+        raise ValueError(
+            f"the {split} split has {counted(tokens, 'token')} in {documents}, but a window of "
+            f"window.max_length={window.max_length} needs {counted(needed, 'token')}{one}; {remedy}"
+        )
+    return stored
+
+
+def list_files(job: Job, plans: dict[str, StoredWindows]) -> set[str]:
+    """Return the paths of the shards and tables that the data set will have."""
+    files = {f"data/{file}" for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
+    return files | (
+        {f"{DOCUMENTS_FOLDER}/{name}.parquet" for name in plans} if job.sections.shards.documents else set()
     )

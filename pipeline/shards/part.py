@@ -20,10 +20,9 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.executor.local import LocalExecutor
 from pipeline.shards.folder import find_finished
-from pipeline.shards.job import as_sections, prepare_job
+from pipeline.shards.job import as_sections, cut_split, list_files, prepare_job
 from pipeline.shards.shard import plan_shard_tasks, run_shard_tasks
 from pipeline.shards.shared_folder import find_written, prepare_share, share_folder
-from pipeline.shards.write import cut_split, list_files
 from pipeline.tokens.encode_part import tokenize_part
 
 if TYPE_CHECKING:

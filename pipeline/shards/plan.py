@@ -32,10 +32,9 @@ from pipeline.corpus.quarantine import count_reasons
 from pipeline.packing import PackedWindows, choose_group_tokens
 from pipeline.rules import names_arguments
 from pipeline.shards.format import group_table, shard_schema
-from pipeline.shards.job import as_sections, prepare_job
+from pipeline.shards.job import as_sections, cut_split, prepare_job
 from pipeline.shards.plan_sample import is_cached, tokenize_sample
 from pipeline.shards.shard_writer import ShardWriter
-from pipeline.shards.write import cut_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_tasks import plan_chunks
 from pipeline.tokens.encode import describe_tokenizer

@@ -32,7 +32,7 @@ from pipeline.shards.card import write_card
 from pipeline.shards.documents import write_documents
 from pipeline.shards.entries import DOCUMENTS_FOLDER
 from pipeline.shards.folder import find_finished, lock_folder, prepare_folder, remove_leftovers
-from pipeline.shards.job import Job, as_sections, prepare_job
+from pipeline.shards.job import Job, as_sections, cut_split, list_files, prepare_job
 from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.outline import working_folder
 from pipeline.shards.prefix import (
@@ -42,7 +42,7 @@ from pipeline.shards.prefix import (
     publish,
     remove_working,
 )
-from pipeline.shards.shard import shard_names, write_split
+from pipeline.shards.shard import write_split
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from pipeline.shards.folder import FolderLock
     from pipeline.storage.interface import Storage
     from pipeline.tokens.store import TokenStore
-    from pipeline.windows import StoredWindows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -335,41 +334,9 @@ def _write_splits(
     return splits, counts
 
 
-def list_files(job: Job, plans: dict[str, StoredWindows]) -> set[str]:
-    """Return the paths of the shards and tables that the data set will have."""
-    files = {f"data/{file}" for name, stored in plans.items() for file in shard_names(name, len(stored), job.layout)}
-    return files | (
-        {f"{DOCUMENTS_FOLDER}/{name}.parquet" for name in plans} if job.sections.shards.documents else set()
-    )
-
-
 def lacks_documents(finished: Manifest, shards: ShardsConfig) -> bool:
     """Tell whether a finished data set has no documents' table, and the config asks to replace it by one that has."""
     return shards.overwrite and shards.documents and not all(split.documents for split in finished.splits.values())
-
-
-def cut_split(job: Job, store: TokenStore, split: str) -> StoredWindows:
-    """Return a split's windows in stored order.
-
-    Raises:
-        ValueError: the split has no token, or is too short for one window.
-
-    """
-    stored = job.cut(store, split)
-    if len(stored) == 0:
-        window, tokens = job.sections.window, len(stored.stream)
-        is_short = window.tail == "drop" and tokens > 1
-        remedy = "lower window.max_length or set window.tail=pad" if is_short else "check the corpus"
-        if store.validation:
-            remedy += ", or change split.validation or split.seed"
-        needed = window.max_length + 1 if window.tail == "drop" else 2
-        one = " of one document with its end-of-text" if window.documents == "separate" else ""
-        documents = counted(len(store.documents(split)[0]), "document")
-        raise ValueError(
-            f"the {split} split has {counted(tokens, 'token')} in {documents}, but a window of "
-            f"window.max_length={window.max_length} needs {counted(needed, 'token')}{one}; {remedy}"
-        )
-    return stored
 
 
 def count_corpus(store: TokenStore) -> dict[str, Any]:
