@@ -30,11 +30,12 @@ from pipeline import ShardLoader, StoreWindows, load_tokenizer, read_manifest
 from pipeline.base.progress import lines
 from pipeline.base.wording import counted, percent, visible
 from pipeline.cli.compose import read_config, save_config
+from pipeline.cli.finished import keep_finished
 from pipeline.cli.program import run_program
 from pipeline.cli.record import recorded_run
 from pipeline.cli.stages import describe_resume, run_write
-from pipeline.cli.sweep import find_finished, register_sweeper, run_point
 from pipeline.cli.sweep import folders as sweep_folders
+from pipeline.cli.sweep import register_sweeper, run_point
 from pipeline.rules import ConfigError
 from pipeline.settings import SplitConfig
 
@@ -108,7 +109,7 @@ def main(job: Callable[[TrainConfig, Path], dict[str, Any] | None], *, ignored: 
     def run_job(composed: DictConfig) -> float | None:
         if not is_sweep():
             return train_point(composed)
-        finished = find_finished(Path(HydraConfig.get().runtime.output_dir))
+        finished = keep_finished(Path(HydraConfig.get().runtime.output_dir))
         return finished["number"] if finished else run_point(composed, train_point)
 
     run_program(

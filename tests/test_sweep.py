@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,23 +220,32 @@ def test_only_a_stride_above_the_length_can_be_skipped(cli, tmp_path):
     assert "sweep.bad_points=skip leaves" not in short.stderr, "the advice would not help"
 
 
-def test_an_edited_sweep_finds_its_points_again(cli, tmp_path):
-    def written():
-        return {path: path.stat().st_mtime_ns for path in tmp_path.glob("D/shards/*/manifest.json")}
+def test_an_edited_sweep_keeps_what_is_finished_unless_its_text_or_its_data_set_has_changed(cli, tmp_path):
+    def run(*keys, code=0):
+        done = cli("-m", *keys, "hydra.sweep.dir=D")
+        assert done.returncode == code, done.stderr
+        rows = {row["stride"]: {name: row[name] for name in row if name != "point"} for row in table(tmp_path / "D")}
+        return rows, len(re.findall(r"point \d was finished before", done.stderr)), done.stdout
 
-    assert cli("-m", *TINY, "hydra.sweep.dir=D", "window.stride=16,32").returncode == 0
-    before = written()
-    done = cli("-m", *TINY, "hydra.sweep.dir=D", "window.stride=8,32,16")
-    assert done.returncode == 0, done.stderr
-    assert before.items() < written().items(), "the two are not written again"
-    assert len(written()) == 3
-    assert [(row["stride"], row["folder"]) for row in table(tmp_path)] == [("8", "2"), ("32", "1"), ("16", "0")]
-    fewer = cli(
-        "-m", "tokenizer=bytes", "stages=write", "window.max_length=64", "hydra.sweep.dir=D", "window.stride=16"
-    )
-    assert len(written()) == 3, "the order of the keys does not matter"
-    left = ", ".join(str(tmp_path / "D" / name) for name in "12")
-    assert f"not in this sweep, from an earlier one: {left}" in fewer.stdout
+    text = tmp_path / "text.txt"
+    text.write_text("The kettle sang. She poured the tea. " * 90)
+    keys = ["tokenizer=bytes", "window.max_length=64", "embedding.dim=2", "corpus=text", "corpus.path=text.txt"]
+    first, kept, _ = run(*keys, "window.stride=16,32")
+    assert kept == 0
+    more, kept, shown = run(*keys, "window.stride=8,32,16")
+    assert kept == 2
+    assert "kept from an earlier start: 2 points, with the figures of then" in shown
+    assert {stride: more[stride] for stride in first} == first, "their times, rates and folders too"
+    assert [row["folder"] for row in more.values()] == ["2", "1", "0"]
+    shutil.rmtree(more["8"]["shards_path"])
+    fewer, kept, shown = run("window.stride=16,8", *reversed(keys))
+    assert kept == 1, "the order of the keys does not matter"
+    assert fewer["16"] == {**first["16"], "overrides": fewer["16"]["overrides"]}
+    assert (Path(more["8"]["shards_path"]) / "manifest.json").is_file()
+    assert f"not in this sweep, from an earlier one: {tmp_path / 'D/1'}" in shown
+    text.write_text("She poured the tea. The kettle sang. " * 99)
+    other, _, _ = run(*keys, "window.stride=8,16", code=1)
+    assert {row["status"] for row in other.values()} == {"failed"}, "results of another text do not count"
 
 
 def point(number, **more):

@@ -61,6 +61,7 @@ class Point:
     sweep: str | None = None  # its folder, in a report of several
     shards_path: str | None = None  # of the data set, which points may share
     given: dict[str, str] = field(default_factory=dict)  # its overrides, as key and value
+    kept: bool = False  # finished by an earlier start of the sweep
 
 
 def read_points(folder: Path) -> tuple[list[Point], list[str]]:
@@ -196,6 +197,7 @@ def _point(record: dict[str, Any], **more: Any) -> Point:
         "error": record.get("error"),
         "kind": record.get("kind"),
         "seconds": record.get("seconds"),
+        "kept": record.get("kept") is True,
         **more,
     }
     if write:

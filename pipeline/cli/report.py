@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.atomic import write_text
+from pipeline.base.wording import counted
 from pipeline.cli.compare import STAGES, find_figures, find_swept_keys, name_columns, shared_overrides
 from pipeline.cli.html import page
 from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_command, read_points
@@ -59,7 +60,7 @@ def write_report(*sweeps: str | os.PathLike[str], into: Path | None = None) -> R
 def points_csv(points: Sequence[Point]) -> str:
     """Return the points as a table with a column for each swept key, by its full name."""
     swept = find_swept_keys(points)
-    names = [field.name for field in dataclasses.fields(Point) if field.name != "given"]
+    names = [field.name for field in dataclasses.fields(Point) if field.name not in ("given", "kept")]
     at = names.index("overrides") + 1
     names[at:at] = swept
     rows = [{**dataclasses.asdict(point), **{key: point.given.get(key) for key in swept}} for point in points]
@@ -95,6 +96,8 @@ def describe_sweep(report: Report) -> str:
         f"  {describe_tokenizing(points)}",
         f"  in {report.folder}: {TABLE}, {PAGE}",
     ]
+    if kept := sum(point.kept for point in points):
+        lines.insert(-2, f"  kept from an earlier start: {counted(kept, 'point')}, with the figures of then")
     if report.leftovers:
         lines.insert(-1, f"  not in this sweep, from an earlier one: {', '.join(report.leftovers)}")
     return "\n".join(lines)

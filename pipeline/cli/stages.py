@@ -17,6 +17,7 @@ from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import lines
 from pipeline.base.wording import counted, visible
 from pipeline.cli.compose import read_config, save_config
+from pipeline.cli.finished import describe_inputs, keep_finished, would_be_same
 from pipeline.cli.log import RUN
 from pipeline.cli.program import run_program
 from pipeline.cli.record import logged_stage, recorded_run
@@ -65,10 +66,11 @@ def describe_resume() -> str:
 
 
 def run_job(composed: DictConfig) -> float | None:
-    """Run once, or run one point of a sweep, and return its number for a sweeper that wants one."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return run_point(composed, run)
-    return run(composed)
+    """Run once, or run one point of a sweep unless it is finished. Return its number for a sweeper that wants one."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return run(composed)
+    kept = keep_finished(Path(HydraConfig.get().runtime.output_dir), lambda summary: would_be_same(composed, summary))
+    return kept["number"] if kept else run_point(composed, run)
 
 
 def run(composed: DictConfig) -> float | None:
@@ -96,6 +98,8 @@ def run(composed: DictConfig) -> float | None:
                 print(flush=True)
                 if failure := find_failure(report):
                     raise ValueError(f"{config.shards_path}: {failure}")
+        if point is not None:
+            summary.update(describe_inputs(config))
     if waiting := getattr(reports.get("write"), "waiting", ""):  # its own share is done, so the run has not failed
         raise WaitingError(f"executor.part={config.executor.part}: pass two waits for {waiting}; run this part again")
     load = summary.get("load")

@@ -162,7 +162,9 @@ def watched_points(folder: Path, names: list[str]) -> Iterator[None]:
                 bar.update()
                 left = (time.time() - started) / len(finished) * (len(names) - len(finished))
                 took = f" in {duration(record['seconds'])}" if record.get("seconds") is not None else ""
-                bar.say(f"point {file.parent.name} {record['status']}{took}", f"{duration(left)} left")
+                ended_now = f"{record['status']}{took}"
+                how = "was finished before" if record.get("kept") else ended_now
+                bar.say(f"point {file.parent.name} {how}", f"{duration(left)} left")
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
@@ -309,18 +311,6 @@ def finish_sweep(*found: Path, into: Path | None = None) -> Report:
     report = write_report(*found, into=into)
     print(visible(hide_secrets(describe_sweep(report))), flush=True)
     return report
-
-
-def find_finished(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a point that an earlier start of its sweep finished; it counts as finished in this one."""
-    record = folder / RECORD
-    if not record.is_file() or not (folder / SUMMARY).is_file():
-        return None
-    found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    if found.get("status") != "done":
-        return None
-    os.utime(record)
-    return found
 
 
 def describe_failure(bad: list[Point], folder: Path) -> str:

@@ -173,7 +173,7 @@ def write_shards(
         working_folder(sections.place) as (folder, storage),
         named_cache(sections.cache_folder),
     ):
-        finished = _find_finished(folder, storage, job)
+        finished = find_complete(folder, storage, job)
         if finished and not lacks_documents(finished, sections.shards):
             bad, good = Counter(finished.corpus["bad"]), finished.corpus["documents"]
             if corpus_section.on_bad == "raise":
@@ -245,7 +245,8 @@ def write_shards(
     )
 
 
-def _find_finished(folder: Path, storage: Storage | None, job: Job) -> Manifest | None:
+def find_complete(folder: Path, storage: Storage | None, job: Job) -> Manifest | None:
+    """Return the manifest of the job's data set if all of it is there: in a folder, or in a storage."""
     if storage is None:
         return next(filter(None, (find_finished(folder, one) for one in job.fingerprints)), None)
     return find_finished_at(storage, folder, job.fingerprints)
