@@ -17,11 +17,6 @@ from pipeline.base.hashing import hash_json
 from pipeline.cli.compose import read_config
 from pipeline.cli.plain import jsonable
 from pipeline.cli.points import RECORD, SUMMARY
-from pipeline.cli.sources import source_paths
-from pipeline.shards.job import as_sections, prepare_job
-from pipeline.shards.manifest import read_manifest
-from pipeline.shards.outline import working_folder
-from pipeline.shards.write import find_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +24,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from pipeline.settings import Config
+    from pipeline.cli.config import Config
 
 MAKES, READS = {"plan", "write"}, {"verify", "load", "prove"}
 WRITE_SECTIONS = ("corpus", "tokenizer", "window", "split", "shards", "executor", "cache")
@@ -54,11 +49,13 @@ def keep_finished(folder: Path, holds: Callable[[dict[str, Any]], bool] = lambda
 
 def describe_inputs(config: Config) -> dict[str, Any]:
     """Return what a point's results depend on: its config, and the data sets that it has made or read."""
+    from pipeline.shards.manifest import read_manifest
+
+    paths = [config.shards_path] if config.loader.sources is None else [one["path"] for one in config.loader.sources]
     is_read = set(config.stages) - {"plan", "report"}
-    paths = source_paths(config.shards_path, config.loader) if is_read else []
     return {
         "config_hash": hash_json(jsonable(dataclasses.asdict(config))),
-        "data_sets": {str(path): read_manifest(path).fingerprint for path in paths},
+        "data_sets": {str(path): read_manifest(path).fingerprint for path in paths if is_read},
     }
 
 
@@ -80,6 +77,10 @@ def would_be_same(composed: DictConfig, summary: dict[str, Any]) -> bool:
 
 def is_written(config: Config) -> bool:
     """Tell whether the data set of a config is complete, and of the text that the corpus has now."""
+    from pipeline.shards.job import as_sections, prepare_job
+    from pipeline.shards.outline import working_folder
+    from pipeline.shards.write import find_complete
+
     job = prepare_job(as_sections(config.shards_path, **{name: getattr(config, name) for name in WRITE_SECTIONS}))
     with working_folder(job.sections.place) as (folder, storage):
         return find_complete(folder, storage, job) is not None
