@@ -8,17 +8,10 @@ from support import run_program, sections
 
 from pipeline import ConfigError, ShardLoader, read_manifest, write_shards
 from pipeline.cli import prove, show
+from pipeline.cli.config import Config, ProveConfig, ShowConfig
 from pipeline.cli.epoch import load_batches
 from pipeline.loader.weights import merge_weights
-from pipeline.settings import (
-    CacheConfig,
-    Config,
-    EmbeddingConfig,
-    LoaderConfig,
-    ProveConfig,
-    ShowConfig,
-    TokenizerConfig,
-)
+from pipeline.settings import CacheConfig, EmbeddingConfig, LoaderConfig, TokenizerConfig
 
 SIZES = {"a": 90, "b": 41, "c": 3}  # windows
 
