@@ -153,7 +153,8 @@ def test_worker_processes_fill_and_raise_as_threads_do(shards, copy):
     intact, _, _ = read(shards, shuffle="full")
     found, said, loader = read(copy, shuffle="full", workers=2, on_bad="fill")
     assert found == filled(intact, bad)
-    assert (loader.bad_windows, len(said)) == (len(bad), 1)
+    named = [text for text in said if shard_of(copy).name in text]  # newer Pythons also warn of forks beside threads
+    assert (loader.bad_windows, len(named)) == (len(bad), 1)
     broken, count = ShardLoader(copy, shuffle="full", workers=2, batch_size=7), 0
     with pytest.raises(OSError, match="row group 2 cannot be read"):
         for _ in broken:
