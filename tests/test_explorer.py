@@ -35,7 +35,7 @@ def write_page(path, file, window=0):
     tokenizer = load_tokenizer("bytes")
     slide = explorer(
         manifest,
-        data_set,
+        data_set.reader,
         window,
         documents=find_segments(manifest, store, "train"),
         show_pieces=lambda ids: show_pieces(ids, tokenizer),
@@ -167,7 +167,7 @@ def test_the_stretch_is_the_text_around_the_window_with_gaps_where_no_window_has
     path = shards(text, stride=stride, allow_gaps=stride > 16, windows_per_group=4096)
     ids = list(text.encode())
     for window in (0, 7, 100):
-        start, first, found = read_stretch(WindowDataset(path), window)
+        start, first, found = read_stretch(WindowDataset(path).reader, window)
         assert start == window * stride
         assert first <= start
         assert len(found) <= MOST_TOKENS

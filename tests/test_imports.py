@@ -155,7 +155,7 @@ def test_every_public_name_can_be_imported():
         (["--help"], {"torch", "hydra", "numpy", "pyarrow", "tqdm", "http.client"}),
         (["--version"], {"torch", "hydra", "omegaconf", "numpy", "pyarrow", "tqdm", "http.client"}),
         (["stages=plan"], {"torch", "pandas", "tqdm"}),
-        (["stages=write"], {"torch", "pandas", "tqdm"}),
+        (["stages=[write,write,show]"], {"torch", "pandas", "tqdm", "gigatoken", "awkward"}),
     ],
 )
 def test_a_command_imports_no_more_than_it_needs(tmp_path, arguments, absent):

@@ -52,7 +52,7 @@ def test_a_step_shows_the_windows_that_the_loader_hands_over(shards, shuffle):
 def test_the_overlap_is_what_neighbours_share(shards, documents, tail, stride):
     path = shards(documents=documents, tail=tail, stride=stride, validation=0.0)
     manifest, data_set, store = opened(path)
-    windows = [shown.find_window(manifest, data_set, k, store, "train") for k in range(len(data_set))]
+    windows = [shown.find_window(manifest, data_set.reader, k, store) for k in range(len(data_set))]
     for before, after in pairwise(windows):
         shared = before.start + before.length - after.start
         if after.before:
@@ -73,7 +73,7 @@ def test_a_windows_documents_are_named_with_their_places(shards, books, has_tabl
         store = None
 
     def find(number):
-        window = shown.find_window(manifest, data_set, number, store, "train")
+        window = shown.find_window(manifest, data_set.reader, number, store)
         return window, shown.find_documents(path, manifest, window, store)
 
     assert find(0)[1] == ["a.txt, tokens 0-23"]

@@ -183,6 +183,7 @@ def check_command_line(
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import open_dict
 
     known = set(schema_keys(kind))
@@ -213,6 +214,7 @@ def check_command_line(
         with open_dict(composed):
             composed.hydra.job.num, composed.hydra.job.id = 0, "0"  # as interpolations of a sweep may ask for them
         HydraConfig.instance().set_config(composed)
+        is_multirun = given.multirun or composed.hydra.mode == RunMode.MULTIRUN
         is_foreign = given.multirun and composed.hydra.sweeper._target_ not in (SWEEPER["_target_"], BASIC_SWEEPER)
         with open_dict(composed):
             del composed["hydra"]
@@ -221,7 +223,7 @@ def check_command_line(
             check(config)
             if is_foreign:
                 check_number(config)
-            return None if given.multirun else config
+            return None if is_multirun else config
     except HydraException as error:
         raise one_line(error) from error
     finally:

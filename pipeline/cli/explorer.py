@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.loader.row_group import view_windows
 from pipeline.loader.row_group_cache import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.loader.map_dataset import WindowDataset
+    from pipeline.loader.readers import ShardReader, StoreReader
     from pipeline.shards.manifest import Manifest
     from pipeline.windows import Documents
 
@@ -31,7 +32,7 @@ BEFORE = 200  # tokens shown before the window that was asked for
 
 def explorer(
     manifest: Manifest,
-    windows: WindowDataset,
+    reader: ShardReader | StoreReader,
     window: int,
     *,
     documents: Documents | None,
@@ -41,17 +42,16 @@ def explorer(
 
     Args:
         manifest: of the data set.
-        windows: of one of its splits.
+        reader: of one of its splits.
         window: the number of the window that is chosen first.
         documents: first token and number of tokens of each, if windows do not cross documents.
         show_pieces: the text of each of some token IDs.
 
     """
-    reader = windows.reader
     entry = manifest.splits[reader.split]
     if manifest.windows["documents"] not in ("join", "separate"):
         return ""
-    start, first, ids = read_stretch(windows, window)
+    start, first, ids = read_stretch(reader, window)
     if manifest.windows["documents"] == "join":
         segments, sizes = [[0, entry.num_tokens]], Counter([entry.num_tokens])
     elif documents is not None:
@@ -81,23 +81,23 @@ def explorer(
     return fill_template(data)
 
 
-def read_stretch(windows: WindowDataset, window: int) -> tuple[int, int, list[int | None]]:
+def read_stretch(reader: ShardReader | StoreReader, window: int) -> tuple[int, int, list[int | None]]:
     """Return a window's first token, the first token of a stretch of the split around it, and the stretch's IDs.
 
     An ID is None where no window contains the token. The stretch ends where the window's row group does.
     """
-    reader = windows.reader
     group = int(reader.groups.locate(np.array([window]))[0][0])
-    rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
+    tokens = np.empty(count_tokens(reader, group), reader.dtype)
+    rows = reader.read_group(group, tokens)
+    windows_BT1 = view_windows(tokens, pitch=reader.pitch_of(group), max_length=reader.max_length)
     offset = reader.groups.first_window(group)
     start = int(rows.starts[window - offset])
     low = max(0, start - BEFORE)
     near = np.flatnonzero((rows.starts < low + MOST_TOKENS) & (rows.starts + rows.lengths >= low))
     found: dict[int, int] = {}
-    for item, row in zip(windows.__getitems__((near + offset).tolist()), near.tolist(), strict=True):
-        length = int(rows.lengths[row])
-        ids = [*item["input_ids"][:length].tolist(), int(item["target_ids"][length - 1])]
-        found |= {token: one for token, one in enumerate(ids, int(rows.starts[row])) if one >= 0}
+    for row in near.tolist():
+        ids = windows_BT1[row, : rows.lengths[row] + 1].tolist()
+        found |= dict(enumerate(ids, int(rows.starts[row])))
     first = max(low, min(found))
     last = min(max(found), first + MOST_TOKENS - 1)
     return start, first, [found.get(token) for token in range(first, last + 1)]

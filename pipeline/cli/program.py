@@ -7,6 +7,7 @@ shows the traceback of every error.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -15,6 +16,8 @@ import tempfile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 
 from pipeline.cli.answer import answer
 from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
@@ -24,7 +27,7 @@ from pipeline.cli.log import hide_secrets_in_logs
 from pipeline.cli.sweep import finish_sweep, reported_sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from omegaconf import DictConfig
@@ -96,7 +99,8 @@ def _run(task: Callable[[DictConfig], float | None], config: Config | None, conf
 
     main = hydra.main(config_path=str(find_conf()), config_name=config_name, **hydra_options())
     try:
-        main(start)()
+        with known_mode(RunMode.RUN if config is not None else None):
+            main(start)()
     except OSError as error:
         if started:
             raise
@@ -107,10 +111,23 @@ def _run(task: Callable[[DictConfig], float | None], config: Config | None, conf
             raise ValueError(f"{key}: {where} cannot be created: {error.strerror}. {remedy}") from error
         with tempfile.TemporaryDirectory() as folder:
             sys.argv.append(f"hydra.run.dir={folder}")
-            main(start)()
+            with known_mode(RunMode.RUN):
+                main(start)()
             logging.shutdown()
     if failures:
         raise failures[0]
+
+
+@contextlib.contextmanager
+def known_mode(mode: RunMode | None) -> Iterator[None]:
+    """Tell Hydra whether it runs once: it would compose the config once more to know."""
+    get_mode = Hydra.get_mode
+    if mode is not None:
+        setattr(Hydra, "get_mode", lambda *_, **__: mode)  # noqa: B010 - mypy has no other way to set a method
+    try:
+        yield
+    finally:
+        setattr(Hydra, "get_mode", get_mode)  # noqa: B010
 
 
 def _is_sweep() -> bool:

@@ -32,7 +32,7 @@ from pipeline.cli.shown import (
     show_pieces,
 )
 from pipeline.cli.sources import open_loader, source_paths, source_places
-from pipeline.loader.map_dataset import WindowDataset
+from pipeline.loader.readers import open_split
 from pipeline.rules import reject
 from pipeline.shards.manifest import read_manifest
 
@@ -79,7 +79,7 @@ def show_windows(config: Config) -> ShowReport:
         manifest = read_manifest(first)
         slide = explorer(
             manifest,
-            WindowDataset(first, split=split),
+            open_split(first, split),
             shown[0].window,
             documents=find_segments(manifest, find_store(config, manifest), split),
             show_pieces=lambda ids: show_pieces(ids, tokenizer),
@@ -108,7 +108,7 @@ def choose_samples(config: Config, path: Path | str, name: str) -> tuple[list[tu
         return batch_samples(config), title
     if config.loader.sources:
         reject("show.step", "must be set with loader.sources: a mixture has batches, and no windows by number", None)
-    num_windows = len(WindowDataset(path, split=config.loader.split))
+    num_windows = open_split(path, config.loader.split).groups.num_windows
     for number in show.windows:
         if number >= num_windows:
             raise ValueError(

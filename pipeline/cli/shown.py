@@ -6,7 +6,7 @@ Only the shown row groups and the documents' tables are read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,17 @@ from pipeline.corpus.compression import SUFFIXES
 from pipeline.corpus.documents import describe_location
 from pipeline.corpus.files import JSONL_SUFFIXES, TEXT_SUFFIXES
 from pipeline.loader.locate import locate
-from pipeline.loader.map_dataset import WindowDataset
+from pipeline.loader.readers import open_split
+from pipeline.loader.row_group import view_windows
 from pipeline.loader.row_group_cache import count_tokens
+from pipeline.loader.target_mask import count_scored_targets
 from pipeline.settings import PACKAGED, SPLITS, TokenizerConfig
 from pipeline.shards.manifest import read_manifest
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.mirror import find_cache
 from pipeline.tokens.store import TokenStore, open_store
 from pipeline.tokens.store import find_store as find_file
+from pipeline.windows import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,12 +65,12 @@ def find_windows(
     split, shown, missing = config.loader.split, {}, []
     for source in sorted({source for source, number in samples if number >= 0}):
         manifest = read_manifest(paths[source])
-        windows = WindowDataset(paths[source], split=split, score=config.window.score)
+        reader = open_split(paths[source], split, score=config.window.score)
         store = find_store(config, manifest)
         if store is None and manifest.splits[split].documents is None:
             missing.append(store_file(config, manifest))
         for number in {number for one, number in samples if one == source and number >= 0}:
-            found = find_window(manifest, windows, number, store, split)
+            found = find_window(manifest, reader, number, store)
             found = replace(found, documents=find_documents(paths[source], manifest, found, store))
             shown[source, number] = replace(found, path=str(paths[source])) if config.loader.sources else found
     return [shown[one] for one in samples if one in shown], missing
@@ -84,38 +87,54 @@ def find_store(config: Config, manifest: Manifest) -> TokenStore | None:
     return open_store(file) if file else None
 
 
-def find_window(manifest: Manifest, windows: WindowDataset, number: int, store: TokenStore | None, split: str) -> Shown:
+def find_window(manifest: Manifest, reader: ShardReader | StoreReader, number: int, store: TokenStore | None) -> Shown:
     """Return a window's tokens and its overlap with its neighbours."""
-    reader = windows.reader
-    start, length, segments = find_row(reader, number)
-    item = windows[number]
-    first, size = find_segment(manifest, store, split, start)
+    start, length, segments, inputs, targets = read_window(reader, number)
+    first, size = find_segment(manifest, store, reader.split, start)
     text_end = first + size
     padded = manifest.windows["tail"] == "pad"
     has_next = start + length < text_end - 1 if padded else start + reader.stride + reader.max_length < text_end
     return Shown(
         window=number,
-        split=split,
+        split=reader.split,
         start=start,
         length=length,
-        input_ids=item["input_ids"].tolist(),
-        target_ids=item["target_ids"].tolist(),
+        input_ids=inputs,
+        target_ids=targets,
         before=max(0, reader.max_length - reader.stride) if start > first else 0,
         after=max(0, length - reader.stride) if has_next else 0,
         segments=segments,
     )
 
 
-def find_row(reader: ShardReader | StoreReader, number: int) -> tuple[int, int, list[int]]:
-    """Return a window's first token in its split, its number of real tokens, and those of each document if packed."""
+class WindowRead(NamedTuple):
+    """A window as its row group has it."""
+
+    start: int  # its first token in its split
+    length: int  # real tokens
+    segments: list[int]  # of a packed window, the tokens of each document
+    inputs: list[int]
+    targets: list[int]  # -100 where they do not count
+
+
+def read_window(reader: ShardReader | StoreReader, number: int) -> WindowRead:
+    """Read a window as a batch would have it, without torch, whose import takes longer than all else here."""
     group, row = (int(one[0]) for one in reader.groups.locate(np.array([number])))
-    rows = reader.read_group(group, np.empty(count_tokens(reader, group), reader.dtype))
+    tokens = np.empty(count_tokens(reader, group), reader.dtype)
+    rows = reader.read_group(group, tokens)
     length, segments = int(rows.lengths[row]), []
+    ids = view_windows(tokens, pitch=reader.pitch_of(group), max_length=reader.max_length)[row].tolist()
+    counts = np.arange(reader.max_length) < length
+    if reader.score == "new":
+        counts[: count_scored_targets(reader, group, rows)[row]] = False
     if rows.ends is not None:
-        stops = np.flatnonzero(np.unpackbits(rows.ends[row], count=reader.max_length, bitorder="little")) + 1
+        is_last = np.unpackbits(rows.ends[row], count=reader.max_length, bitorder="little").astype(bool)
+        counts &= ~is_last
+        stops = np.flatnonzero(is_last) + 1
         stops = stops if len(stops) and stops[-1] == length else np.append(stops, length)  # the last one continues
         segments = np.diff(stops, prepend=0).tolist()
-    return int(rows.starts[row]), length, segments
+    targets = np.where(counts, ids[1:], IGNORED).tolist()
+    return WindowRead(int(rows.starts[row]), length, segments, ids[:-1], targets)
 
 
 def find_segment(manifest: Manifest, store: TokenStore | None, split: str, start: int) -> tuple[int, int]:

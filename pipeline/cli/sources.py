@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.loader.loader import ShardLoader
 from pipeline.loader.weights import merge_weights
 from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     import os
 
+    from pipeline.loader.loader import ShardLoader
     from pipeline.settings import LoaderConfig
 
 PASSED_ON = (
@@ -46,6 +46,8 @@ def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: A
 
     Options beat what the section says.
     """
+    from pipeline.loader.loader import ShardLoader
+
     given = {name: getattr(loader, name) for name in PASSED_ON} | options
     if given["batch_size"] == "all":
         one = given | {"batch_size": 1, "shuffle": "none", "step_size": None, "rank": 0, "world_size": 1}

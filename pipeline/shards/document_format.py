@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base.arrow import numbers_of
 from pipeline.shards.format import read_footer_bytes
 from pipeline.shards.pages import check_pages
 
@@ -107,5 +108,5 @@ def decode_documents(file: pq.ParquetFile, group: int, *, stop: int) -> Document
     """Decode one row group, whose pages were checked, as `read_documents` does."""
     table = file.read_row_group(group, use_threads=False)
     files, rows, firsts = (table.column(name).combine_chunks() for name in SCHEMA.names)
-    starts = firsts.to_numpy()
-    return Documents(files, rows.to_numpy(), starts, np.diff(starts, append=stop + 1) - 1)
+    starts = numbers_of(firsts)
+    return Documents(files, numbers_of(rows), starts, np.diff(starts, append=stop + 1) - 1)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pipeline.tokens.store import TokenStore
 
 
+LITTLE_BYTES = 1 << 20  # of input that tiktoken has encoded before gigatoken is imported and has its cache
 IDENTITY_VERSION = 1  # of what a fingerprint covers: rows and row groups, not how the manifest lists them
 
 
@@ -240,6 +241,8 @@ def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
         workers=sections.executor.num_workers,
         hold=0 if has_index(sections.cache_folder, rules) else hold,
     )
+    if sections.tokenizer.engine == "auto" and sum(partition.num_bytes for partition in partitions) <= LITTLE_BYTES:
+        encoder = encoder.by_reference()
     return Job(
         sections=sections,
         encoder=encoder,

@@ -91,6 +91,20 @@ def tiktoken_encoder(encoding: Any, *, control: bool) -> Encode:
     return encode
 
 
+def made_when_used(make: Callable[[], Encode]) -> Encode:
+    """Return an encoder that is made for its first text: until then its library is not imported."""
+    made: list[Encode] = []
+    lock = threading.Lock()
+
+    def encode(texts: pa.Array) -> tuple[Ids, Counts]:
+        with lock:
+            if not made:
+                made.append(make())
+        return made[0](texts)
+
+    return encode
+
+
 def refuse_lost_text(encode: Encode, token_lengths: dict[int, int], pattern: str) -> Encode:
     """Wrap an encoder: ValueError where the tokens together are not as long as the text.
 

@@ -137,18 +137,25 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
     engine = _choose_engine(section.engine, name, gigatoken_pattern is not None)
 
     control = section.special_text == "control"
-    core = _make_core(name, regex, ranks, special_tokens)
+    core = functools.partial(_make_core, name, regex, ranks, special_tokens)
     tokens = {rank: token for token, rank in ranks.items()}
     never_from_text = frozenset({end_token.id, start_token.id if start_token else end_token.id} & tokens.keys())
     tokens |= {token: special.encode() for special, token in special_tokens.items()}
     rank_file = rank_file or rank_files.canonical_rank_file(ranks)  # the packaged one is canonical
-    encode = by_tiktoken = engines.tiktoken_encoder(core, control=control)
+    if encoding and regex in PATTERNS.values():
+        by_tiktoken = engines.made_when_used(lambda: engines.tiktoken_encoder(core(), control=control))
+    else:  # at once, since tiktoken may refuse a user's own
+        by_tiktoken = engines.tiktoken_encoder(core(), control=control)
+    encode = by_tiktoken
     if engine == "gigatoken":
         assert gigatoken_pattern is not None, "gigatoken is chosen for published encodings only"
-        gigatoken = engines.gigatoken_encoder(
-            rank_file=rank_file, pattern=gigatoken_pattern, special_tokens=special_tokens if control else {}
+        gigatoken = functools.partial(
+            engines.gigatoken_encoder,
+            rank_file=rank_file,
+            pattern=gigatoken_pattern,
+            special_tokens=special_tokens if control else {},
         )
-        encode = same_ids_encoder(gigatoken, by_tiktoken, gigatoken_pattern)
+        encode = same_ids_encoder(engines.made_when_used(gigatoken), by_tiktoken, gigatoken_pattern)
     elif regex not in PATTERNS.values():
         encode = engines.refuse_lost_text(encode, {token: len(text) for token, text in tokens.items()}, regex)
     vocab_size = max(tokens) + 1

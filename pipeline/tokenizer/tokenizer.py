@@ -8,7 +8,7 @@ that affects the IDs. A special token's name inside a document is plain text unl
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -81,6 +81,12 @@ class Tokenizer:
     def audited(self) -> bool:
         """Whether `audit` compares anything: true for gigatoken, whose reference is tiktoken."""
         return self._encode_reference is not None
+
+    def by_reference(self) -> "Tokenizer":
+        """Return the same tokenizer, encoding with tiktoken alone: the same IDs, a quicker start and a lower speed."""
+        if self._encode_reference is None:
+            return self
+        return replace(self, engine="tiktoken", _encode=self._encode_reference, _encode_reference=None)
 
     def encode(self, text: str) -> list[int]:
         """Encode one text; no token is added. See `encode_batch` for what is refused."""

@@ -15,6 +15,7 @@ import functools
 import json
 from collections.abc import Iterable
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,7 @@ Ranges = list[list[int]]  # first and last code point
 
 KNOWN = Path(__file__).with_name("unicode_differences.json")
 BLOCK = 256
-SURROGATES = range(0xD800, 0xE000)
-ALL_CODE_POINTS = [point for point in range(0x80, 0x110000) if point not in SURROGATES]
+CODE_POINTS = range(0x80, 0xD800), range(0xE000, 0x110000)  # without surrogates
 # What surrounds a block: letters, digits and signs that join with one of their own class; a capital does not join with
 # small letters before it, which o200k tells apart.
 LETTER, DIGIT, SIGN, CAPITAL = "a{}a", "1{}1", "!{}!", "{}Aa"
@@ -87,7 +87,8 @@ def differing_ranges(pattern: str) -> Ranges:
 def find_differences(pattern: str) -> Ranges:
     """Compare the two libraries on all code points."""
     both = revealing_engines(pattern)
-    blocks = ["".join(map(chr, ALL_CODE_POINTS[at : at + BLOCK])) for at in range(0, len(ALL_CODE_POINTS), BLOCK)]
+    letters = "".join(map(chr, chain(*CODE_POINTS)))
+    blocks = [letters[at : at + BLOCK] for at in range(0, len(letters), BLOCK)]
     same, joined = np.ones(len(blocks), np.bool_), {}
     for around in AROUND_BLOCKS:
         texts = [around.format(block) for block in blocks]
