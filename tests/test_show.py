@@ -64,6 +64,18 @@ def test_the_overlap_is_what_neighbours_share(shards, documents, tail, stride):
     assert windows[0].before == windows[-1].after == 0
 
 
+@pytest.mark.parametrize("score", ["all", "new"])
+@pytest.mark.parametrize(
+    "options", [{"tail": "drop"}, {"tail": "pad", "documents": "separate"}, {"documents": "pack", "stride": 24}]
+)
+def test_a_window_is_shown_as_a_batch_has_it(shards, score, options):
+    data_set = WindowDataset(shards(validation=0.0, **options), score=score)
+    for number, item in enumerate(data_set):
+        window = shown.read_window(data_set.reader, number)
+        assert window.inputs == item["input_ids"].tolist()
+        assert window.targets == item["target_ids"].tolist()
+
+
 @pytest.mark.parametrize("has_table", [True, False])
 def test_a_windows_documents_are_named_with_their_places(shards, books, has_table):
     path = shards(documents="join", keep_documents=has_table)

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from support import ROOT, read_ranks, run_python, sections, write_format_1
 from pipeline import read_manifest, write_shards
 from pipeline.base.reading import sign
 from pipeline.rules import ConfigError
+from pipeline.shards import job
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens.store import open_store
@@ -42,6 +44,22 @@ def write(tmp_path):
         return write_shards(tmp_path / name, **sections(cache_path=tmp_path / "cache", **options))
 
     return run
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gigatoken") is None, reason="the extra `fast` is not installed")
+def test_a_little_text_is_encoded_by_tiktoken_and_more_by_gigatoken_to_the_same_data_set(tmp_path, monkeypatch):
+    texts = ["The kettle sang. " * 60, "She poured the tea."]
+
+    def write(name):
+        given = sections(tokenizer="gpt2", max_length=8, cache_path=tmp_path / f"{name}_cache")
+        return write_shards(tmp_path / name, corpus=texts, **given)
+
+    little = write("little")
+    monkeypatch.setattr(job, "LITTLE_BYTES", sum(map(len, texts)) - 1)
+    more = write("more")
+    assert (little.engine, more.engine) == ("tiktoken", "gigatoken")
+    assert little.manifest.fingerprint == more.manifest.fingerprint
+    assert rows_of(little.path) == rows_of(more.path)
 
 
 def rows_of(folder, split="train"):
@@ -552,11 +570,11 @@ def test_numpys_whole_numbers_are_pythons(books, tmp_path):
         return prepare_job(as_sections("ds", **{**given, **sections(corpus_path=path, **rest, **numbers)}))
 
     paths = [books / "a.txt", str(books / "b.md")]
-    job = job_of(iter(paths), {key: np.int64(value) for key, value in WHOLE.items()})
+    made = job_of(iter(paths), {key: np.int64(value) for key, value in WHOLE.items()})
     same = job_of(paths, WHOLE)
-    assert (job.fingerprint, job.stored, job.layout) == (same.fingerprint, same.stored, same.layout)
-    given = job.sections
-    stored = [*job.stored.values(), given.split.seed, given.corpus.max_document_bytes, given.executor.workers]
+    assert (made.fingerprint, made.stored, made.layout) == (same.fingerprint, same.stored, same.layout)
+    given = made.sections
+    stored = [*made.stored.values(), given.split.seed, given.corpus.max_document_bytes, given.executor.workers]
     assert {type(value) for value in stored} == {int, str}
 
 
