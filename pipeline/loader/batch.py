@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.base.display import html_table, numbers_table
-from pipeline.loader.documents import DocumentTable
+from pipeline.loader.documents import Documents, DocumentTable
 from pipeline.loader.row_group import INT64_TOKENS, SampleIds
 from pipeline.rules import reject
 from pipeline.windows import IGNORED
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from pipeline.loader.documents import Documents
+    from pipeline.loader.documents import DocumentBlock
     from pipeline.loader.row_group import DocumentRule, RowBatch
 
 
@@ -172,21 +172,29 @@ class Int64Block:
         self, rows: RowBatch, *, samples: SampleIds, batch_size: int, documents: DocumentTable | None = None
     ) -> None:
         self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
-        self._height = batch_size * max(1, INT64_TOKENS // (batch_size * (rows.ids.shape[1] - 1)))
-        self._start, self._tensors = -1, dict[str, torch.Tensor]()  # what is converted: its first row, and its fields
+        self._batches = max(1, INT64_TOKENS // (batch_size * (rows.ids.shape[1] - 1)))  # that are converted together
+        self._first, self._views = -1, dict[str, tuple[torch.Tensor, ...]]()  # the first of those, and their fields
+        self._block: DocumentBlock | None = None
 
     def batch(self, rows: slice) -> Batch:
         """Return the batch in these rows of the unit."""
-        start, table = rows.start // self._height * self._height, self._documents
-        if start != self._start:
-            several = slice(start, min(start + self._height, len(self._rows.ids)))
-            unscored = None if table is None else table.unscored(several)
-            batches = to_int64(self._rows, several, samples=self._samples, unscored=unscored)
-            self._start = start
-            self._tensors = {name: tensor for name in TENSORS if (tensor := getattr(batches, name)) is not None}
-        here = slice(rows.start - start, rows.stop - start)
-        documents = None if table is None else table.documents(rows.start // self._batch_size)
-        return Batch(**{name: tensor[here] for name, tensor in self._tensors.items()}, documents=documents)
+        number = rows.start // self._batch_size
+        if (first := number // self._batches * self._batches) != self._first:
+            self._convert(first)
+        here = number - first
+        documents = None if self._block is None else Documents(self._block, here)
+        return Batch(**{name: views[here] for name, views in self._views.items()}, documents=documents)
+
+    def _convert(self, first: int) -> None:
+        size, table = self._batch_size, self._documents
+        count = min(self._batches, len(self._rows.ids) // size - first)
+        rows = slice(first * size, (first + count) * size)
+        unscored = None if table is None else table.unscored(rows)
+        several = to_int64(self._rows, rows, samples=self._samples, unscored=unscored)
+        fields = {name: tensor for name in TENSORS if (tensor := getattr(several, name)) is not None}
+        self._views = {name: tensor.view(count, size, *tensor.shape[1:]).unbind() for name, tensor in fields.items()}
+        self._block = None if table is None else table.block(first, count)
+        self._first = first
 
 
 class DeviceBlock:

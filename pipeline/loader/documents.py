@@ -9,22 +9,24 @@ only fills a batch is padding from end to end. By eye, a row of 9 inputs, of whi
     position_ids    0  1  2  0  1  0  1  0  1
     cu_seqlens      0        3     5     7     9    (and so on in the next row)
 
-Cost: the thread that gathers a prefetch unit finds its documents in the compact IDs (0.3 ns a token), and computes the
-tensors that were looked at before for all batches of the unit. So the caller's thread only picks its batch's.
+Cost: the thread that gathers a prefetch unit finds its pieces in the compact IDs (0.3 ns a token), and what is as small
+as they are: `cu_seqlens` and `max_seqlen`. What has a number for each token is made when a batch is asked for it, for
+as many batches as are converted to int64 together: memory that is in the processor's cache is written in a third of the
+time.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.loader.row_group import INT64_TOKENS, DocumentRule, RowBatch, StartAndEnd
+from pipeline.loader.row_group import DocumentRule, RowBatch, StartAndEnd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from typing import Self
 
 
@@ -94,33 +96,33 @@ def find_pieces(rows: RowBatch, first_targets: np.ndarray) -> Pieces:
 
 
 class DocumentTable:
-    """The documents of a unit's batches. Each tensor is computed for all batches, when one of them is looked at.
+    """The documents of a unit's batches.
 
     Args:
         rows: the unit.
         rule: how documents are told apart.
         batch_size: rows of a batch; all rows if left out.
-        looked_at: names of the tensors that readers look at; this table adds those that it is asked for.
 
     """
 
-    def __init__(
-        self, rows: RowBatch, rule: DocumentRule, *, batch_size: int | None = None, looked_at: set[str] | None = None
-    ) -> None:
+    def __init__(self, rows: RowBatch, rule: DocumentRule, *, batch_size: int | None = None) -> None:
         self.rule, self.width = rule, int(rows.ids.shape[1]) - 1
         self.batch_size = batch_size or len(rows.ids)
-        self._rows, self._looked_at = rows, set[str]() if looked_at is None else looked_at
+        self._rows = rows
 
     def prepare(self) -> Self:
-        """Compute what readers look at before they do: in the thread that gathers the rows."""
-        _ = self._first_targets
-        for name in tuple(self._looked_at):
-            getattr(self, name)
+        """Find the documents before a reader looks: in the thread that gathers the rows."""
+        _ = (self.cu_seqlens, self.max_seqlen) if self.rule.ids else self._first_targets
         return self
 
     def documents(self, number: int, device: torch.device | None = None) -> Documents | None:
         """Return the documents of one of the batches, on a device or in main memory; None if they are not wanted."""
-        return Documents(self, number, device) if self.rule.ids else None
+        block = self.block(number, 1, device)
+        return None if block is None else Documents(block, 0)
+
+    def block(self, first: int, batches: int, device: torch.device | str | None = None) -> DocumentBlock | None:
+        """Return the documents of several batches; None if they are not wanted."""
+        return DocumentBlock(self, first, batches, device) if self.rule.ids else None
 
     def unscored(self, rows: slice) -> np.ndarray | None:
         """Return the targets of some rows that shall not count, as positions in these rows; None if all may count."""
@@ -136,68 +138,27 @@ class DocumentTable:
         ids, *others = self._rows
         return RowBatch(ids[here], *(None if one is None else one[here] for one in others))
 
-    def pieces_of(self, number: int) -> Pieces:
-        """Return the pieces of one of the batches."""
-        return self.pieces.cut(slice(number * self.batch_size, (number + 1) * self.batch_size), self.width)
+    def pieces_of(self, first: int, batches: int) -> Pieces:
+        """Return the pieces of some of the batches."""
+        return self.pieces.cut(slice(first * self.batch_size, (first + batches) * self.batch_size), self.width)
 
     @cached_property
     def pieces(self) -> Pieces:
         """The pieces of all rows."""
         return find_pieces(self._rows, self._first_targets)
 
-    def part(self, name: str, number: int) -> torch.Tensor:
-        """Return a batch's part of `document_ids` or `position_ids`, [B, T]."""
-        block, first = divmod(number, self._spread_batches)
-        rows = slice(first * self.batch_size, (first + 1) * self.batch_size)
-        return torch.from_numpy(getattr(self, name)[block][rows])
-
-    @cached_property
-    def document_ids(self) -> list[np.ndarray]:
-        """The batches' `document_ids`, as many together as are converted to int64 at once."""
-        self._looked_at.add("document_ids")
-        return [self._spread(pieces.numbers, pieces.sizes).astype(np.int64) for pieces in self._cut()]
-
-    @cached_property
-    def position_ids(self) -> list[np.ndarray]:
-        """The batches' `position_ids`, as many together."""
-        self._looked_at.add("position_ids")
-        places_T, found = np.arange(self.width, dtype=self._compact), []
-        for pieces in self._cut():
-            starts_BT = self._spread(pieces.starts % self.width, pieces.sizes)
-            found.append(np.subtract(places_T, starts_BT, out=starts_BT).astype(np.int64))
-        return found
-
-    @property
-    def _compact(self) -> np.dtype[Any]:
-        """The type of numbers from -1 to less than a row's length: a pass over int16 takes a fifth of one over int64.
-
-        `np.repeat` keeps the interpreter's lock, so the caller's thread waits for it; `astype` does not.
-        """
-        return np.min_scalar_type(-self.width)
-
-    def _spread(self, values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        return np.repeat(values.astype(self._compact), sizes).reshape(-1, self.width)
-
-    def bounds_of(self, number: int) -> torch.Tensor:
-        """Return a batch's `cu_seqlens`."""
-        bounds, firsts = self.cu_seqlens
-        return torch.from_numpy(bounds[firsts[number] : firsts[number + 1]])
-
     @cached_property
     def cu_seqlens(self) -> tuple[np.ndarray, list[int]]:
-        """The batches' `cu_seqlens` one after the other, int32, and where each starts."""
-        self._looked_at.add("cu_seqlens")
+        """The batches' `cu_seqlens` one after the other, int32, and where each starts, with the end."""
         size, starts = self.batch_size * self.width, self.pieces.starts
-        firsts = np.append(self.pieces.first_pieces[: -1 : self.batch_size], len(starts))
-        batches = np.arange(len(firsts))
+        firsts = self.pieces.first_pieces[:: self.batch_size]
         bounds = np.full(len(starts) + len(firsts) - 1, size, np.int32)  # after the pieces of each batch, its size
         bounds[np.arange(len(starts)) + starts // size] = starts % size
-        return bounds, (firsts + batches).tolist()
+        return bounds, (firsts + np.arange(len(firsts))).tolist()
 
     @cached_property
     def max_seqlen(self) -> list[int]:
         """Each batch's `max_seqlen`."""
-        self._looked_at.add("max_seqlen")
         firsts = self.pieces.first_pieces[: -1 : self.batch_size]
         found: list[int] = np.maximum.reduceat(self.pieces.sizes, firsts).tolist()
         return found
@@ -206,92 +167,109 @@ class DocumentTable:
     def _first_targets(self) -> np.ndarray:
         return find_first_targets(self._rows, self.rule.end_of_text)
 
-    @property
-    def _spread_batches(self) -> int:
-        """Batches for which tensors are made at once, as inputs and targets are."""
-        return max(1, INT64_TOKENS // (self.batch_size * self.width))
 
-    def _cut(self) -> Iterator[Pieces]:
-        """Yield the pieces of the rows for which tensors are made at once."""
-        height = self._spread_batches * self.batch_size
-        for start in range(0, len(self._rows.ids), height):
-            yield self.pieces.cut(slice(start, min(start + height, len(self._rows.ids))), self.width)
+class DocumentBlock:
+    """The documents of batches whose tensors are made together, when one of them is first looked at.
+
+    Args:
+        table: the documents of the unit.
+        first: the first of the batches.
+        batches: how many.
+        device: where the tensors are made; None: in main memory.
+
+    """
+
+    def __init__(
+        self, table: DocumentTable, first: int, batches: int, device: torch.device | str | None = None
+    ) -> None:
+        self.table, self.first, self.device = table, first, device
+        self._batches = batches
+
+    @cached_property
+    def document_ids(self) -> tuple[torch.Tensor, ...]:
+        """The document of each input, counted within its row, -1 for padding: int64 [B, T] for each batch."""
+        return self._split(self._spread(self._pieces.numbers))
+
+    @cached_property
+    def position_ids(self) -> tuple[torch.Tensor, ...]:
+        """The position of each input in its piece: int64 [B, T] for each batch."""
+        width, pieces = self.table.width, self._pieces
+        if self.device is not None:
+            starts = self._spread(pieces.starts)
+            return self._split(torch.arange(len(starts), device=self.device) - starts)
+        compact = np.min_scalar_type(-width)  # a pass over int16 takes a fifth of one over int64
+        starts_BT = np.repeat((pieces.starts % width).astype(compact), pieces.sizes).reshape(-1, width)
+        positions_BT = np.subtract(np.arange(width, dtype=compact), starts_BT, out=starts_BT)
+        return self._split(torch.from_numpy(positions_BT.astype(np.int64)))
+
+    @cached_property
+    def cu_seqlens(self) -> tuple[torch.Tensor, ...]:
+        """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1] for each batch."""
+        bounds, firsts = self.table.cu_seqlens
+        here = firsts[self.first : self.first + self._batches + 1]
+        found = (torch.from_numpy(bounds[start:stop]) for start, stop in pairwise(here))
+        return tuple(found if self.device is None else (one.to(self.device, non_blocking=True) for one in found))
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        return self.table.pieces_of(self.first, self._batches)
+
+    def _spread(self, values_S: np.ndarray) -> torch.Tensor:
+        """Return each piece's value at each of its tokens, flat."""
+        sizes_S = self._pieces.sizes
+        if self.device is None:
+            return torch.from_numpy(np.repeat(values_S, sizes_S))
+        values, sizes = (torch.from_numpy(one).to(self.device) for one in (values_S, sizes_S))
+        tokens = self._batches * self.table.batch_size * self.table.width
+        return values.repeat_interleave(sizes, output_size=tokens)
+
+    def _split(self, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return numbers.view(self._batches, self.table.batch_size, self.table.width).unbind()
 
 
 class Documents:
     """Where the documents of a batch are; computed when it is first looked at.
 
     Args:
-        table: the documents of the unit.
-        number: which of its batches.
-        device: where the tensors are made; None: in main memory.
+        block: the documents of some batches.
+        number: which of these.
 
     """
 
-    __slots__ = ("_device", "_made", "_number", "_table")
+    __slots__ = ("_block", "_number")
 
-    def __init__(self, table: DocumentTable, number: int, device: torch.device | str | None = None) -> None:
-        self._table, self._number, self._device = table, number, device
-        self._made: dict[str, torch.Tensor] | None = None
+    def __init__(self, block: DocumentBlock, number: int) -> None:
+        self._block, self._number = block, number
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle this batch's rows alone, not those that were read with it."""
-        return _restore, (self._table.rows_of(self._number), self._table.rule, self._device)
+        table, number = self._block.table, self._block.first + self._number
+        return _restore, (table.rows_of(number), table.rule, self._block.device)
 
     def to(self, device: torch.device | str) -> Documents:
         """Return the same with tensors that are made on a device."""
-        return Documents(self._table, self._number, device)
+        return Documents(DocumentBlock(self._block.table, self._block.first + self._number, 1, device), 0)
 
     @property
     def document_ids(self) -> torch.Tensor:
         """The document of each input, counted within its row, -1 for padding: int64 [B, T]."""
-        return self._once("document_ids", self._pick if self._device is None else self._spread_numbers)
+        return self._block.document_ids[self._number]
 
     @property
     def position_ids(self) -> torch.Tensor:
         """The position of each input in its piece: int64 [B, T]."""
-        return self._once("position_ids", self._pick if self._device is None else self._count_positions)
+        return self._block.position_ids[self._number]
 
     @property
     def cu_seqlens(self) -> torch.Tensor:
         """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1]."""
-        return self._once("cu_seqlens", self._pick if self._device is None else self._copy_bounds)
+        return self._block.cu_seqlens[self._number]
 
     @property
     def max_seqlen(self) -> int:
         """The tokens of the longest piece."""
-        return self._table.max_seqlen[self._number]
-
-    def _once(self, name: str, make: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """Return the same tensor whenever it is asked for."""
-        if self._made is None:
-            self._made = {}
-        if (made := self._made.get(name)) is None:
-            made = self._made[name] = make(name)
-        return made
-
-    def _pick(self, name: str) -> torch.Tensor:
-        table, number = self._table, self._number
-        return table.bounds_of(number) if name == "cu_seqlens" else table.part(name, number)
-
-    # On a device the tensors are made from the few numbers of the pieces.
-
-    def _spread_numbers(self, _name: str) -> torch.Tensor:
-        return self._spread(self._table.pieces_of(self._number).numbers)
-
-    def _count_positions(self, _name: str) -> torch.Tensor:
-        starts_BT = self._spread(self._table.pieces_of(self._number).starts)
-        return torch.arange(starts_BT.numel(), device=self._device).view_as(starts_BT) - starts_BT
-
-    def _copy_bounds(self, _name: str) -> torch.Tensor:
-        return self._table.bounds_of(self._number).to(self._device, non_blocking=True)
-
-    def _spread(self, values_S: np.ndarray) -> torch.Tensor:
-        sizes_S, table = self._table.pieces_of(self._number).sizes, self._table
-        values, sizes = (torch.from_numpy(one).to(self._device) for one in (values_S, sizes_S))
-        tokens = table.batch_size * table.width
-        return values.repeat_interleave(sizes, output_size=tokens).view(-1, table.width)
+        return self._block.table.max_seqlen[self._block.first + self._number]
 
 
 def _restore(rows: RowBatch, rule: DocumentRule, device: torch.device | str | None) -> Documents:
-    return Documents(DocumentTable(rows, rule), 0, device)
+    return Documents(DocumentBlock(DocumentTable(rows, rule), 0, 1, device), 0)

@@ -93,7 +93,6 @@ class Prefetcher:
         documents: DocumentRule | None = None,
     ) -> None:
         self.reader, self.documents = reader, documents
-        self._looked_at: set[str] = set()  # what callers want to know of documents
         self.part, self.batch_size = part, part.rows  # a worker process reads a part of a batch
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
@@ -156,7 +155,7 @@ class Prefetcher:
         """Return where the documents of a unit are, if a loader wants to know."""
         if self.documents is None:
             return None
-        return DocumentTable(rows, self.documents, batch_size=self.batch_size, looked_at=self._looked_at)
+        return DocumentTable(rows, self.documents, batch_size=self.batch_size)
 
     def _stop(self, *pools: ThreadPoolExecutor) -> None:
         wait = not threading.current_thread().name.startswith(THREADS)
