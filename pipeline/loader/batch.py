@@ -11,7 +11,7 @@ import torch
 
 from pipeline.base.display import html_table, numbers_table
 from pipeline.loader.documents import Documents, DocumentTable
-from pipeline.loader.row_group import INT64_TOKENS, SampleIds
+from pipeline.loader.row_group import INT64_TOKENS, SampleIds, find_ends
 from pipeline.rules import reject
 from pipeline.windows import IGNORED
 
@@ -237,19 +237,31 @@ def to_int64(
     unscored: np.ndarray | None = None,
     documents: Documents | None = None,
 ) -> Batch:
-    """Return some of the gathered rows as a batch of int64; the rest as in `build_batch`."""
+    """Return some of the gathered rows as a batch of int64; the rest as in `build_batch`.
+
+    In main memory numpy marks the targets that do not count. torch would divide this small work among threads, and wait
+    for them where the processor has other work.
+    """
     ids_BT1 = rows.ids[which]
-    inputs_BT = torch.from_numpy(ids_BT1[:, :-1].astype(np.int64))  # copies, since targets are overwritten
-    targets_BT = torch.from_numpy(ids_BT1[:, 1:].astype(np.int64))
-    return build_batch(
-        inputs_BT,
-        targets_BT,
-        None if rows.bounds is None else torch.from_numpy(rows.bounds[which]),
-        _slice(samples, which),
-        ends_BE=None if rows.ends is None else torch.from_numpy(rows.ends[which]),
-        unscored=unscored,
-        documents=documents,
-    )
+    inputs_BT = ids_BT1[:, :-1].astype(np.int64, order="C")  # copies, since targets are overwritten
+    targets_BT = ids_BT1[:, 1:].astype(np.int64, order="C")
+    if rows.bounds is not None:
+        _ignore_outside(targets_BT, rows.bounds[which])
+    if rows.ends is not None:
+        targets_BT.reshape(-1)[find_ends(rows.ends[which], max_length=targets_BT.shape[1])] = IGNORED
+    if unscored is not None:
+        targets_BT.reshape(-1)[unscored] = IGNORED
+    inputs, targets = torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT)
+    return build_batch(inputs, targets, None, _slice(samples, which), documents=documents)
+
+
+def _ignore_outside(targets_BT: np.ndarray, bounds_B2: np.ndarray) -> None:
+    """Ignore the targets outside the bounds of their row: a slice at its start, and one at its end."""
+    width = targets_BT.shape[1]
+    for row in np.flatnonzero((bounds_B2 != (0, width)).any(axis=1)).tolist():
+        first, stop = bounds_B2[row].tolist()
+        targets_BT[row, :first] = IGNORED
+        targets_BT[row, stop:] = IGNORED
 
 
 def convert_all(rows: RowBatch, samples: SampleIds, rule: DocumentRule | None) -> Batch:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.loader.row_group import DocumentRule, RowBatch, StartAndEnd
+from pipeline.loader.row_group import DocumentRule, RowBatch, StartAndEnd, find_ends
 
 if TYPE_CHECKING:
     from typing import Self
@@ -62,9 +62,8 @@ def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
         found = (at - row)[is_first]
     if rows.ends is not None:
         is_packed_B = (rows.ends[:, width // 8] >> width % 8 & 1).astype(bool)  # in a mixture, others may be not
-        bits_BT = np.unpackbits(rows.ends, axis=1, count=width, bitorder="little")
         found = found[~is_packed_B[found // width]]
-        found = np.sort(np.concatenate([found, np.flatnonzero(bits_BT)]))
+        found = np.sort(np.concatenate([found, find_ends(rows.ends, max_length=width)]))
     if rows.bounds is not None:  # padding may consist of end-of-text tokens
         row, column = np.divmod(found, width)
         found = found[column < padding_starts(rows)[row]]

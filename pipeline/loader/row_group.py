@@ -81,6 +81,16 @@ def pack_ends(segments: Segments, *, max_length: int) -> np.ndarray:
     return np.packbits(bits_BT1, axis=1, bitorder="little")
 
 
+def find_ends(ends_BE: np.ndarray, *, max_length: int) -> np.ndarray:
+    """Return where documents end by these bits, as positions in the flattened rows: int64, ascending.
+
+    >>> find_ends(np.array([[0b00000101, 0b1], [0b10, 0b1]], np.uint8), max_length=8)
+    array([0, 2, 9])
+    """
+    bits_BT = np.unpackbits(ends_BE, axis=1, count=max_length, bitorder="little")
+    return np.flatnonzero(bits_BT.view(bool))  # a tenth of the time that it takes for numbers
+
+
 def choose_pitch(*, max_length: int, stride: int, order: str, documents: str) -> int:
     """Return the tokens between the starts of two buffered windows.
 
