@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.loader.locate import DocumentSpan as DocumentSpan
     from pipeline.loader.locate import locate as locate
     from pipeline.loader.map_dataset import WindowDataset as WindowDataset
-    from pipeline.loader.readers import StoreWindows as StoreWindows
+    from pipeline.loader.store_reader import StoreWindows as StoreWindows
     from pipeline.rules import ConfigError as ConfigError
     from pipeline.settings import CacheConfig as CacheConfig
     from pipeline.settings import CorpusConfig as CorpusConfig
@@ -59,7 +59,7 @@ _HOMES = {
     "ShardLoader": "loader.loader",
     "ShardsConfig": "settings",
     "SplitConfig": "settings",
-    "StoreWindows": "loader.readers",
+    "StoreWindows": "loader.store_reader",
     "TokenEmbedding": "embedding",
     "Tokenizer": "tokenizer.tokenizer",
     "TokenizerConfig": "settings",

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.cli.config import Config
-    from pipeline.loader.readers import ShardReader, StoreReader
+    from pipeline.loader.shard_reader import ShardReader
+    from pipeline.loader.store_reader import StoreReader
     from pipeline.shards.manifest import Manifest
     from pipeline.tokenizer.tokenizer import Tokenizer
     from pipeline.windows import Documents

@@ -23,13 +23,15 @@ from pipeline.loader.damage import DamageLog
 from pipeline.loader.disk_cache import open_cache
 from pipeline.loader.division import check_step_size, divide, warn_of_shared_lanes
 from pipeline.loader.mixture import Mixture
+from pipeline.loader.mixture_reader import MixtureReader
 from pipeline.loader.order import Order, make_order, resolve_shuffle
 from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank, mesh_members
-from pipeline.loader.readers import MixtureReader, Reader, StoreWindows, describe, document_rule, open_split
+from pipeline.loader.readers import Reader, describe, document_rule, open_split
 from pipeline.loader.selection import select_windows
 from pipeline.loader.state import read_state, write_state
+from pipeline.loader.store_reader import StoreWindows
 from pipeline.loader.weights import plan_weights, weights_from
 from pipeline.loader.workers import CONTEXTS, choose_context, end_with_parent, make_parcel, read_in_workers
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject

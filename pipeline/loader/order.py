@@ -56,7 +56,8 @@ from pipeline.loader.sequence import (
 from pipeline.shards.row_groups import EvenRowGroups, ListedRowGroups, RowGroups, as_row_groups
 
 if TYPE_CHECKING:
-    from pipeline.loader.readers import ShardReader, StoreReader
+    from pipeline.loader.shard_reader import ShardReader
+    from pipeline.loader.store_reader import StoreReader
 
 Sequenced = TypeVar("Sequenced", EvenSequence, ListedSequence)
 Shuffle: TypeAlias = Literal["none", "full", "lanes"]

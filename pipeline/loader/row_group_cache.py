@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.loader.damage import Damage, DamagedRowGroup, clear_rows
 from pipeline.loader.metrics import Counters
-from pipeline.loader.readers import MixtureReader
+from pipeline.loader.mixture_reader import MixtureReader
 from pipeline.loader.row_group import GroupMemory, RowBatch, count_slot_tokens, view_windows
 from pipeline.loader.target_mask import count_scored_targets
 

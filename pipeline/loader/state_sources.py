@@ -7,14 +7,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
-from pipeline.loader.readers import MixtureReader
+from pipeline.loader.mixture_reader import MixtureReader
 from pipeline.rules import shorten
 from pipeline.shards.row_groups import EvenRowGroups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pipeline.loader.readers import Reader, ShardReader, StoreReader
+    from pipeline.loader.readers import Reader
+    from pipeline.loader.shard_reader import ShardReader
+    from pipeline.loader.store_reader import StoreReader
 
 NAMES_SHOWN = 3
 LISTED_GROUPS = 1 << 16  # row groups whose sizes are hashed one by one, as all were before there was a format 2

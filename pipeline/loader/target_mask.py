@@ -17,8 +17,10 @@ from pipeline.rules import check_choice
 from pipeline.settings import SCORES
 
 if TYPE_CHECKING:
-    from pipeline.loader.readers import Reader, ShardReader, StoreReader
+    from pipeline.loader.readers import Reader
     from pipeline.loader.row_group import RowInfo
+    from pipeline.loader.shard_reader import ShardReader
+    from pipeline.loader.store_reader import StoreReader
 
 
 def check_score(reader: ShardReader | StoreReader) -> None:
