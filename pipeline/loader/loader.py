@@ -9,7 +9,6 @@ cut into batches of int64.
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,14 +17,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.base.display import html_table
 from pipeline.base.memory import keep_freed_memory
-from pipeline.loader.batch import Batch, DeviceBlock, Int64Block, find_device
+from pipeline.loader.batch import Batch, find_device
 from pipeline.loader.damage import DamageLog
 from pipeline.loader.disk_cache import open_cache
 from pipeline.loader.division import check_step_size, divide, warn_of_shared_lanes
+from pipeline.loader.iteration import Iteration
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.mixture_reader import MixtureReader
 from pipeline.loader.order import Order, make_order, resolve_shuffle
-from pipeline.loader.prefetch import Move, Prefetcher, PrefetchUnit, Units
+from pipeline.loader.prefetch import Prefetcher
 from pipeline.loader.progress import Cursor, Epochs, Progress
 from pipeline.loader.ranks import check_rank, find_rank, mesh_members
 from pipeline.loader.readers import Reader, describe, document_rule, open_split
@@ -33,7 +33,7 @@ from pipeline.loader.selection import select_windows
 from pipeline.loader.state import read_state, write_state
 from pipeline.loader.store_reader import StoreWindows
 from pipeline.loader.weights import plan_weights, weights_from
-from pipeline.loader.workers import CONTEXTS, choose_context, end_with_parent, make_parcel, read_in_workers
+from pipeline.loader.workers import CONTEXTS, choose_context, end_with_parent
 from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, names_arguments, reject
 from pipeline.settings import CACHE_LIMIT, MAX_EPOCH, MAX_WORKERS, MEMORY_BUDGET, LoaderConfig
 
@@ -276,25 +276,16 @@ class ShardLoader(IterableDataset[Batch]):
         if get_worker_info() is not None:
             end_with_parent()
         keep_freed_memory()
-        before, reader = self._cursor.progress, object() if self.restart else None
-        start, left = self._enter(reader)
-        units: Units | None = None
-        try:
-            while left:
-                units = self._read_units(start, left, units)
-                if not (yield from self._yield_batches(units, start, left, convert)):
-                    break
-                now = self._cursor.progress
-                if now.moves == start.moves and now.epoch != start.epoch:
-                    break  # another iteration of this loader, or `skip`, has passed the end of the epoch
-                start, left = self._enter(reader)
-        finally:
-            if units is not None:
-                units.close()
-            if get_worker_info() is not None:  # workers read different numbers of batches ahead: go back to where
-                self._cursor.progress = before  # they agree
-            elif (after := self._epochs.leave(now := self._cursor.progress, reader, start.epoch)) is not now:
-                self._cursor.progress = after
+        iteration = Iteration(
+            prefetcher=self._prefetcher,
+            cursor=self._cursor,
+            epochs=self._epochs,
+            damage=self._damage,
+            device=self.device,
+            workers=self.workers,
+            worker_context=self.worker_context,
+        )
+        yield from iteration.run(convert)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; the current one stays where it is. Trainers call this before each epoch.
@@ -431,79 +422,3 @@ class ShardLoader(IterableDataset[Batch]):
 
     def _move(self, epoch: int, consumed: int, order: Order | Mixture, *, is_resume: bool = False) -> None:
         self._cursor.progress = Progress(epoch, consumed, order, self._cursor.progress.moves + 1, is_resume=is_resume)
-
-    def _enter(self, reader: object) -> tuple[Progress, int]:
-        """Return where an iteration starts or goes on, and how many batches of that epoch remain."""
-        now = self._cursor.progress
-        progress = self._epochs.enter(now, reader)
-        if progress != now:
-            self._cursor.progress = progress
-        return self._cursor.progress, self._epochs.batches_after(progress)
-
-    def _yield_batches(
-        self, units: Units, progress: Progress, left: int, convert: Callable[[Batch], Item]
-    ) -> Generator[Item, None, bool]:
-        """Yield the next `left` batches. End early, with True, if the loader was moved: by a caller, or a reader.
-
-        With `restart`, each iteration has a progress of its own; the loader's is that of the last batch handed over,
-        unless a caller has gone elsewhere since.
-        """
-        worker = get_worker_info()
-        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)  # in a plain DataLoader's workers
-        cursor, reader, first = self._cursor, progress.reader, left
-        counters, asked = self._prefetcher.counters, time.perf_counter()
-        for unit in units:
-            assert unit is not None, "None answers a move alone"
-            make = self._batch_maker(unit)
-            for number in range(unit.batches):
-                if is_mine := (first - left) % turns == turn:
-                    which = slice(number * self.batch_size, (number + 1) * self.batch_size)
-                    if unit.damage is not None:
-                        self._damage.note(unit.damage, which)
-                    item = convert(make(which))
-                left -= 1
-                progress = self._epochs.add_batch(progress, is_last=not left)
-                counters.seconds_waited += time.perf_counter() - asked
-                # The batch is made, then it counts, then it is handed over, and Ctrl-C comes before or after all of
-                # that: Python looks for signals at calls and backward jumps, and there is none before the `yield`.
-                if cursor.progress.moves == progress.moves:
-                    cursor.progress = progress
-                if is_mine:
-                    yield item
-                asked, now = time.perf_counter(), cursor.progress
-                if now is not progress and now.reader is reader:  # other weights do not move the end of an epoch
-                    return bool(left) or now[:2] != progress[:2]
-        return False
-
-    def _batch_maker(self, unit: PrefetchUnit) -> Callable[[slice], Batch]:
-        """Return what makes a batch of some rows of a unit."""
-        rows, samples, documents = unit.rows, self.reader.sample_ids(unit.window_ids), unit.documents
-        samples = unit.damage.hide(samples) if unit.damage else samples
-        if get_worker_info() is not None:
-            rule = self._prefetcher.documents
-            return lambda which: make_parcel(rows, which, samples=samples, rule=rule)
-        if self.device is not None:
-            on_device = DeviceBlock(rows, self.device, documents=documents)
-            return lambda which: on_device.to_int64(which, samples=samples)
-        return Int64Block(rows, samples=samples, batch_size=self.batch_size, documents=documents).batch
-
-    def _read_units(self, progress: Progress, batches: int, before: Units | None) -> Units:
-        """Return the units of the next batches: those of `before`, if it can go there with its threads and cache."""
-        epoch, start, order = progress[:3]
-        has_workers = self.workers and get_worker_info() is None  # a worker may not start processes of its own
-        if before is not None and not has_workers:
-            before.send(Move(order, epoch, start, batches))
-            return before
-        if before is not None:
-            before.close()
-        if has_workers:
-            return read_in_workers(
-                self._prefetcher,
-                order,
-                epoch=epoch,
-                start=start,
-                batches=batches,
-                workers=self.workers,
-                context=self.worker_context,
-            )
-        return self._prefetcher.read(order, epoch, start, batches)
