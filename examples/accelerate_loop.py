@@ -24,16 +24,24 @@ parser = argparse.ArgumentParser()
 parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--accumulate", type=int, default=1, help="micro-batches that a step is divided into")
 parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints"))
 parser.add_argument("--seen", type=Path, help="a file that gets loss and windows of each step, a line a process")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step, to try a kill -9")
 arguments = parser.parse_args()
 
-accelerator = Accelerator(cpu=not torch.cuda.is_available())  # unsaid, processes on CPUs do not find each other
+accelerator = Accelerator(
+    cpu=not torch.cuda.is_available(),  # unsaid, processes on CPUs do not find each other
+    gradient_accumulation_steps=arguments.accumulate,
+)
 manifest = read_manifest(arguments.shards)
 vocab_size, max_length = manifest.tokenizer["vocab_size"], manifest.splits["train"].max_length
-loader = ShardLoader(arguments.shards, batch_size=arguments.batch // accelerator.num_processes)  # rank: torch's
+loader = ShardLoader(
+    arguments.shards,
+    batch_size=arguments.batch // (accelerator.num_processes * arguments.accumulate),  # its rank is torch's
+    step_size=arguments.batch,  # so epochs end at the same window, however a step is divided
+)
 torch.manual_seed(0)
 embedding = TokenEmbedding(vocab_size, 32, max_length)
 model = nn.Sequential(embedding, nn.LayerNorm(32), nn.Linear(32, vocab_size))
@@ -82,18 +90,25 @@ if latest := max(arguments.checkpoint.glob("step-*"), key=number, default=None):
     accelerator.load_state(latest)  # the loader's state is the same small dict on every rank
     step = number(latest)
 
+losses, windows = [], []  # of this step
 while step < arguments.steps:
     for batch in loader:
         here = batch.to(accelerator.device)
-        logits = model(here.input_ids)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), here.target_ids.flatten())
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        optimizer.step()
+        with accelerator.accumulate(model):  # exchanges gradients and steps with the last micro-batch of a step
+            logits = model(here.input_ids)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), here.target_ids.flatten())
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+        windows += batch.window_ids.tolist()
+        if not accelerator.sync_gradients:
+            continue
         step += 1
         if arguments.seen:
             with arguments.seen.open("a") as file:
-                file.write(f"{step} {loss.item():.9f} {','.join(map(str, batch.window_ids.tolist()))}\n")
+                file.write(f"{step} {sum(losses) / len(losses):.9f} {','.join(map(str, windows))}\n")
+        losses, windows = [], []
         save(step)
         time.sleep(arguments.pause)
         if step == arguments.steps:

@@ -1,5 +1,8 @@
 """Plain PyTorch, one process or many: torchrun --nproc-per-node 2 examples/ddp.py SHARDS [--steps 40] [--fsdp]
 
+With `--accumulate 4` each process divides its part of a step into 4 batches. The loader knows the step's size, so it
+ends an epoch with a complete step.
+
 Stop it at any step and start it again, with another number of processes: it resumes exactly where it stopped. The
 batch of all processes together stays the same, so the losses continue as well. At the end it prints the validation
 loss, if the data set has a validation split.
@@ -11,13 +14,14 @@ cases and is called in its `forward`, where the weights are gathered.
 import argparse
 import os
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import ShardLoader, TokenEmbedding, read_manifest
@@ -26,6 +30,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("shards")
 parser.add_argument("--steps", type=int, default=40)
 parser.add_argument("--batch", type=int, default=8, help="windows of a step, of all processes together")
+parser.add_argument("--accumulate", type=int, default=1, help="micro-batches that a step is divided into")
 parser.add_argument("--fsdp", action="store_true", help="shard the weights instead of copying them")
 parser.add_argument("--eval-batch", type=int, default=16, help="validation windows of a batch, of each process")
 parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
@@ -39,7 +44,11 @@ device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_av
 
 manifest = read_manifest(arguments.shards)
 vocab_size, max_length = manifest.tokenizer["vocab_size"], manifest.splits["train"].max_length
-loader = ShardLoader(arguments.shards, batch_size=arguments.batch // world_size)  # its rank is torch's
+loader = ShardLoader(
+    arguments.shards,
+    batch_size=arguments.batch // (world_size * arguments.accumulate),  # its rank is torch's
+    step_size=arguments.batch,  # so epochs end at the same window, however a step is divided
+)
 torch.manual_seed(0)
 embedding = TokenEmbedding(vocab_size, 32, max_length)
 model = nn.Sequential(embedding, nn.LayerNorm(32), nn.Linear(32, vocab_size)).to(device)
@@ -79,25 +88,37 @@ def validate() -> float:
     return float(totals[0] / totals[1])
 
 
+def exchange_gradients(is_wanted: bool) -> None:
+    """Exchange gradients with the next backward pass, or only add them up: do what `no_sync` of DDP does."""
+    if isinstance(parallel, FSDPModule):
+        parallel.set_requires_gradient_sync(is_wanted)
+    else:
+        parallel.require_backward_grad_sync = is_wanted
+
+
 while step < arguments.steps:
-    for batch in loader:
-        logits = parallel(batch.input_ids.to(device))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target_ids.to(device).flatten())
+    batches = iter(loader)
+    while step < arguments.steps and (micro_batches := list(islice(batches, arguments.accumulate))):
         optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        for number, batch in enumerate(micro_batches, 1):
+            exchange_gradients(number == arguments.accumulate)
+            logits = parallel(batch.input_ids.to(device))
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.target_ids.to(device).flatten())
+            (loss / arguments.accumulate).backward()
+            losses.append(loss.detach())
         optimizer.step()
         step += 1
         if arguments.seen:
+            windows = torch.cat([batch.window_ids for batch in micro_batches]).tolist()
             with arguments.seen.open("a") as file:
-                file.write(f"{step} {loss.item():.9f} {','.join(map(str, batch.window_ids.tolist()))}\n")
+                file.write(f"{step} {torch.stack(losses).mean().item():.9f} {','.join(map(str, windows))}\n")
         weights = get_model_state_dict(parallel, options=complete)  # on all ranks, since it gathers sharded weights
         if rank == 0:  # optimizers with a state of their own need `get_optimizer_state_dict` if weights are sharded
             saved = {"model": weights, "optimizer": optimizer.state_dict(), "step": step}
             torch.save({**saved, "loader": loader.state_dict()}, arguments.checkpoint.with_suffix(".new"))
             arguments.checkpoint.with_suffix(".new").replace(arguments.checkpoint)
         time.sleep(arguments.pause)
-        if step == arguments.steps:
-            break
 
 if "validation" in manifest.splits:
     loss_of_all = validate()

@@ -130,11 +130,11 @@ def lines_of(seen):
 @pytest.mark.parametrize(
     ("program", "twin", "again", "ranks"),
     [
-        pytest.param("ddp.py", "small_model", torchrun, 2),
+        pytest.param("ddp.py --accumulate=2", "small_model", torchrun, 2),
         pytest.param("ddp.py --fsdp", "small_model", torchrun, 2),
         pytest.param("lightning_fit.py", "small_model", two_devices, 2, marks=needs("lightning")),
         pytest.param("trainer.py", "gpt2", torchrun, 2, marks=needs("transformers")),
-        pytest.param("accelerate_loop.py", "small_model", torchrun, 2, marks=needs("accelerate")),
+        pytest.param("accelerate_loop.py --accumulate=2", "small_model", torchrun, 2, marks=needs("accelerate")),
         pytest.param("stateful_dataloader.py", "small_model", two_workers, 1, marks=needs("torchdata")),
     ],
 )
