@@ -51,20 +51,33 @@ def has_scheme(path: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
+# A URL in a text ends before a space, a quote or <>. A password may have these: what looks like a login, `user:...@`,
+# goes on to its @. URLs in a list have a comma or the like between them. Hydra escapes some characters by backslashes.
+_SLASHES = r"(?<=[A-Za-z0-9+.-])\\*:\\*/\\*/"
+_LOGIN = r"(?:[^\s@/]{0,200}@)+|[^\s\"'<>/?#@:]*:(?!\d*(?:[/?#,\s\"'<>]|$))[^\n@]{0,200}?@"
+_NEXT = rf"[,;\[\](){{}}|][A-Za-z0-9+.-]+{_SLASHES}"
+URL = re.compile(rf"({_SLASHES})((?:{_LOGIN})?(?:(?!{_NEXT})(?:\\\s|[^\s\"'<>]))*)")
+SECRET_PARAMETER = re.compile(r";[^;=\s]*(?:password|passwd|pwd|secret|token)[^;=\s]*=.*", re.IGNORECASE | re.DOTALL)
+
+
 def strip_secrets(url: str) -> str:
-    """Return a URL without user name, password, query and fragment."""
-    scheme, _, rest = url.partition("://")
+    """Return a URL without user name, password, query, fragment, and parameters such as `;password=...`."""
+    scheme, slashes, rest = url.partition("://")
+    return f"{scheme}{slashes}{_strip_after_slashes(rest)}"
+
+
+def hide_secrets(text: str) -> str:
+    r"""Strip the secrets of all URLs in a text, also of those that Hydra has escaped: `s3\://key\:secret@bucket`."""
+    return URL.sub(lambda found: f"{found[1]}{_strip_after_slashes(found[2])}", text)
+
+
+def _strip_after_slashes(rest: str) -> str:
     head = re.split(r"[?#]", rest, maxsplit=1)[0]
     first = head.partition("/")[0]
     is_login = "@" in first or re.search(r":(?!\d*$)", first) is not None  # a password may contain / ? and #
     if is_login and "@" in rest:
         rest = rest.rpartition("@")[2] if "@" not in first else f"{first.rpartition('@')[2]}{rest[len(first) :]}"
-    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0]}"
-
-
-def hide_secrets(text: str) -> str:
-    """Strip the secrets of all URLs in a text."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+", lambda found: strip_secrets(found[0]), text)
+    return SECRET_PARAMETER.sub("", re.split(r"[?#]", rest, maxsplit=1)[0])
 
 
 def shorten(text: str, limit: int = 600) -> str:

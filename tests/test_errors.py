@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from hydra.core.override_parser.types import escape_special_characters
 from hypothesis import given
 from hypothesis import strategies as st
 from support import environment, errors_of, run_python
@@ -117,6 +118,28 @@ def test_a_url_keeps_what_names_the_thing_alone(url, shown):
     assert "s3cret" not in str(raised(reject, "corpus.path", "must be a path", [url]))
 
 
+@given(
+    st.text(st.sampled_from("aB7 '\"<>,;[]{}()=&!$:+-/?#%*\\"), min_size=4, max_size=20).map("k{}".format),
+    st.sampled_from(["{}", "key={}", "'{}', x", "['{}', '{}']", "[{},{}]", '{{"storage": "{}"}}', "Storage: {} (new)"]),
+    st.sampled_from(["postgresql://user:{}@host/db", "redis+tls://:{}@host:1/0", "https://user:{}@host/?x=1"]),
+)
+def test_no_password_of_a_url_is_left_in_a_text(password, around, url):
+    text = around.replace("{}", url.format(password)).replace("{{", "{").replace("}}", "}")
+    for shown in (hide_secrets(text), hide_secrets(escape_special_characters(text))):
+        assert password not in shown
+        assert escape_special_characters(password) not in shown
+        assert "host" in shown
+
+
+def test_other_texts_than_logins_stay_as_they_are_and_take_no_time():
+    for text in ("http://localhost:9, u@h", "see <https://h/x> or 'me@h'", "C://a", "a: b@c", "x://", "s3://b/a@b/c"):
+        assert hide_secrets(text) == text
+    for text in ("a" * 10**6, "a://" * 10**5, "u://a:" * 10**5):
+        started = time.process_time()
+        hide_secrets(text)
+        assert time.process_time() - started < 10
+
+
 def test_no_value_of_a_points_record_gets_into_the_markup_of_the_page(tmp_path):
     bad = '"><script>alert(1)</script>\x1b'
     figures = {"max_length": 8, "stride": 8, "windows": 3, "bytes_per_token": 1.0, "naive_bytes_per_token": 2.0}
@@ -150,6 +173,16 @@ def test_secrets_of_urls_reach_no_file_and_no_terminal(cli, tmp_path):
     for done in (failed, sweep, cli(f'shards.path="{SECRET}"'), cli(f'cache.path="{SECRET}"')):
         assert "s3cret" not in done.stdout + done.stderr
         assert "token=abc" not in done.stdout + done.stderr
+
+
+def test_a_secret_that_is_swept_is_hidden_too_though_hydra_escapes_it(cli, tmp_path):
+    urls = "corpus.url=https://user:s3cret@localhost:9/a,https://user:s3cret@localhost:9/b"
+    done = cli("-m", "corpus=the_verdict", "stages=write", urls, "hydra.sweep.dir=S", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "2 points: 2 failed" in done.stdout
+    assert "localhost:9/b" in (tmp_path / "S/sweep.csv").read_text()
+    assert found_in(tmp_path, "s3cret") == set()
+    assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_secrets_reach_no_file_that_a_sweeper_of_others_writes(cli, tmp_path):

@@ -98,7 +98,7 @@ def logged_warnings() -> Iterator[None]:
 
     def show_and_log(message: Warning | str, category: type[Warning], *arguments: Any, **options: Any) -> None:
         RUN.warning("%s: %s", category.__name__, message)
-        show(message, category, *arguments, **options)
+        show(visible(hide_secrets(str(message))), category, *arguments, **options)
 
     warnings.showwarning = show_and_log
     try:

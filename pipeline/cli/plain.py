@@ -16,7 +16,7 @@ def jsonable(value: Any) -> Any:
     Secrets of URLs are left out.
     """
     if isinstance(value, dict):
-        return {key: jsonable(inner) for key, inner in value.items()}
+        return {jsonable(key): jsonable(inner) for key, inner in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return jsonable(dataclasses.asdict(value))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

@@ -13,18 +13,21 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
+from pipeline.base.wording import visible
 from pipeline.cli.answer import answer
 from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
 from pipeline.cli.config import Config
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.log import hide_secrets_in_logs
 from pipeline.cli.sweep import finish_sweep, reported_sweep
+from pipeline.rules import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,8 +78,11 @@ def run_program(
         print(f"{program}: interrupted. {resume_hint()}", file=sys.stderr)
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
     except BaseException as error:
-        if wants_traceback or is_interrupt(error):
+        if is_interrupt(error):
             raise
+        if wants_traceback:
+            print(visible(hide_secrets("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
+            sys.exit(1)
         sys.exit(report_error(error, program=program))
 
 
