@@ -21,7 +21,8 @@ from pipeline.loader.row_group_cache import count_tokens
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.loader.readers import ShardReader, StoreReader
+    from pipeline.loader.shard_reader import ShardReader
+    from pipeline.loader.store_reader import StoreReader
     from pipeline.shards.manifest import Manifest
     from pipeline.windows import Documents
 
