@@ -12,6 +12,7 @@ from pipeline.base.permutation import invert, make_key, permute, permute_one
 from pipeline.loader import sequence as sequence_module
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
+from pipeline.loader.sequence import shuffle_even, shuffle_many_even
 from pipeline.shards import row_groups as row_groups_module
 from pipeline.shards.row_groups import (
     EvenRowGroups,
@@ -111,6 +112,21 @@ def test_a_mixture_of_both_kinds_is_that_of_tables(shapes, shuffle, seed, lanes,
     indices = np.arange(100)
     assert one.windows(indices).tolist() == twin.windows(indices).tolist()
     assert list(itertools.islice(one.spans(7), 50)) == list(itertools.islice(twin.spans(7), 50))
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 8), st.integers(0, 3)), min_size=1, max_size=6), seeds)
+def test_the_sequences_of_many_data_sets_are_those_of_each(cases, seed):
+    """Asked for every index of all of them, when a table is made, and for one index of each, when none is."""
+    sizes, per_group, epochs = (np.array(column) for column in zip(*cases, strict=True))
+    for counts in (sizes, np.ones_like(sizes)):
+        of = np.repeat(np.arange(len(cases)), counts)
+        index = np.concatenate([np.arange(count) for count in counts])
+        many = shuffle_many_even(sizes, per_group, seed=seed, epochs=epochs, of=of)
+        number = many.number(index)
+        for case, (windows, size, epoch) in enumerate(cases):
+            one, mine = shuffle_even(EvenRowGroups(windows, size), seed=seed, epoch=epoch), of == case
+            assert number[mine].tolist() == one.number(index[mine]).tolist()
+            assert many.first_window(number)[mine].tolist() == one.first_window(number[mine]).tolist()
 
 
 def test_the_example_of_a_sequence_is_what_happens():

@@ -23,16 +23,18 @@ _POWERS_OF_TWO = np.left_shift(_ONE, np.arange(64, dtype=np.uint64))
 _ALL_BITS = (1 << 64) - 1
 _MIX_FIRST, _MIX_SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _GOLDEN_INT = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, SplitMix64's increment: odd, so all 2**64 sums differ
-_GOLDEN = np.uint64(_GOLDEN_INT)
+# As arrays: numpy converts a plain number anew for each operation, which takes longer than the operation on 100 items.
+_GOLDEN, _MIX_1, _MIX_2 = (np.array(number, np.uint64) for number in (_GOLDEN_INT, _MIX_FIRST, _MIX_SECOND))
+_27, _30, _31 = (np.array(number, np.uint64) for number in (27, 30, 31))
 
 
 def _mix(x: UInt64) -> UInt64:
     """Scramble 64 bits, in place: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(_MIX_FIRST)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(_MIX_SECOND)
-    x ^= x >> np.uint64(31)
+    x ^= x >> _30
+    x *= _MIX_1
+    x ^= x >> _27
+    x *= _MIX_2
+    x ^= x >> _31
     return x
 
 

@@ -203,7 +203,8 @@ class Prefetcher:
             stop = batches if change is None else min(batches, done - (here - change) // part.global_batch)
             take = min(size, stop - done)
             if done + take > asked:
-                more = min(max(take, 4 * size, UNIT_ROWS // self.batch_size if size == full else 0), stop - asked)
+                # First for a few batches, since a caller waits; then for many, since each question has a price.
+                more = min(max(take, UNIT_ROWS // self.batch_size if asked else 4 * size), stop - asked)
                 indices = part.indices(start + asked * part.global_batch, more).ravel()
                 if not order.endless:
                     indices = indices[indices < order.stop(epoch)]  # the rest of the last step only fills it

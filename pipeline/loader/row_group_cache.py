@@ -49,7 +49,7 @@ class Need(NamedTuple):
 class Slots(NamedTuple):
     """Where cached row groups are."""
 
-    groups: np.ndarray  # int64 [G], ascending
+    groups: np.ndarray | None  # int64 [G], ascending; None: 0 to G - 1
     slots: np.ndarray  # int64 [G]
     pitches: np.ndarray  # int64 [G], the tokens between the starts of two windows
 
@@ -73,6 +73,7 @@ class RowGroupCache:
         self._height = reader.groups.largest
         self._width = slot_tokens(reader)
         self._tokens = np.empty(slots * self._width, reader.dtype)
+        self._views = view_windows(self._tokens, pitch=1, max_length=reader.max_length)  # what starts at each token
         self._bounds = np.zeros((slots * self._height if self._has_bounds else 0, 2), np.int32)
         self._marks = np.zeros((slots * self._height, ends_bytes(reader)), np.uint8) if has_ends(reader) else None
         self._slot: dict[int, int] = {}  # of each cached row group
@@ -158,14 +159,15 @@ class RowGroupCache:
     def _find_slots(self, groups: np.ndarray) -> Slots:
         """Return where cached row groups are, int64 [G] ascending."""
         slots = np.array([self._slot[group] for group in groups.tolist()], np.int64)
-        return Slots(groups, slots, np.array([self._pitch[group] for group in groups.tolist()], np.int64))
+        pitches = np.array([self._pitch[group] for group in groups.tolist()], np.int64)
+        return Slots(None if np.array_equal(groups, np.arange(len(groups))) else groups, slots, pitches)
 
     def _gather_from_slots(self, known: Slots, groups: np.ndarray, rows: np.ndarray) -> RowBatch:
         """Gather rows [B] of row groups [B] that are among the known ones."""
-        which = np.searchsorted(known.groups, groups)
+        which = groups if known.groups is None else np.searchsorted(known.groups, groups)
         slots = known.slots[which]
         offsets = slots * self._width + rows * known.pitches[which]
-        ids_BT1 = view_windows(self._tokens, pitch=1, max_length=self.reader.max_length)[offsets]
+        ids_BT1 = self._views[offsets]
         at = slots * self._height + rows
         bounds_B2 = self._bounds[at] if self._has_bounds else None
         return self._row_batch(ids_BT1, bounds_B2, None if self._marks is None else self._marks[at])

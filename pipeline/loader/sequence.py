@@ -39,6 +39,9 @@ class EvenSequence(NamedTuple):
     missing: int | Int64  # windows that the last row group has less than the others
     short: int | Int64  # its number in the sequence
     key: UInt64 | None  # of the shuffle; None: as stored
+    # The row groups of all sequences in their order, one sequence after the other, and where that of each index starts
+    # there, [P]; None: each is computed when it is asked for.
+    images: tuple[Int64, Int64] | None = None
 
     def number(self, index: Count) -> Count:
         """Return the number in the sequence of the row group with the window at an index."""
@@ -55,7 +58,11 @@ class EvenSequence(NamedTuple):
 
     def first_window(self, number: Int64) -> Int64:
         """Return the first window of the row group of each number [P]: int64 [P]."""
-        group = number if self.key is None else permute(number, self.num_groups, self.key)
+        if self.images is not None:
+            groups, firsts = self.images
+            group: Int64 = groups[firsts + number]
+        else:
+            group = number if self.key is None else permute(number, self.num_groups, self.key)
         return group * self.per_group
 
 
@@ -133,7 +140,14 @@ def shuffle_many_even(sizes: Int64, per_group: Int64, *, seed: int, epochs: Int6
     """
     count, key = -(-sizes // per_group), make_key(seed, epochs, GROUPS)
     missing, short = count * per_group - sizes, invert(count - 1, count, key)
-    return EvenSequence(per_group[of], count[of], missing[of], short[of], key[of])
+    fields = per_group[of], count[of], missing[of], short[of], key[of]
+    total = int(count.sum())
+    if total > len(of):
+        return EvenSequence(*fields)
+    # Fewer row groups than indices: each is permuted once.
+    bases, pair = np.cumsum(count) - count, np.repeat(np.arange(len(count)), count)
+    images = permute(np.arange(total) - bases[pair], count[pair], key[pair])
+    return EvenSequence(*fields, (images, bases[of]))
 
 
 def list_sequence(groups: ListedRowGroups, order: Int64) -> ListedSequence:
