@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.corpus.opened import ObjectFile, open_raw, size_of
+from pipeline.corpus.opened import TO_END, ObjectFile, open_raw, size_of
+from pipeline.corpus.spool import SpooledFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import RawIOBase
+
+    from pipeline.corpus.opened import Stamp
+    from pipeline.corpus.spool import SpooledRange
 
 BLOCK_BYTES = 8 << 20  # of unpacked content: each switch from parsing to encoding empties the CPU's caches
 RAW_BYTES = 256 << 10  # of a file that is hashed or searched
@@ -74,17 +78,26 @@ def is_packed(path: str | Path) -> bool:
     return packing_of(path) is not None
 
 
-def read_blocks(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+def read_blocks(
+    path: str | Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    stamp: Stamp | None = None,
+    spooled: SpooledRange | None = None,
+) -> Iterator[bytes]:
     """Yield the content of a file, unpacked if its name ends in one of `SUFFIXES`, in blocks of a few megabytes.
 
-    `start` and `stop` are bytes of a plain file.
+    `start` and `stop` are bytes of a plain file. Of an object, `stamp` says which version is meant, and `spooled` has
+    what was fetched of it before.
 
     Raises:
         ValueError: the file cannot be read, or is truncated or damaged; the message names the file and the byte.
 
     """
+    is_spooled, end = spooled is not None and spooled.is_complete(), TO_END if stop is None else stop
     try:
-        with open_raw(path) as file:
+        with spooled.open(str(path)) if spooled and is_spooled else open_raw(path, stop=end, stamp=stamp) as file:
             if is_packed(path):
                 assert start == 0, f"{path} is compressed, and is never cut"
                 yield from _unpack(path, file)
@@ -123,10 +136,12 @@ def read_start(path: str | Path, limit: int) -> tuple[bytes, int, bool]:
         raise _unreadable(path, error) from error
 
 
-def read_raw(path: str | Path, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+def read_raw(
+    path: str | Path, *, start: int = 0, stop: int | None = None, stamp: Stamp | None = None
+) -> Iterator[bytes]:
     """Yield the bytes of a file as they are on disk, in blocks that fit a CPU's cache; otherwise like `read_blocks`."""
     try:
-        with open_raw(path) as file:
+        with open_raw(path, stop=stop, stamp=stamp) as file:
             yield from _plain(file, start, stop, RAW_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -212,7 +227,7 @@ def _unpack_zstd(file: RawIOBase, _: str) -> Iterator[bytes]:
     if not size_of(file):
         raise EOFError
     copy: RawIOBase = file
-    if not isinstance(file, ObjectFile):
+    if not isinstance(file, ObjectFile | SpooledFile):
         copy = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)  # Arrow closes it; both share one offset
     try:
         with pa.CompressedInputStream(pa.PythonFile(copy, "r"), "zstd") as stream:

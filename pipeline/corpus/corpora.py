@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.corpus.files import FoundFile, FoundFiles, PassedOver
+    from pipeline.corpus.spool import Spool
     from pipeline.settings import CorpusConfig
 
 
@@ -64,17 +65,19 @@ def find_partitions(
     cut_safe: bool,
     workers: int,
     hold: int = 0,
+    spool: Spool | None = None,
 ) -> FoundInput:
     """List a corpus's partitions in a stable order, their content hashed; `texts` in memory replace the corpus.
 
-    Up to `hold` bytes of small files are kept in memory for their tokenizing, which then does not read them again.
+    Up to `hold` bytes of small files are kept in memory for their tokenizing, which then does not read them again; and
+    ranges of larger objects in the `spool`.
 
     Raises:
         ValueError: there is nothing to read, a file is not what it should be, or a download failed.
 
     """
     known = open_hashes(cache, corpus.paths) if corpus.trust_mtime else KnownHashes()
-    context = Context(cache, cut_safe, Hashing(workers, hold, known))
+    context = Context(cache, cut_safe, Hashing(workers, hold, known, spool))
     if texts is not None:
         return FoundInput(partition_texts(texts), {})
     if corpus.name in WITHOUT_FILES:

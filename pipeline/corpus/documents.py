@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline.corpus.hashed import HeldFiles, Trusted
+    from pipeline.corpus.spool import SpooledRange
 
 BATCH_BYTES = 8 << 20  # of text in a batch: large enough to amortize a call, small enough for memory
 # The longest document that is buffered in full if no limit is given: encoding takes up to 9 times its bytes.
@@ -46,6 +47,7 @@ class Partition:
     texts: tuple[bytes, ...] = dataclasses.field(default=(), repr=False)  # of a corpus in memory
     trusted: tuple[Trusted, ...] = dataclasses.field(default=(), compare=False)  # what was not read to be hashed
     held: HeldFiles | None = dataclasses.field(default=None, repr=False, compare=False)  # contents of a group's files
+    spooled: SpooledRange | None = dataclasses.field(default=None, repr=False, compare=False)  # content of an object
 
     def select(self, start: int, stop: int) -> Partition:
         """Return a group of only some of its files."""
@@ -63,6 +65,12 @@ class Partition:
             ),
             held=self.held and self.held.select(start, stop),
         )
+
+    def forget(self) -> None:
+        """Forget what is kept of its files since they were hashed."""
+        for kept in (self.held, self.spooled):
+            if kept is not None:
+                kept.forget()
 
 
 class DocumentFault(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.compression import divide_content, is_packed, read_blocks
-from pipeline.corpus.opened import find_status, read_object
+from pipeline.corpus.opened import CHANGED, find_status, read_object
 from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from pipeline.corpus.documents import Partition
     from pipeline.corpus.files import FoundFile
-    from pipeline.corpus.opened import Status
-
-Stamp = tuple[int, int]  # a file's size and modification time: they alone show a change during the run
+    from pipeline.corpus.opened import Stamp, Status
+    from pipeline.corpus.spool import SpooledRange
 
 
 class Trusted(NamedTuple):
@@ -50,6 +49,7 @@ class Hashed(NamedTuple):
     is_text: bool = False  # UTF-8, and no block is binary
     longest: int = 0  # most bytes of consecutive blocks without a cut point
     held: HeldFiles | None = None
+    spooled: SpooledRange | None = None
     trusted: tuple[Trusted, ...] = ()
 
 
@@ -121,10 +121,23 @@ def _read_object(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
 def read_file(partition: Partition, source: int) -> Iterator[bytes]:
     """Yield what a partition has of one of its files, in blocks, unpacked; raises like `read_blocks`."""
     path = partition.paths[source]
-    if not partition.is_group or is_packed(path):
-        yield from read_blocks(path, start=partition.start, stop=partition.stop)
+    if not partition.is_group:
+        yield from read_range(partition)
+    elif is_packed(path):
+        yield from read_blocks(path)
     else:
         yield from divide_content(read_small(partition, source))
+
+
+def read_range(partition: Partition) -> Iterator[bytes]:
+    """Yield what a partition has of its only file, in blocks, unpacked; raises like `read_blocks`."""
+    return read_blocks(
+        partition.paths[0],
+        start=partition.start,
+        stop=partition.stop,
+        stamp=next(iter(partition.stamps), None),
+        spooled=partition.spooled,
+    )
 
 
 def read_small(partition: Partition, source: int) -> bytes:
@@ -142,8 +155,10 @@ def read_small(partition: Partition, source: int) -> bytes:
 def check_unchanged(partition: Partition) -> None:
     """Raise a ValueError if a file's size or modification time is not what it was when the file was hashed.
 
-    The plain files of a group are left to `read_small`.
+    The plain files of a group are left to `read_small`; what was spooled is not read again.
     """
+    if partition.spooled is not None and partition.spooled.is_complete():
+        return
     for path, stamp in zip(partition.paths, partition.stamps, strict=bool(partition.stamps)):
         if (not partition.is_group or is_packed(path)) and file_stamp(path) != stamp:
             raise changed(path)
@@ -163,4 +178,4 @@ def _stamp(status: os.stat_result | Status) -> Stamp:
 
 def changed(path: str | Path) -> ValueError:
     """Return the error of a file that does not stay as it is."""
-    return ValueError(f"{path}: was changed while this run was reading it; run again once it no longer changes")
+    return ValueError(f"{path}: {CHANGED}")

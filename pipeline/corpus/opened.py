@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -9,13 +10,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.corpus.spool import SpooledFile
+from pipeline.storage.interface import Entry
 from pipeline.storage.names import Location, is_uri, split_uri
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
-    from pipeline.storage.interface import Entry, Storage
+    from pipeline.storage.interface import Storage
 
 WINDOW_BYTES = 8 << 20  # that a request asks for: at 30 ms each, 270 MB/s of a worker
+TO_END = 1 << 62  # as `stop`: all is read in order
+FIRST_BYTES = 256 << 10  # that the first request asks for if nobody knows how much is read
+
+
+Stamp = tuple[int, int]  # a file's size and modification time: they alone show a change during the run
+CHANGED = "was changed while this run was reading it; run again once it no longer changes"
 
 
 class Status(NamedTuple):
@@ -28,14 +37,16 @@ class Status(NamedTuple):
     st_ino: int = 0
 
 
-def open_raw(path: str | Path) -> io.RawIOBase:
-    """Open a file without a buffer.
+def open_raw(path: str | Path, *, stop: int | None = None, stamp: Stamp | None = None) -> io.RawIOBase:
+    """Open a file without a buffer. `stop` and `stamp` are those of `ObjectFile`.
 
     Raises:
         OSError: it cannot be read.
 
     """
-    return ObjectFile(path) if isinstance(path, str) and is_uri(path) else Path(path).open("rb", buffering=0)
+    if isinstance(path, str) and is_uri(path):
+        return ObjectFile(path, stop=stop, stamp=stamp)
+    return Path(path).open("rb", buffering=0)
 
 
 def find_status(path: str | Path) -> os.stat_result | Status:
@@ -54,7 +65,7 @@ def read_object(path: str) -> bytes:
 
 def status_of(entry: Entry) -> Status:
     """Return what a listing says of an object as its status."""
-    number = hashlib.sha256(entry.etag.encode()).digest()[:7]
+    number = hashlib.sha256(entry.etag.strip('"').encode()).digest()[:7]
     return Status(entry.size, int.from_bytes(number, "little"))
 
 
@@ -75,13 +86,25 @@ def _open_bucket(uri: str, _: int) -> Storage:
 
 
 class ObjectFile(io.RawIOBase):
-    """An object as a file that is read by ranges, a window at a time."""
+    """An object as a file that is read by ranges, a window at a time.
 
-    def __init__(self, uri: str) -> None:
+    All its bytes are of one version.
+
+    Args:
+        uri: of the object.
+        stop: it is read in order up to there, so that each window may be large; None: windows grow as it is read.
+        stamp: of the version that is meant; None: of the one that is there.
+
+    """
+
+    def __init__(self, uri: str, *, stop: int | None = None, stamp: Stamp | None = None) -> None:
         super().__init__()
         self.name = uri
         self._storage, self._object = split_object(uri)
-        self.size = self._storage.size(self._object)
+        self._stamp = stamp or status_of(self._storage.stat(self._object))[:2]
+        self.size = self._stamp[0]
+        self._stop = self.size if stop is None else min(stop, self.size)
+        self._step = FIRST_BYTES if stop is None else WINDOW_BYTES
         self._at, self._start, self._window = 0, 0, memoryview(b"")
 
     def readable(self) -> bool:
@@ -109,9 +132,12 @@ class ObjectFile(io.RawIOBase):
             return 0
         skipped = self._at - self._start
         if not 0 <= skipped < len(self._window):
-            stop = min(self.size, self._at + max(WINDOW_BYTES, len(view)))
-            (content,) = self._storage.read_ranges(self._object, [(self._at, stop)])
+            stop = min(self._stop if self._at < self._stop else self.size, self._at + max(self._step, len(view)))
+            content, etag = self._storage.read_range(self._object, self._at, stop)
+            if status_of(Entry(self._object, self.size, 0.0, etag))[:2] != self._stamp:
+                raise OSError(errno.EINVAL, CHANGED, self.name)
             self._start, self._window, skipped = self._at, memoryview(content), 0
+            self._step = min(4 * self._step, WINDOW_BYTES)
         part = self._window[skipped : skipped + len(view)]
         view[: len(part)] = part
         self._at += len(part)
@@ -120,4 +146,4 @@ class ObjectFile(io.RawIOBase):
 
 def size_of(file: io.RawIOBase) -> int:
     """Return the size of an open file."""
-    return file.size if isinstance(file, ObjectFile) else os.fstat(file.fileno()).st_size
+    return file.size if isinstance(file, ObjectFile | SpooledFile) else os.fstat(file.fileno()).st_size

@@ -37,17 +37,20 @@ from pipeline.corpus.known_hashes import KnownHashes
 from pipeline.corpus.signatures import is_binary
 from pipeline.corpus.small_files import Budget, hash_small_files
 from pipeline.executor.local import run_tasks
+from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.corpus.files import FoundFile
+    from pipeline.corpus.spool import Spool
 
     FindCut = Callable[[str, int], int | None]
 
 PARTITION_BYTES = 16 << 20  # large enough to amortize a chunk's files, small enough to keep all workers busy to the end
 MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewer workers are idle at the end
 SMALL_BYTES = 1 << 20
+FETCHING_THREADS = 8  # that hash objects, each with one window of them in memory
 
 
 class Hashing(NamedTuple):
@@ -56,6 +59,11 @@ class Hashing(NamedTuple):
     workers: int  # threads
     hold: int = 0  # most bytes of small files that are held until they are tokenized
     known: KnownHashes = KnownHashes()  # of an earlier run
+    spool: Spool | None = None  # where what is fetched of objects is kept until it is tokenized
+
+    def threads(self, ranges: Sequence[FileRange]) -> int:
+        """Return how many threads hash these ranges: more than cores if they wait for a store."""
+        return max(self.workers, FETCHING_THREADS) if any(is_uri(one.files[0].path) for one in ranges) else self.workers
 
 
 def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, hashing: Hashing) -> list[Partition]:
@@ -121,15 +129,23 @@ def _hash_ranges(
     runs = [(small, list(run)) for small, run in groupby(files, lambda file: file.status.st_size < SMALL_BYTES)]
     groups = hash_small_files([run for is_small, run in runs if is_small], Budget(hashing.hold), hashing.known)
     cut = {file.path: _cut_file(file, find_cut) for is_small, run in runs if not is_small for file in run}
-    ranges = (one for parts in cut.values() for one in parts)
-    hashed = run_tasks(partial(_hash_range, delimiter=delimiter, known=hashing.known), ranges, workers=hashing.workers)
+    ranges = [one for parts in cut.values() for one in parts]
+    hash_range = partial(_hash_range, delimiter=delimiter, known=hashing.known, spool=hashing.spool)
+    hashed = run_tasks(hash_range, ranges, workers=hashing.threads(ranges))
     for is_small, run in runs:
         if is_small:
             yield from ([group] for group in next(groups))
         else:
-            yield from ([(one, next(hashed)) for one in cut[file.path]] for file in run)
+            yield from (_of_one_version([(one, next(hashed)) for one in cut[file.path]]) for file in run)
     assert next(hashed, None) is None, "each range is hashed once"
     assert next(groups, None) is None, "each run of small files is read once"
+
+
+def _of_one_version(ranges: list[tuple[FileRange, Hashed]]) -> list[tuple[FileRange, Hashed]]:
+    """Return the ranges of a file; refuse a file that was replaced between the hashing of two of them."""
+    if len({hashed.stamps for _, hashed in ranges}) > 1:
+        raise changed(ranges[0][0].files[0].path)
+    return ranges
 
 
 def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
@@ -146,7 +162,7 @@ def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
     return [FileRange((file,), start, stop) for start, stop in zip(cuts, stops, strict=True)]
 
 
-def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes) -> Hashed:
+def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes, spool: Spool | None) -> Hashed:
     """Hash a range of a file, or all of it, unless that is known."""
     file = files.files[0]
     what = f"{files.start} {files.stop} {delimiter and delimiter.hex()}"
@@ -155,13 +171,13 @@ def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes
         digest, size, rows, is_text, longest = facts
         stamp = file.status.st_size, file.status.st_mtime_ns
         return Hashed((digest,), (stamp,), size, rows, is_text, longest, trusted=(trusted,))
-    hashed = _read_range(files, delimiter)
+    hashed = _read_range(files, delimiter, spool if is_uri(file.path) else None)
     known.add(file, what, [*hashed.digests, hashed.num_bytes, hashed.num_rows, hashed.is_text, hashed.longest])
     return hashed
 
 
-def _read_range(files: FileRange, delimiter: bytes | None) -> Hashed:
-    """Hash a range of a file.
+def _read_range(files: FileRange, delimiter: bytes | None, spool: Spool | None) -> Hashed:
+    """Hash a range of a file; one of an object is also spooled.
 
     In a range count the delimiters; without one, find out whether it is text and how far apart its cut points are.
     """
@@ -169,9 +185,13 @@ def _read_range(files: FileRange, delimiter: bytes | None) -> Hashed:
     longest = uncut = 0
     path = files.files[0].path
     stamp = file_stamp(path)
+    stop = stamp[0] if files.stop is None and is_uri(path) else files.stop
+    spooled = spool.reserve(files.start, stamp[0] if stop is None else stop) if spool else None
     digest, tail = hashlib.sha256(), b""
-    for block in read_raw(path, start=files.start, stop=files.stop):
+    for block in read_raw(path, start=files.start, stop=stop, stamp=stamp):
         digest.update(block)
+        if spooled:
+            spooled.add(block)
         size += len(block)
         if files.start or files.stop is not None:
             if delimiter:
@@ -181,9 +201,9 @@ def _read_range(files: FileRange, delimiter: bytes | None) -> Hashed:
                 is_text = is_text and not is_binary(block.count(b"\0"), len(block))
                 uncut = 0 if next(safe_cuts(block), None) is not None else uncut + len(block)
                 longest = max(longest, uncut)
-    if file_stamp(path) != stamp:
+    if not is_uri(path) and file_stamp(path) != stamp:  # each answer of a store says of which version it is
         raise changed(path)
-    return Hashed((digest.hexdigest(),), (stamp,), size, rows.count, is_text and not tail, longest)
+    return Hashed((digest.hexdigest(),), (stamp,), size, rows.count, is_text and not tail, longest, spooled=spooled)
 
 
 def _check_utf8(text: bytes) -> tuple[bool, bytes]:
@@ -233,6 +253,7 @@ def _partition(
         stamps=hashed.stamps,
         trusted=hashed.trusted,
         held=hashed.held,
+        spooled=hashed.spooled,
     )
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.corpus.files import FoundFile
-    from pipeline.corpus.hashed import Stamp
     from pipeline.corpus.known_hashes import KnownHashes
+    from pipeline.corpus.opened import Stamp
 
 READ_FILES = 256  # in one step of a thread
 READ_BYTES = 2 << 20  # of them

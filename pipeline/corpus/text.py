@@ -29,7 +29,7 @@ from pipeline.corpus.documents import (
     reject,
     too_long,
 )
-from pipeline.corpus.hashed import read_small
+from pipeline.corpus.hashed import read_range, read_small
 from pipeline.corpus.signatures import check_format, check_text, is_binary
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _read_file(
     key = b"".join(read_blocks(path, stop=KEY_BYTES)) if partition.is_segment else None
     buffered, searched, num_read = bytearray(), 0, 0
     head = b""
-    blocks = read_blocks(path, start=partition.start, stop=partition.stop)
+    blocks = read_blocks(path) if partition.is_group else read_range(partition)
     for block in blocks if partition.start else check_format(path, blocks, text=True):
         buffered += block
         head = head or bytes(buffered[:HEAD_BYTES])

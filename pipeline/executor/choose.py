@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pipeline.settings import ExecutorConfig
 
+UPLOADS = 4  # at once, by one process
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -44,8 +46,10 @@ def check_executor(section: ExecutorConfig) -> None:
 
 
 @contextmanager
-def open_executor(section: ExecutorConfig) -> Iterator[Executor]:
+def open_executor(section: ExecutorConfig, *, uploads: bool = False) -> Iterator[Executor]:
     """Yield the executor that a section describes; at the end of the block what it started has ended.
+
+    With `uploads` the last steps of tasks wait for an object store, so that several run at once.
 
     Raises:
         ConfigError: its package is not installed.
@@ -58,4 +62,4 @@ def open_executor(section: ExecutorConfig) -> Iterator[Executor]:
         with connect(section.address, section.workers) as executor:
             yield executor
         return
-    yield LocalExecutor(section.num_workers)
+    yield LocalExecutor(section.num_workers, UPLOADS if uploads else 1)

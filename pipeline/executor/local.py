@@ -21,9 +21,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
-    """Runs tasks on this many threads of this process; see `pipeline.executor.Executor`."""
+    """Runs tasks on this many threads of this process; see `pipeline.executor.choose.Executor`."""
 
     workers: int
+    flushers: int = 1  # threads for the last steps of tasks, which wait for a disk or a store
 
     def run_tasks(self, task: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `task(item)` for each item, in the items' order."""
@@ -31,7 +32,7 @@ class LocalExecutor:
 
     def run_and_flush(self, task: Callable[[Item], Callable[[], Result]], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `task(item)()` for each item, in the items' order."""
-        return run_and_flush(task, items, workers=self.workers)
+        return run_and_flush(task, items, workers=self.workers, flushers=self.flushers)
 
 
 def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers: int) -> Iterator[Result]:
@@ -45,14 +46,15 @@ def run_tasks(task: Callable[[Item], Result], items: Iterable[Item], *, workers:
 
 
 def run_and_flush(
-    task: Callable[[Item], Callable[[], Result]], items: Iterable[Item], *, workers: int
+    task: Callable[[Item], Callable[[], Result]], items: Iterable[Item], *, workers: int, flushers: int = 1
 ) -> Iterator[Result]:
-    """Yield `task(item)()` for each item, in the items' order: `task` on the workers, its result on one more thread.
+    """Yield `task(item)()` for each item, in the items' order: `task` on the workers, its result on more threads.
 
-    So the workers start the next tasks while that thread waits for the disk. What a task returned is always called,
-    even after an error.
+    So the workers start the next tasks while those threads wait for the disk or the store. What a task returned is
+    always called, even after an error.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="stridemill-flush") as flusher, _pool("write", workers) as pool:
+    prefix = "stridemill-flush"
+    with ThreadPoolExecutor(flushers, thread_name_prefix=prefix) as flusher, _pool("write", workers) as pool:
 
         def submit(item: Item) -> Future[Result]:
             running = pool.submit(task, item)
@@ -62,7 +64,7 @@ def run_and_flush(
 
             return flusher.submit(finish)
 
-        yield from _in_order(submit, items, ahead=2 * workers)
+        yield from _in_order(submit, items, ahead=2 * workers + flushers - 1)
 
 
 def _in_order(submit: Callable[[Item], Future[Result]], items: Iterable[Item], *, ahead: int) -> Iterator[Result]:

@@ -148,7 +148,7 @@ def prepare_folder(lock: FolderLock, files: set[str], *, is_shared: bool = False
 
 def record_shard(folder: Path, entry: ShardEntry) -> None:
     """Record a shard's size and hash. Not flushed: if a power cut takes the record, that shard is written again."""
-    path = folder / WRITING / f"{Path(entry.path).name}.json"
+    path = folder / record_name(Path(entry.path).name)
     write_json(path, sign({"shard": dataclasses.asdict(entry)}), sync=False)
 
 
@@ -223,7 +223,7 @@ def find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | No
             why = explain(manifest, job) if job else "its fingerprint differs"
             raise ValueError(f"{folder} holds another data set: {why}. {_REMEDY}")
     elif _is_plan(plan, identity):
-        records = map(_read_record, sorted((folder / WRITING).glob("*.parquet.json")))
+        records = map(read_record, sorted((folder / WRITING).glob("*.parquet.json")))
         return {entry.path: entry for entry in records if entry}
     elif plan is not None and plan.get("fingerprint") != identity and not overwrite:
         found = len(list(folder.glob("data/*")))
@@ -266,14 +266,30 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         return {}
 
 
-def _read_record(path: Path) -> ShardEntry | None:
+def record_name(shard: str) -> str:
+    """Return the name of a shard's record, below the folder or the prefix."""
+    return f"{WRITING}/{shard}.json"
+
+
+def read_record(path: Path) -> ShardEntry | None:
+    """Return what is recorded of a shard; None if nothing is, or if it is damaged."""
     try:
-        entry = ShardEntry(**check_signature(read_fields(path))["shard"])
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # truncated by a power cut, or of release 0.1.0, which has no hash
+        return _parse_record(path.read_bytes(), path.name)
+    except OSError:
         return None
-    return entry if f"{Path(entry.path).name}.json" == path.name else None
+
+
+def read_record_at(storage: Storage, name: str) -> ShardEntry | None:
+    """Return what is recorded of a shard at a URI; None if nothing is, or if it is damaged."""
+    try:
+        return _parse_record(storage.read(name), Path(name).name)
+    except FileNotFoundError:
+        return None
+
+
+def _parse_record(content: bytes, name: str) -> ShardEntry | None:
+    try:
+        entry = ShardEntry(**check_signature(parse_fields(content))["shard"])
+    except (ValueError, TypeError, KeyError):  # truncated by a power cut, or of release 0.1.0, which has no hash
+        return None
+    return entry if f"{Path(entry.path).name}.json" == name else None

@@ -12,6 +12,7 @@ from pipeline.base.hashing import hash_json
 from pipeline.base.paths import strip_folders
 from pipeline.base.wording import counted
 from pipeline.corpus.corpora import find_partitions
+from pipeline.corpus.spool import Spool
 from pipeline.packing import choose_group_tokens
 from pipeline.rules import check_place, conflict, strip_secrets
 from pipeline.settings import (
@@ -81,6 +82,11 @@ class Sections:
         if isinstance(self.place, str):
             conflict("shards.path", "must be a folder that all parts of an array job see, not a URI", self.place)
         return self.place
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether chunks or shards are uploaded."""
+        return is_uri(self.shards.path) or is_uri(self.cache.path)
 
     @property
     def cache_folder(self) -> Path:
@@ -225,6 +231,7 @@ def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
     """Load the tokenizer, find the input and hash it.
 
     Up to `hold` bytes of small files are kept in memory for tokenizing, if the cache has no tokens of small files yet.
+    With `hold`, what is fetched of larger objects is kept on disk.
 
     Raises:
         ValueError: the vocabulary cannot be loaded or the corpus cannot be read; the message names which.
@@ -240,6 +247,7 @@ def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
         cut_safe=encoder.cut_safe,
         workers=sections.executor.num_workers,
         hold=0 if has_index(sections.cache_folder, rules) else hold,
+        spool=Spool() if hold else None,
     )
     if sections.tokenizer.engine == "auto" and sum(partition.num_bytes for partition in partitions) <= LITTLE_BYTES:
         encoder = encoder.by_reference()

@@ -8,13 +8,13 @@ holder of the right size. Cost: one request for each thousand objects, and one f
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base.paths import renamed_in_errors
+from pipeline.base.scratch import scratch_folder
 from pipeline.corpus.quarantine import QUARANTINE_NAME
 from pipeline.executor.local import run_tasks
 from pipeline.shards.card import CARD_NAME
@@ -43,8 +43,8 @@ def working_folder(path: Path | str) -> Iterator[tuple[Path, Storage | None]]:
         yield Path(path), None
         return
     storage = open_storage(path)
-    with tempfile.TemporaryDirectory(prefix="stridemill-") as name, renamed_in_errors(name, storage.uri):
-        yield Path(name), storage
+    with scratch_folder() as folder, renamed_in_errors(str(folder), storage.uri):
+        yield folder, storage
 
 
 def fetch_outline(storage: Storage, folder: Path) -> dict[str, int]:

@@ -106,7 +106,7 @@ def write_part(
     job = prepare_job(sections)
     ready = time.perf_counter()
     with translate_os_errors(sections.folder, "shards.path"):
-        if find_finished(sections.folder, job.fingerprint):
+        if any(find_finished(sections.folder, one) for one in job.fingerprints):
             return _report(job, seconds=(ready - started, 0.0, 0.0))
         with share_folder(job) as lock:
             tokens = _tokenize(job)

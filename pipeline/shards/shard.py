@@ -14,23 +14,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.base.atomic import part_of
+from pipeline.base.scratch import scratch_folder
 from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
 from pipeline.shards.entries import ShardEntry
-from pipeline.shards.folder import record_shard, refuse_other_plan, refuse_other_plan_at
+from pipeline.shards.folder import (
+    read_record,
+    read_record_at,
+    record_name,
+    record_shard,
+    refuse_other_plan,
+    refuse_other_plan_at,
+)
 from pipeline.shards.format import find_footer, group_table, shard_schema
 from pipeline.shards.shard_writer import ShardWriter
 from pipeline.storage.hashing import hash_object
+from pipeline.storage.interface import PART_BYTES, exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -126,10 +134,10 @@ def run_shard_tasks(
     lock: FolderLock, tasks: Sequence[ShardTask], *, stored: StoredWindows, layout: Layout, executor: Executor
 ) -> Iterator[ShardEntry]:
     """Yield the entry of each shard, in the tasks' order."""
-    write: Callable[..., ShardEntry] = partial(keep_or_write, folder=lock.folder)
+    shared: dict[str, Any] = {"identity": lock.identity, "stored": stored, "layout": layout}
     if lock.storage is not None:
-        write = partial(keep_or_upload, storage=lock.storage)
-    return executor.run_tasks(partial(write, identity=lock.identity, stored=stored, layout=layout), tasks)
+        return executor.run_and_flush(partial(keep_or_upload, storage=lock.storage, **shared), tasks)
+    return executor.run_tasks(partial(keep_or_write, folder=lock.folder, **shared), tasks)
 
 
 def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: StoredWindows, layout: Layout) -> ShardEntry:
@@ -139,11 +147,13 @@ def keep_or_write(task: ShardTask, *, folder: Path, identity: str, stored: Store
     return write_shard(folder, identity, task, stored=stored, layout=layout)
 
 
-def write_shard(folder: Path, identity: str, task: ShardTask, *, stored: StoredWindows, layout: Layout) -> ShardEntry:
+def write_shard(
+    folder: Path, identity: str, task: ShardTask, *, stored: StoredWindows, layout: Layout, sync: bool = True
+) -> ShardEntry:
     """Write one shard and return its entry for the manifest.
 
-    Several runs of one task may overlap: each has a temporary file of its own, and whichever renames it last puts the
-    same bytes there.
+    Several runs of one task may overlap: each has a temporary file of its own. What another one has published is kept
+    if it has the bytes that are recorded; else this one's takes its place. Without `sync` a power cut may take it.
 
     Raises:
         ValueError: the folder is by now another data set's.
@@ -165,7 +175,8 @@ def write_shard(folder: Path, identity: str, task: ShardTask, *, stored: StoredW
                     writer.write_table(group_table(*stored.read(start, stop), padded=padded, scratch_2BT=scratch_2BT))
                     groups.append(stop - start)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         footer_start, footer = find_footer(temporary)
         entry = ShardEntry(
             path=f"data/{task.name}",
@@ -177,6 +188,10 @@ def write_shard(folder: Path, identity: str, task: ShardTask, *, stored: StoredW
             footer_sha256=hashlib.sha256(footer).hexdigest(),
         )
         refuse_other_plan(folder, identity)
+        published = read_record(folder / record_name(task.name))
+        if published and is_intact(folder, published):
+            temporary.unlink()
+            return published
         record_shard(folder, entry)
         temporary.rename(final)
     except BaseException:
@@ -197,24 +212,49 @@ def is_intact(folder: Path, entry: ShardEntry) -> bool:
 
 def keep_or_upload(
     task: ShardTask, *, storage: Storage, identity: str, stored: StoredWindows, layout: Layout
-) -> ShardEntry:
-    """Return the entry of a shard: the recorded object is kept if it is intact, else it is written and uploaded.
+) -> Callable[[], ShardEntry]:
+    """Write a shard, unless the recorded object is intact. Return the step that uploads it and returns its entry.
 
     Raises:
         ValueError: the prefix is by now another data set's.
 
     """
     if task.known and is_intact_at(storage, task.known):
-        return task.known
-    with tempfile.TemporaryDirectory(prefix="stridemill-") as name:
-        folder = Path(name)
+        known = task.known
+        return lambda: known
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_folder())
         (folder / WRITING).mkdir()
         (folder / "data").mkdir()
-        entry = write_shard(folder, identity, task, stored=stored, layout=layout)
-        refuse_other_plan_at(storage, identity)
+        entry = write_shard(folder, identity, task, stored=stored, layout=layout, sync=False)
+        still_there = stack.pop_all()
+
+    def upload() -> ShardEntry:
+        with still_there:
+            refuse_other_plan_at(storage, identity)
+            return publish_shard(storage, folder, entry)
+
+    return upload
+
+
+def publish_shard(storage: Storage, folder: Path, entry: ShardEntry) -> ShardEntry:
+    """Upload a shard and its record from a folder. Return the entry of what is at the URI after that.
+
+    Something may be there already: of an overlapping run of this task, whose record has its hash. It is kept if it has
+    that hash, and replaced if not.
+    """
+    name = record_name(Path(entry.path).name)
+    is_large = entry.bytes > PART_BYTES  # uploaded in parts, where no condition is set
+    try:
+        if is_large and exists(storage, entry.path):
+            raise FileExistsError  # noqa: TRY301 - as the store would say
+        storage.put(entry.path, folder / entry.path, if_absent=not is_large)
+    except FileExistsError:
+        published = read_record_at(storage, name)
+        if published and is_intact_at(storage, published):
+            return published
         storage.put(entry.path, folder / entry.path, if_absent=False)
-        record = f"{WRITING}/{task.name}.json"
-        storage.put(record, (folder / record).read_bytes(), if_absent=False)
+    storage.put(name, (folder / name).read_bytes(), if_absent=False)
     return entry
 
 

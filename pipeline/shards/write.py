@@ -198,7 +198,10 @@ def write_shards(
                 write_seconds=0.0,
                 peak_memory=peak_memory(),
             )
-        with _lock(folder, storage, job) as lock, open_executor(sections.executor) as cluster:
+        with (
+            _lock(folder, storage, job) as lock,
+            open_executor(sections.executor, uploads=sections.is_remote) as cluster,
+        ):
             opened = time.perf_counter()
             store, origins = _tokenize(job, cluster)
             if sections.executor.name == "ray":

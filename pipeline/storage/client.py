@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from pipeline.storage.names import Location
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-TIMEOUT = "120s"  # of a request with its whole answer; what is lost is asked for again
+# A store that accepts a request and sends nothing for this long has lost it: it is asked again.
+STALL_SECONDS = 30.0
+STALL_VARIABLE = "STRIDEMILL_STORE_TIMEOUT"
+MAX_SECONDS = 86_400  # of a request that makes progress
+SLOWEST = 250_000  # bytes a second: what a large upload may take longer
 
 _users: set[int] = set()  # processes that have used the client: this one, and what it was forked from
 
@@ -27,8 +31,8 @@ def check_installed(location: Location) -> None:
         raise ConfigError(f"{location}: object stores need the package obstore: pip install 'obstore>=0.12'") from None
 
 
-def open_client(location: Location) -> Any:
-    """Return obstore's client of a prefix.
+def open_client(location: Location, *, upload: int = 0) -> Any:
+    """Return obstore's client of a prefix, whose requests upload up to so many bytes.
 
     Raises:
         ConfigError: the endpoint is plain http on another machine, or a setting is missing.
@@ -38,7 +42,7 @@ def open_client(location: Location) -> Any:
 
     options: dict[str, Any] = {
         "prefix": location.key or None,
-        "client_options": {"timeout": TIMEOUT, "allow_http": False},
+        "client_options": {**_time_limits(location, upload), "allow_http": False},
         "retry_config": {"max_retries": 0},  # `RemoteStorage` tries again itself, and compares contents then
     }
     if location.scheme == "s3":
@@ -49,6 +53,24 @@ def open_client(location: Location) -> Any:
     except Exception as error:  # noqa: BLE001 - of obstore's own classes
         what = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(f"{location}: the store's settings are not complete: {what:.200}") from None
+
+
+def _time_limits(location: Location, upload: int) -> dict[str, str]:
+    """Return how long a request may take without an answer, or between two parts of it.
+
+    Raises:
+        ConfigError: the environment variable is no number of seconds.
+
+    """
+    given = os.environ.get(STALL_VARIABLE)
+    try:
+        seconds = float(given) if given else STALL_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < MAX_SECONDS:
+        raise ConfigError(f"{location}: {STALL_VARIABLE} must be a number of seconds above 0; got {given!r}")
+    limit = f"{round((seconds + upload / SLOWEST) * 1000)}ms"
+    return {"read_timeout": limit, "connect_timeout": limit, "timeout": f"{MAX_SECONDS}s"}
 
 
 def check_process(uri: str) -> None:

@@ -18,6 +18,9 @@ Content = Buffer | Path  # what is put: bytes, or a local file
 Range = tuple[int, int]  # start and stop, in bytes
 
 
+PART_BYTES = 16 << 20  # larger objects that may replace others are uploaded in parts, where no condition is set
+
+
 class Entry(NamedTuple):
     """What a listing says of an object."""
 
@@ -90,3 +93,12 @@ class Storage(Protocol):
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects. One that is missing is no error."""
+
+
+def exists(storage: Storage, name: str) -> bool:
+    """Tell whether an object of that name is there."""
+    try:
+        storage.stat(name)
+    except FileNotFoundError:
+        return False
+    return True

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.base.retry import PAUSES, retry
 from pipeline.storage.client import check_process, open_client
 from pipeline.storage.errors import explain
-from pipeline.storage.interface import Entry
+from pipeline.storage.interface import PART_BYTES, Entry
 from pipeline.storage.names import Location, check_name
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REMOTE_PAUSES = (*PAUSES, 10.0)  # seconds before each further try
+UPLOADS = 4  # parts of an object at once
+SMALL_BYTES = 1 << 20  # an upload up to that gets no more time than a question
 COMPARED_BYTES = 8 << 20  # of an object that is compared, at once
-PART_BYTES = 64 << 20  # larger objects are uploaded in parts, where no condition is set
 
 
 class RemoteStorage:
@@ -45,7 +46,7 @@ class RemoteStorage:
 
     def __init__(self, location: Location) -> None:
         self._location = location
-        self._client: Any = None
+        self._clients: dict[int, Any] = {}  # by the bytes that a request of theirs may upload
 
     def __repr__(self) -> str:
         return f"RemoteStorage({self.uri!r})"
@@ -54,7 +55,7 @@ class RemoteStorage:
         return self._location
 
     def __setstate__(self, location: Location) -> None:
-        self._location, self._client = location, None
+        self._location, self._clients = location, {}
 
     @property
     def uri(self) -> str:
@@ -126,8 +127,12 @@ class RemoteStorage:
         """Upload an object."""
         if if_absent:
             return self._put(name, content, "create")
-        options = {"chunk_size": PART_BYTES, "max_concurrency": 4}
-        return self._ask(name, lambda store: _etag(_obstore().put(store, name, content, mode="overwrite", **options)))
+        options = {"chunk_size": PART_BYTES, "max_concurrency": UPLOADS}
+
+        def put(store: Any) -> str:
+            return _etag(_obstore().put(store, name, content, mode="overwrite", **options))
+
+        return self._ask(name, put, upload=UPLOADS * min(_size(content), PART_BYTES))
 
     def put_if_match(self, name: str, content: Content, etag: str) -> str:
         """Replace an object that still has this etag."""
@@ -155,19 +160,24 @@ class RemoteStorage:
                 what = "was changed by another run" if isinstance(mode, dict) else "is there with another content"
                 raise FileExistsError(errno.EEXIST, what, self._uri(name)) from None
 
-        return self._ask(name, put)
+        return self._ask(name, put, upload=_size(content))
 
-    def _ask(self, name: str, request: Callable[[Any], T], *, is_prefix: bool = False) -> T:
-        """Return what a request gives, tried again if its error may pass. All errors are those of the interface."""
+    def _ask(self, name: str, request: Callable[[Any], T], *, is_prefix: bool = False, upload: int = 0) -> T:
+        """Return what a request gives, tried again if its error may pass. All errors are those of the interface.
+
+        `upload` is how many bytes are on their way to the store at once.
+        """
         if name or not is_prefix:
             check_name(name, self.uri)
         check_process(self.uri)
-        if self._client is None:
-            self._client = open_client(self._location)
+        upload = 1 << upload.bit_length() if upload > SMALL_BYTES else 0  # few clients, for sizes up to double
+        if upload not in self._clients:
+            self._clients[upload] = open_client(self._location, upload=upload)
+        client = self._clients[upload]
 
         def ask() -> T:
             try:
-                return request(self._client)
+                return request(client)
             except OSError as error:
                 if error.errno is not None:
                     raise
@@ -191,13 +201,17 @@ def _entry(found: dict[str, Any], name: str) -> Entry:
     return Entry(name, found["size"], found["last_modified"].timestamp(), found["e_tag"] or "")
 
 
+def _size(content: Content) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
 def _etag(result: dict[str, Any]) -> str:
     return result["e_tag"] or ""
 
 
 def _has_content(store: Any, found: Entry, content: Content) -> bool:
     """Compare an object with what was to be put, by size and then by sha256."""
-    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    size = _size(content)
     if found.size != size:
         return False
     if isinstance(content, Path):

@@ -104,8 +104,7 @@ def tokenize(
             break
     del results
     for task in tasks:
-        if task.partition.held is not None:
-            task.partition.held.forget()
+        task.partition.forget()
     made = bool(origins["made"] or origins["mended"])
     store = make_store(tasks, chunks, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, is_new=made)
     return store, origins

@@ -69,8 +69,8 @@ def tokenize_part(
     unique = {task[1:]: task for task in tasks}  # two files of one content have one chunk
     own = [task for key, task in unique.items() if owners[key] == part]
     for key, task in unique.items():
-        if task.partition.held is not None and owners[key] != part:
-            task.partition.held.forget()
+        if owners[key] != part:
+            task.partition.forget()
     encode = partial(encode_partition, cache=cache, tokenizer=tokenizer, corpus=corpus, split=split, audit=audit)
     origins: Counter[str] = Counter()
     found: dict[tuple[object, ...], Chunk] = {}

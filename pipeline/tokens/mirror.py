@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
-import uuid
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +21,9 @@ from urllib.parse import quote, unquote
 from pipeline.base.atomic import replace_file
 from pipeline.base.paths import make_folder, renamed_in_errors
 from pipeline.base.reading import parse_fields
+from pipeline.base.scratch import own_folder, scratch_folder
 from pipeline.base.wording import visible
+from pipeline.storage.interface import exists
 from pipeline.storage.names import is_uri
 from pipeline.storage.open import open_storage
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pipeline.storage.interface import Storage
-
-FOLDER = "stridemill-{}-caches"  # in the system's folder for temporary files, of one user
 
 
 def find_cache(path: str) -> Path:
@@ -47,11 +44,7 @@ def find_cache(path: str) -> Path:
     """
     if not is_uri(path):
         return Path(path)
-    home = Path(tempfile.gettempdir(), FOLDER.format(os.getuid()))
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.is_symlink() or home.stat().st_uid != os.getuid():
-        raise ValueError(f"{home} belongs to another user; remove it, or let TMPDIR name another folder")
-    return home / quote(open_storage(path).uri, safe="")
+    return own_folder("caches") / quote(open_storage(path).uri, safe="")
 
 
 def find_store_file(path: str | os.PathLike[str]) -> Path:
@@ -100,20 +93,18 @@ def fetch_chunk(cache: Path, chunk_id: str) -> bool:
         described = storage.read(f"chunks/{chunk_id}/chunk.json")
     except FileNotFoundError:
         return False
-    temporary = cache / "fetched" / uuid.uuid4().hex
-    temporary.mkdir(parents=True)
-    try:
+    with scratch_folder() as scratch:
+        temporary = scratch / "chunk"
+        temporary.mkdir()
         for name in parse_fields(described).get("files", {}):
             if "/" in name:
                 raise ValueError(f"{storage.uri}/chunks/{chunk_id}/chunk.json names a file {visible(name)!r:.99}")
             with contextlib.suppress(FileNotFoundError):  # `find_chunk` says that it is missing
                 (temporary / name).write_bytes(storage.read(f"chunks/{chunk_id}/{name}"))
         (temporary / "chunk.json").write_bytes(described)
-        folder.parent.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # another process was first
             temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -123,7 +114,7 @@ def publish_chunk(cache: Path, chunk_id: str, files: Iterable[str], *, is_new: b
     An object with another content than a new chunk's is a damaged one, and is replaced.
     """
     storage, folder = storage_of(cache), f"chunks/{chunk_id}"
-    if storage is None or (not is_new and _is_there(storage, f"{folder}/chunk.json")):
+    if storage is None or (not is_new and exists(storage, f"{folder}/chunk.json")):
         return
     for name in (*files, "chunk.json"):
         content = (cache / folder / name).read_bytes()
@@ -147,11 +138,3 @@ def publish_file(cache: Path, name: str) -> None:
     """Upload a file of the cache, if it is there, in the place of one of that name."""
     if (storage := storage_of(cache)) is not None and (cache / name).is_file():
         storage.put(name, (cache / name).read_bytes(), if_absent=False)
-
-
-def _is_there(storage: Storage, name: str) -> bool:
-    try:
-        storage.stat(name)
-    except FileNotFoundError:
-        return False
-    return True

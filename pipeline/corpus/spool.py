@@ -1,0 +1,114 @@
+"""Keep what was fetched to be hashed until it is tokenized, so that an object of a corpus is fetched once.
+
+A spool is one file without a name in the system's folder for temporary files (TMPDIR), so nothing is left of it when
+the process ends, however it ends. It has a limit; what is beyond it is fetched a second time.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from threading import Lock
+from typing import Any, BinaryIO
+
+SPOOL_BYTES = 4 << 30  # and at most a quarter of what is free
+
+
+class Spool:
+    """A temporary file for ranges of objects. Threads write different ranges at once.
+
+    Args:
+        limit: most bytes in it; None: `SPOOL_BYTES`, or a quarter of the free disk space if that is less.
+
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        self._limit = min(SPOOL_BYTES, free // 4) if limit is None else limit
+        self._file: BinaryIO | None = None
+        self._used = 0
+        self._lock = Lock()
+
+    def reserve(self, start: int, stop: int) -> SpooledRange | None:
+        """Return room for bytes `start` to `stop` of an object, or None if the spool is full."""
+        with self._lock:
+            if self._used + stop - start > self._limit:
+                return None
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="stridemill-")  # noqa: SIM115 - open as long as it is used
+            self._used += stop - start
+            return SpooledRange(self._file, self._used - (stop - start), start, stop)
+
+
+class SpooledRange:
+    """Bytes `start` to `stop` of an object, in a spool."""
+
+    __slots__ = ("_base", "_file", "_written", "start", "stop")
+
+    def __init__(self, file: BinaryIO | None, base: int, start: int, stop: int) -> None:
+        self._file, self._base, self._written = file, base, 0
+        self.start, self.stop = start, stop
+
+    def add(self, block: bytes) -> None:
+        """Append bytes; a full disk makes the range incomplete, and it is then not used."""
+        if self._file is None:
+            return
+        try:
+            while block:
+                count = os.pwrite(self._file.fileno(), block, self._base + self._written)
+                self._written, block = self._written + count, block[count:]
+        except OSError:
+            self._file = None
+
+    def is_complete(self) -> bool:
+        """Tell whether it has all bytes of the range."""
+        return self._file is not None and self._written == self.stop - self.start
+
+    def open(self, name: str) -> io.RawIOBase:
+        """Open it as a file in which the object's bytes are at their offsets; `name` is for messages."""
+        assert self._file is not None, "an incomplete range is not read"
+        return SpooledFile(name, self._file, self._base - self.start, self.stop)
+
+    def forget(self) -> None:
+        """Forget the bytes."""
+        self._file = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the bytes behind: another process fetches the object itself."""
+        return SpooledRange, (None, 0, self.start, self.stop)
+
+
+class SpooledFile(io.RawIOBase):
+    """A range of an object as a file."""
+
+    def __init__(self, name: str, file: BinaryIO, shift: int, size: int) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+        self._file, self._shift, self._at = file, shift, 0
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that it can be read from anywhere."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to another offset."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, target: Any) -> int:
+        """Copy the next bytes."""
+        view = memoryview(target).cast("B")[: max(0, self.size - self._at)]
+        count = os.preadv(self._file.fileno(), [view], self._shift + self._at) if len(view) else 0
+        self._at += count
+        return count
