@@ -37,13 +37,15 @@ def run_program(code: str, *arguments: object) -> list[str]:
     return done.stdout.split()
 
 
-def run_interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Run all candidates in turn in every round; return each one's times. A first round, a warm-up, is not counted."""
+def run_interleaved(
+    runs: dict[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Run all candidates in turn in every round; return each one's times. With `warm_up` one more round comes first."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm_up):
         for name, run in runs.items():
             taken = run()
-            if number:
+            if number >= warm_up:
                 times[name].append(taken)
     return times
 

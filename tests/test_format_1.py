@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import sections, store_windows, write_format_1
 
-from pipeline import ShardLoader, read_manifest, verify_shards, write_shards
+from pipeline import ExecutorConfig, ShardLoader, read_manifest, verify_shards, write_shards
+from pipeline.shards.part import write_part
 from pipeline.shards.row_groups import EvenRowGroups, ListedRowGroups
 
 BEFORE = Path(__file__).parent / "data" / "format-1"
@@ -77,6 +78,7 @@ def test_windows_of_its_token_store_resume_from_a_state_of_them(old):
 def test_the_same_config_finds_it_finished(old, name):
     before = contents(name)
     assert write_shards(name, **options_of(name)).finished_before
+    assert write_part(name, **{**options_of(name), "executor": ExecutorConfig(part="0/2")}).finished_before
     assert contents(name) == before
 
 

@@ -1,5 +1,6 @@
 """A Ray cluster as executor: the bytes of threads, whatever happens to workers, nodes and the driver."""
 
+import json
 import math
 import os
 import pickle
@@ -34,6 +35,7 @@ from pipeline.executor.ray import restore as restore_error
 from pipeline.shards.folder import lock_folder, prepare_folder
 from pipeline.shards.job import as_sections, prepare_job
 from pipeline.shards.shard import keep_or_write, plan_shard_tasks
+from pipeline.storage.open import open_storage
 from pipeline.tokens.chunk import DamagedChunk
 from pipeline.tokens.chunk_writer import remove_leftovers
 from pipeline.tokens.encode import tokenize
@@ -53,17 +55,19 @@ WINDOWS = {
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A cluster of one node with two cores, to which this process is connected."""
+def cluster(moto_server, tmp_path_factory):
+    """A cluster of one node with two cores, to which this process is connected. Its workers find moto."""
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     import ray
     from ray.cluster_utils import Cluster
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+        for name, value in (ENVIRONMENT | moto_server.environment).items():
             patch.setenv(name, value)
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 1 << 27})
+        own = {"TMPDIR": str(tmp_path_factory.mktemp("head"))}
+        node = {"num_cpus": 2, "object_store_memory": 1 << 27, "env_vars": own}
+        started = Cluster(initialize_head=True, head_node_args=node)
         ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
         signal.signal(signal.SIGTERM, handler)
         yield started
@@ -364,3 +368,41 @@ def test_a_driver_that_ends_costs_only_unfinished_tasks(number, code, cluster, l
     while leftovers(tmp_path / "there"):  # workers of a killed driver end a little later
         time.sleep(0.1)
         remove_leftovers(tmp_path / "there" / "cache")
+
+
+@pytest.mark.slow
+def test_nodes_that_share_nothing_but_a_bucket_write_the_bytes_of_threads(cluster, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.partitions.PARTITION_BYTES", 1 << 17)
+    monkeypatch.setattr("pipeline.corpus.partitions.SMALL_BYTES", 1 << 10)
+    lines = [json.dumps({"text": f"line {number} " + "word " * (number % 31)}) for number in range(6000)]
+    (tmp_path / "text.jsonl").write_text("\n".join([*lines[:3000], "no JSON", *lines[3000:]]))
+    open_storage(bucket).put("text.jsonl", tmp_path / "text.jsonl")
+    given = {"window": WINDOWS["separate"], "shards": ShardsConfig(windows_per_group=64, windows_per_shard=1024)}
+    local = write(tmp_path / "local", "local", **given, corpus=CorpusConfig(name="jsonl", path=str(tmp_path)))
+    for name in ("driver", "node"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "driver"))
+    own = {"TMPDIR": str(tmp_path / "node")}
+    node = cluster.add_node(num_cpus=2, object_store_memory=1 << 27, env_vars=own)
+    try:
+        with open_executor(ExecutorConfig(name="ray")) as executor:
+            while node.node_id not in executor.run_tasks(eval, [NODE] * 8):
+                pass
+        report = write_shards(
+            f"{bucket}/ds",
+            **{**given, "corpus": CorpusConfig(name="jsonl", path=f"{bucket}/text.jsonl"), "tokenizer": "bytes"},
+            split=SplitConfig(validation=0.3),
+            executor=ExecutorConfig(name="ray"),
+            cache=f"{bucket}/cache",
+        )
+    finally:
+        cluster.remove_node(node)
+    assert report.chunks == report.chunks_made == local.chunks > 4
+    assert report.manifest.corpus["bad"] == {"not_json": 1}
+    storage = open_storage(f"{bucket}/ds")
+    found = {entry.name: storage.read(entry.name) for entry in storage.list()}
+    there = {name.removeprefix("shards/"): content for name, content in contents(tmp_path / "local").items()}
+    assert {name for name in found if found[name] != there.get(name)} <= {"manifest.json", "README.md"}
+    assert found.keys() == {name for name in there if not name.startswith("cache/")}
+    assert list((tmp_path / "node").rglob("train.npy")), "the node has made chunks, or fetched them"
+    assert not list((tmp_path / "driver").rglob("train.npy")), "the driver needs no token"

@@ -2,7 +2,9 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
+import os
 from contextlib import contextmanager, suppress
 
 import pyarrow as pa
@@ -10,10 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 from support import sections
 
-from pipeline import ExecutorConfig, plan_shards, read_manifest, verify_shards, write_shards
+from pipeline import (
+    ExecutorConfig,
+    ShardsConfig,
+    WindowConfig,
+    plan_shards,
+    read_manifest,
+    verify_shards,
+    write_shards,
+)
+from pipeline.base.locks import hold
+from pipeline.base.scratch import own_folder, remove_abandoned, scratch_folder
+from pipeline.corpus.opened import TO_END, open_raw
 from pipeline.shards.complete import PLAN
-from pipeline.shards.entries import MANIFEST_NAME
-from pipeline.shards.folder import refuse_other_plan_at
+from pipeline.shards.entries import MANIFEST_NAME, ShardEntry
+from pipeline.shards.folder import record_shard, refuse_other_plan_at
+from pipeline.shards.part import write_part
+from pipeline.shards.shard import publish_shard
 from pipeline.storage.open import open_storage
 from pipeline.storage.probe import honours_conditions
 from pipeline.storage.remote import RemoteStorage
@@ -286,3 +301,110 @@ def test_a_complete_object_store_honours_conditions_and_takes_a_data_set(new_buc
     assert honours_conditions(open_storage(bucket), "probe")
     write_shards(f"{bucket}/ds", **options(cache_path=f"{bucket}/cache"))
     assert verify_shards(f"{bucket}/ds", cache_path=f"{bucket}/cache").faults == []
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 20])
+def test_an_object_is_fetched_once_as_far_as_the_spool_goes(bucket, proxy, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("pipeline.corpus.partitions.PARTITION_BYTES", 1 << 20)
+    lines = [json.dumps({"text": f"Line {at} of a large file. {'é' * (at % 50)}"}) for at in range(40_000)]
+    (tmp_path / "large.jsonl").write_text("\n".join(lines) + "\n")
+    size = (tmp_path / "large.jsonl").stat().st_size
+    open_storage(bucket).put("corpus/large.jsonl", tmp_path / "large.jsonl")
+    if limit:
+        monkeypatch.setattr("pipeline.corpus.spool.SPOOL_BYTES", limit)
+    shape = {"tokenizer": "bytes", "max_length": 128, "corpus": "jsonl"}
+    local = sections(**shape, corpus_path=str(tmp_path / "large.jsonl"), cache_path=tmp_path / "cache")
+    expected = write_shards(tmp_path / "local", **local).manifest
+    given = sections(**shape, corpus_path=f"{bucket}/corpus/large.jsonl", cache_path=tmp_path / "other")
+    proxy.set()
+    manifest = write_shards(tmp_path / "remote", **given).manifest
+    assert manifest == dataclasses.replace(expected, config=manifest.config)
+    fetched = sum(one.sent for one in proxy.log() if one.method == "GET" and "large" in one.path)
+    searched = 2 * (size >> 20) << 18  # where it may be cut: small requests
+    least = size if limit is None else 2 * size - limit
+    assert least <= fetched <= least + searched + (1 << 20)
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_noticed(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.opened.WINDOW_BYTES", 1 << 20)
+    storage = open_storage(bucket)
+    storage.put("text.txt", b"first " * 500_000)
+    with open_raw(f"{bucket}/text.txt", stop=TO_END) as file:
+        assert file.read(6) == b"first "
+        storage.put("text.txt", b"other " * 500_000, if_absent=False)
+        with pytest.raises(OSError, match="was changed while this run was reading it"):
+            file.seek(2 << 20) and file.read(6)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(tmp_path):
+    home = own_folder("work")
+    for name in ("dead", "living"):
+        (home / name).mkdir()
+        (home / name / "file").touch()
+    (home / "dead.lock").touch()
+    living = hold(home / "living.lock")
+    remove_abandoned.cache_clear()
+    with scratch_folder() as folder:
+        assert {path.name for path in home.iterdir()} == {"living", "living.lock", folder.name, f"{folder.name}.lock"}
+    assert sorted(path.name for path in home.iterdir()) == ["living", "living.lock"]
+    os.close(living)
+    assert tmp_path in home.parents
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_what_an_overlapping_run_of_a_task_has_published_is_kept_if_it_has_the_recorded_hash(
+    bucket, tmp_path, monkeypatch, is_remote
+):
+    """The store's names are deterministic; its bytes are believed only after their hash was compared."""
+
+    def publish(content, **more):
+        folder = tmp_path / content.decode()
+        (folder / ".writing").mkdir(parents=True)
+        (folder / "data").mkdir()
+        digest = hashlib.sha256(content).hexdigest()
+        entry = ShardEntry(path="data/x.parquet", num_windows=1, bytes=len(content), sha256=digest, row_groups=[1])
+        (folder / entry.path).write_bytes(content)
+        record_shard(folder, entry)
+        return publish_shard(open_storage(place), folder, entry, **more), entry
+
+    place = f"{bucket}/ds" if is_remote else tmp_path / "ds"
+    storage = open_storage(place)
+    if is_remote:
+        monkeypatch.setattr("pipeline.shards.shard.PART_BYTES", 3)  # as of a large shard, uploaded in parts
+    published, first = publish(b"first")
+    assert published == first
+    published, _ = publish(b"other")
+    assert (published, storage.read("data/x.parquet")) == (first, b"first")
+    storage.put("data/x.parquet", b"hurt!", if_absent=False)
+    published, third = publish(b"third")
+    assert (published, storage.read("data/x.parquet")) == (third, b"third")
+
+
+def part_at(uri, part, parts, **more):
+    given = {**options(windows_per_shard=16, cache_path=f"{uri}/cache"), **more}
+    return write_part(f"{uri}/ds", **{**given, "executor": ExecutorConfig(part=f"{part}/{parts}", workers=2)})
+
+
+def test_parts_write_to_a_uri_and_a_call_without_part_commits(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.corpora.PARTITION_BYTES", 900)
+    first = part_at(bucket, 1, 3)
+    assert (set(first.missing_chunks), first.shards) == ({0, 2}, 0)
+    done = [part_at(bucket, part, 3) for part in (0, 2, 0, 2)]
+    assert [report.shards_written > 0 for report in done] == [False, True, True, False]
+    assert set(done[-1].missing_shards) == {1}
+    assert MANIFEST_NAME not in contents(f"{bucket}/ds")
+    with pytest.raises(ValueError, match=r"of another data set whose writing has not ended: window.max_length is 16"):
+        part_at(bucket, 1, 3, window=WindowConfig(max_length=32))
+    with killed_after(5), suppress(Killed):
+        part_at(bucket, 1, 3)
+    part_at(bucket, 1, 3)
+    before = {one.name: one.modified for one in open_storage(f"{bucket}/ds").list("data")}
+    report = write_shards(f"{bucket}/ds", **options(windows_per_shard=16, cache_path=f"{bucket}/cache"))
+    assert report.chunks_made == 0
+    assert {one.name: one.modified for one in open_storage(f"{bucket}/ds").list("data")} == before
+    write_shards(tmp_path / "local", **options(windows_per_shard=16, cache_path=tmp_path / "cache"))
+    assert contents(f"{bucket}/ds") == local_contents(tmp_path / "local")
+    assert part_at(bucket, 0, 3).finished_before
+    with pytest.raises(ValueError, match="a part of an array job replaces nothing at a URI"):
+        part_at(bucket, 0, 3, window=WindowConfig(max_length=32), shards=ShardsConfig(overwrite=True))
+    assert contents(f"{bucket}/ds") == local_contents(tmp_path / "local")

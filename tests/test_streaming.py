@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import sections
 from torch.utils.data import DataLoader
 
-from pipeline import ShardLoader, WindowDataset, locate, read_manifest, write_shards
+from pipeline import ConfigError, ShardLoader, WindowDataset, locate, read_manifest, write_shards
 from pipeline.base import retry
 from pipeline.cli.config import ProveConfig
 from pipeline.cli.epoch import load_batches
@@ -178,6 +178,21 @@ def test_what_the_network_always_does_is_one_clear_error(uri, proxy, no_pauses, 
     assert type(caught.value) is kind
     assert f"{uri}/data/train-0000" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_stalls_is_asked_again_and_given_up_after_a_time(folder, uri, proxy, no_pauses, monkeypatch):
+    monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "0.3")
+    proxy.set(Fault(kind="stall", match="/data/", times=1))
+    assert_same(ShardLoader(uri, batch_size=5), ShardLoader(folder, batch_size=5))
+    assert [one.fault for one in proxy.log()].count("stall") == 1
+    proxy.set(Fault(kind="stall", match="/data/", times=None))
+    started = time.monotonic()
+    with pytest.raises(OSError, match="the store did not answer in time"):
+        next(iter(ShardLoader(uri, batch_size=5)))
+    assert time.monotonic() - started < 20  # not the 120 s for which a request may make no progress otherwise
+    monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "soon")
+    with pytest.raises(ConfigError, match=r"STRIDEMILL_STORE_TIMEOUT must be a number of seconds above 0; got 'soon'"):
+        open_storage(uri).read("manifest.json")
 
 
 def test_a_store_that_does_not_answer_is_no_damage_to_pass_over(uri, proxy, no_pauses):

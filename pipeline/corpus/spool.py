@@ -11,9 +11,20 @@ import os
 import shutil
 import tempfile
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 SPOOL_BYTES = 4 << 30  # and at most a quarter of what is free
+
+
+class UnnamedFile:
+    """An open file without a name, closed when nobody refers to it any more."""
+
+    def __init__(self) -> None:
+        self.descriptor, path = tempfile.mkstemp(prefix="stridemill-")
+        os.unlink(path)  # noqa: PTH108 - text
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 class Spool:
@@ -27,7 +38,7 @@ class Spool:
     def __init__(self, limit: int | None = None) -> None:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         self._limit = min(SPOOL_BYTES, free // 4) if limit is None else limit
-        self._file: BinaryIO | None = None
+        self._file: UnnamedFile | None = None
         self._used = 0
         self._lock = Lock()
 
@@ -37,7 +48,7 @@ class Spool:
             if self._used + stop - start > self._limit:
                 return None
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="stridemill-")  # noqa: SIM115 - open as long as it is used
+                self._file = UnnamedFile()
             self._used += stop - start
             return SpooledRange(self._file, self._used - (stop - start), start, stop)
 
@@ -47,7 +58,7 @@ class SpooledRange:
 
     __slots__ = ("_base", "_file", "_written", "start", "stop")
 
-    def __init__(self, file: BinaryIO | None, base: int, start: int, stop: int) -> None:
+    def __init__(self, file: UnnamedFile | None, base: int, start: int, stop: int) -> None:
         self._file, self._base, self._written = file, base, 0
         self.start, self.stop = start, stop
 
@@ -57,7 +68,7 @@ class SpooledRange:
             return
         try:
             while block:
-                count = os.pwrite(self._file.fileno(), block, self._base + self._written)
+                count = os.pwrite(self._file.descriptor, block, self._base + self._written)
                 self._written, block = self._written + count, block[count:]
         except OSError:
             self._file = None
@@ -83,7 +94,7 @@ class SpooledRange:
 class SpooledFile(io.RawIOBase):
     """A range of an object as a file."""
 
-    def __init__(self, name: str, file: BinaryIO, shift: int, size: int) -> None:
+    def __init__(self, name: str, file: UnnamedFile, shift: int, size: int) -> None:
         super().__init__()
         self.name, self.size = name, size
         self._file, self._shift, self._at = file, shift, 0
@@ -109,6 +120,6 @@ class SpooledFile(io.RawIOBase):
     def readinto(self, target: Any) -> int:
         """Copy the next bytes."""
         view = memoryview(target).cast("B")[: max(0, self.size - self._at)]
-        count = os.preadv(self._file.fileno(), [view], self._shift + self._at) if len(view) else 0
+        count = os.preadv(self._file.descriptor, [view], self._shift + self._at) if len(view) else 0
         self._at += count
         return count

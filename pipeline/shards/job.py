@@ -72,18 +72,6 @@ class Sections:
         return open_storage(self.shards.path).uri if is_uri(self.shards.path) else Path(self.shards.path)
 
     @property
-    def folder(self) -> Path:
-        """The data set's folder.
-
-        Raises:
-            ConfigError: it is at a URI.
-
-        """
-        if isinstance(self.place, str):
-            conflict("shards.path", "must be a folder that all parts of an array job see, not a URI", self.place)
-        return self.place
-
-    @property
     def is_remote(self) -> bool:
         """Whether chunks or shards are uploaded."""
         return is_uri(self.shards.path) or is_uri(self.cache.path)

@@ -1,8 +1,9 @@
 """One part of an array job: its share of the write stage's tasks, without waiting for any other part.
 
 Parts are processes on any machines that run one config with `executor.part=0/16` to `15/16`, in any order or at once.
-They share the cache and the data set's folder and nothing else. A part makes its chunks. If those of all other parts
-are there as well, it writes its shards; if not, the report says whose are missing, and the part is run again later.
+They share the cache and the data set's folder, or their URIs, and nothing else. A part makes its chunks. If those of
+all other parts are there as well, it writes its shards; if not, the report says whose are missing, and the part is run
+again later.
 A call without `executor.part` makes what is missing, and commits: it alone writes the manifest.
 
 Guarantee: the bytes are those of one process. A part may be killed at any instant and run again.
@@ -18,12 +19,16 @@ from typing import TYPE_CHECKING
 from pipeline.base.paths import translate_os_errors
 from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
+from pipeline.executor.choose import UPLOADS
 from pipeline.executor.local import LocalExecutor
-from pipeline.shards.folder import find_finished
 from pipeline.shards.job import as_sections, cut_split, list_files, prepare_job
+from pipeline.shards.outline import working_folder
 from pipeline.shards.shard import plan_shard_tasks, run_shard_tasks
 from pipeline.shards.shared_folder import find_written, prepare_share, share_folder
+from pipeline.shards.shared_prefix import find_written_at, prepare_shared_prefix, share_prefix
+from pipeline.shards.write import find_complete
 from pipeline.tokens.encode_part import tokenize_part
+from pipeline.tokens.mirror import named_cache
 
 if TYPE_CHECKING:
     import os
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
 class PartReport:
     """What one part did, and what is still missing."""
 
-    path: Path
+    path: Path | str  # the folder, or the URI
     part: int
     parts: int
     finished_before: bool  # the data set was there already, so nothing was done
@@ -105,10 +110,14 @@ def write_part(
     )
     job = prepare_job(sections)
     ready = time.perf_counter()
-    with translate_os_errors(sections.folder, "shards.path"):
-        if any(find_finished(sections.folder, one) for one in job.fingerprints):
+    with (
+        translate_os_errors(sections.place, "shards.path"),
+        working_folder(sections.place) as (folder, storage),
+        named_cache(sections.cache_folder),
+    ):
+        if find_complete(folder, storage, job):
             return _report(job, seconds=(ready - started, 0.0, 0.0))
-        with share_folder(job) as lock:
+        with share_folder(job) if storage is None else share_prefix(storage, folder, job) as lock:
             tokens = _tokenize(job)
             tokenized = time.perf_counter()
             written = _write(job, tokens.store, lock) if tokens.store else None
@@ -136,7 +145,7 @@ def _report(
     part, parts = job.sections.executor.share
     origins = tokens.origins if tokens else Counter[str]()
     return PartReport(
-        path=job.sections.folder,
+        path=job.sections.place,
         part=part,
         parts=parts,
         finished_before=tokens is None,
@@ -169,7 +178,7 @@ def _tokenize(job: Job) -> PartOfTokens:
             corpus=sections.corpus,
             split=sections.split,
             audit=sections.tokenizer.audit,
-            executor=LocalExecutor(sections.executor.num_workers),
+            executor=_executor(job),
             advance=bar.update,
         )
 
@@ -177,9 +186,12 @@ def _tokenize(job: Job) -> PartOfTokens:
 def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written:
     """Write this part's shards: shard i of a split belongs to part `i % parts`."""
     part, parts = job.sections.executor.share
-    executor = LocalExecutor(job.sections.executor.num_workers)
+    executor = _executor(job)
     plans = {name: cut_split(job, store, name) for name in store.splits()}
-    lock = prepare_share(lock, job, list_files(job, plans))
+    if lock.storage is None:
+        lock = prepare_share(lock, job, list_files(job, plans))
+    else:
+        prepare_shared_prefix(lock, list_files(job, plans))
     tasks = {
         name: plan_shard_tasks(name, len(stored), job.layout, recorded=lock.recorded) for name, stored in plans.items()
     }
@@ -192,7 +204,7 @@ def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written:
             for task, entry in zip(mine, run, strict=True):
                 written += entry is not task.known
                 bar.update(entry.num_windows)
-    there = find_written(lock, job)
+    there = find_written(lock, job) if lock.storage is None else find_written_at(lock.storage)
     missing = Counter(
         at % parts for every in tasks.values() for at, task in enumerate(every) if f"data/{task.name}" not in there
     )
@@ -202,6 +214,10 @@ def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written:
         written=written,
         missing=dict(sorted(missing.items())),
     )
+
+
+def _executor(job: Job) -> LocalExecutor:
+    return LocalExecutor(job.sections.executor.num_workers, UPLOADS if job.sections.is_remote else 1)
 
 
 def name_parts(missing: dict[int, int]) -> str:

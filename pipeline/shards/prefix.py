@@ -71,8 +71,9 @@ def claim_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLoc
     executor = job.sections.executor
     if not honours_conditions(storage, WRITING):
         what = "does not honour conditions (If-None-Match, If-Match), so two runs that write there would not notice"
-        if executor.name != "local":
-            raise ValueError(f"shards.path: {storage.uri}: the store {what}; use executor=local, or another store")
+        if executor.name != "local" or executor.part is not None:
+            one = "one process without executor.part" if executor.part is not None else "executor=local"
+            raise ValueError(f"shards.path: {storage.uri}: the store {what}; use {one}, or another store")
         LOG.warning("%s: the store %s: write there with one run at a time", storage.uri, what)
     (folder / WRITING).mkdir(exist_ok=True)
     overwrite = job.sections.shards.overwrite

@@ -16,6 +16,7 @@ import fcntl
 import os
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base.locks import hold, is_at, try_to_hold
@@ -27,7 +28,6 @@ from pipeline.shards.own_files import refuse_links, remove_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pipeline.shards.job import Job
 
@@ -44,7 +44,7 @@ def share_folder(job: Job) -> Iterator[FolderLock]:
             other files or links.
 
     """
-    folder, identity = job.sections.folder, job.fingerprint
+    folder, identity = Path(job.sections.place), job.fingerprint
     is_new = not folder.exists()
     try:
         refuse_links(folder)

@@ -43,6 +43,7 @@ from pipeline.shards.prefix import (
     remove_working,
 )
 from pipeline.shards.shard import write_split
+from pipeline.storage.names import is_uri
 from pipeline.tokens.chunk import count_bad, count_skipped
 from pipeline.tokens.chunk_writer import remove_leftovers as remove_unfinished_chunks
 from pipeline.tokens.encode import describe_tokenizer, rejected_lines, tokenize
@@ -206,11 +207,12 @@ def write_shards(
             store, origins = _tokenize(job, cluster)
             if sections.executor.name == "ray":
                 remove_unfinished_chunks(sections.cache_folder)  # what killed workers have left
-                chunks = sections.cache_folder / "chunks"
-                wait_until_seen({chunks / chunk.id / "chunk.json" for chunk in store.chunks}, "cache.path")
+                if not is_uri(sections.cache.path):
+                    chunks = sections.cache_folder / "chunks"
+                    wait_until_seen({chunks / chunk.id / "chunk.json" for chunk in store.chunks}, "cache.path")
             tokenized = time.perf_counter()
             splits, counts = _write_splits(job, store, lock, cluster)
-            if sections.executor.name == "ray" and "://" not in str(sections.shards.path):
+            if sections.executor.name == "ray" and storage is None:
                 written = [folder / shard.path for split in splits.values() for shard in split.shards]
                 wait_until_seen(written, "shards.path")
             manifest = Manifest(

@@ -41,6 +41,8 @@ def explain(error: Exception, location: Location, uri: str) -> OSError:
         number, what = errno.EINVAL, "the store ignores which bytes are asked for, and cannot be used; use another one"
     elif 300 <= status < 500 and status not in PASSING:
         number, what = errno.EINVAL, f"{answer}; check the URI, the region and the endpoint"
+    elif not answer and "kind: Timeout" in text:
+        number, what = errno.EIO, "the store did not answer in time"
     else:
         number, what = errno.EIO, answer or "the store cannot be reached, or the connection was lost"
     return OSError(number, what, uri)

@@ -160,7 +160,7 @@ def find_chunk(cache: Path, chunk_id: str) -> Chunk | None:
     if not re.fullmatch(r"[0-9a-f]{64}", chunk_id):
         raise ValueError(f"a chunk's ID is a sha256 in hex, not {chunk_id!r}")
     folder = cache / "chunks" / chunk_id
-    if not folder.is_dir() and not fetch_chunk(cache, chunk_id):
+    if not (folder / "chunk.json").is_file() and not fetch_chunk(cache, chunk_id) and not folder.is_dir():
         return None
     chunk = read_twice(lambda: _read_chunk(folder), folder / "chunk.json")
     for name, (size, _) in chunk.files.items():

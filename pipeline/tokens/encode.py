@@ -40,7 +40,7 @@ from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_sk
 from pipeline.tokens.chunk_tasks import chunk_id, hash_rules, plan_chunks
 from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
 from pipeline.tokens.file_index import add_to_index
-from pipeline.tokens.mirror import publish_chunk, publish_file
+from pipeline.tokens.mirror import fetch_missing, publish_chunk, publish_file
 from pipeline.tokens.store import TokenStore, save_store
 
 if TYPE_CHECKING:
@@ -346,7 +346,9 @@ def rejected_lines(store: TokenStore) -> Iterator[str]:
 
 
 def _read_rejected(cache: Path, chunk: Chunk, names: Sequence[str]) -> Iterator[str]:
-    return name_sources(cache / "chunks" / chunk.id / QUARANTINE_NAME, names, chunk.first)
+    path = cache / "chunks" / chunk.id / QUARANTINE_NAME
+    fetch_missing(path)
+    return name_sources(path, names, chunk.first)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:

@@ -1,8 +1,9 @@
 """The local copy of a cache that is at a URI, which several machines share.
 
 Chunks and stores are made and read in a local folder, by the same code as those of a local cache. A chunk that the
-folder lacks is fetched when it is asked for; one that is finished here is uploaded, its `chunk.json` last, so that an
-object store never has half a chunk under its name. No lock is needed there: a name says what the content must be.
+folder lacks is fetched when it is asked for, and so is a single file of a chunk that another machine has made. One that
+is finished here is uploaded, its `chunk.json` last, so that an object store never has half a chunk under its name. No
+lock is needed there: a name says what the content must be.
 
 The folder is below the system's folder for temporary files (TMPDIR), one for each user and URI. Its name has the URI,
 so a path says by itself what it is a copy of. It may be removed whenever no run uses it. What is fetched is compared
@@ -14,14 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PosixPath
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from pipeline.base.atomic import replace_file
 from pipeline.base.paths import make_folder, renamed_in_errors
 from pipeline.base.reading import parse_fields
-from pipeline.base.scratch import own_folder, scratch_folder
+from pipeline.base.scratch import own_folder
 from pipeline.base.wording import visible
 from pipeline.storage.interface import exists
 from pipeline.storage.names import is_uri
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pipeline.storage.interface import Storage
+
+CACHES = "caches"  # the folder of copies: `own_folder`
 
 
 def find_cache(path: str) -> Path:
@@ -44,7 +47,26 @@ def find_cache(path: str) -> Path:
     """
     if not is_uri(path):
         return Path(path)
-    return own_folder("caches") / quote(open_storage(path).uri, safe="")
+    return find_copy(open_storage(path).uri)
+
+
+def find_copy(uri: str, *names: str) -> Path:
+    """Return the path on this machine of a file or folder in a cache at a URI; raises like `find_cache`."""
+    return CopyPath(own_folder(CACHES), quote(uri, safe=""), *names)
+
+
+class CopyPath(PosixPath):
+    """A path in the local copy of a cache. In another process it is one in the copy of that process's machine."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the URI, and the names below it."""
+        homes = [at for at, part in enumerate(self.parts) if part == own_folder(CACHES).name]
+        if not homes or homes[-1] + 1 == len(self.parts):
+            return Path, self.parts
+        copy, *names = self.parts[homes[-1] + 1 :]
+        return find_copy, (unquote(copy), *names)
 
 
 def find_store_file(path: str | os.PathLike[str]) -> Path:
@@ -93,18 +115,14 @@ def fetch_chunk(cache: Path, chunk_id: str) -> bool:
         described = storage.read(f"chunks/{chunk_id}/chunk.json")
     except FileNotFoundError:
         return False
-    with scratch_folder() as scratch:
-        temporary = scratch / "chunk"
-        temporary.mkdir()
-        for name in parse_fields(described).get("files", {}):
-            if "/" in name:
-                raise ValueError(f"{storage.uri}/chunks/{chunk_id}/chunk.json names a file {visible(name)!r:.99}")
-            with contextlib.suppress(FileNotFoundError):  # `find_chunk` says that it is missing
-                (temporary / name).write_bytes(storage.read(f"chunks/{chunk_id}/{name}"))
-        (temporary / "chunk.json").write_bytes(described)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # another process was first
-            temporary.rename(folder)
+    for name in parse_fields(described).get("files", {}):
+        if "/" in name:
+            raise ValueError(f"{storage.uri}/chunks/{chunk_id}/chunk.json names a file {visible(name)!r:.99}")
+        if not (folder / name).is_file():
+            fetch_file(cache, f"chunks/{chunk_id}/{name}")  # `find_chunk` says if it is missing
+    make_folder(folder)
+    with replace_file(folder / "chunk.json", sync=False) as file:
+        file.write(described)
     return True
 
 
@@ -122,6 +140,13 @@ def publish_chunk(cache: Path, chunk_id: str, files: Iterable[str], *, is_new: b
             storage.put(f"{folder}/{name}", content)
         except FileExistsError:
             storage.put(f"{folder}/{name}", content, if_absent=False)
+
+
+def fetch_missing(path: Path) -> None:
+    """Fetch a file `<cache>/chunks/<id>/<name>` if the cache is a copy that lacks it. It is not checked here."""
+    cache = path.parents[2]
+    if not path.is_file() and storage_of(cache):
+        fetch_file(cache, path.relative_to(cache).as_posix())
 
 
 def fetch_file(cache: Path, name: str) -> None:

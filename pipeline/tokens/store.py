@@ -34,7 +34,7 @@ from pipeline.executor.local import run_tasks
 from pipeline.rules import check_range
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import NPY_HEADER_BYTES, Chunk, DamagedChunk, check_file, find_chunk
-from pipeline.tokens.mirror import fetch_file, find_store_file, publish_file, storage_of
+from pipeline.tokens.mirror import fetch_file, fetch_missing, find_store_file, publish_file, storage_of
 
 if TYPE_CHECKING:
     import os
@@ -147,6 +147,11 @@ class TokenStore:
         """Documents in all splits."""
         return sum(sum(chunk.num_documents.values()) for chunk in self.chunks)
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether files are checked when they are first read: `checks`, or they may have to be fetched first."""
+        return self.checks or storage_of(self.cache) is not None
+
     def splits(self) -> list[str]:
         """Return the names of the splits."""
         return list(SPLITS if self.validation > 0 else SPLITS[:1])
@@ -188,7 +193,7 @@ class TokenStore:
         """Yield each chunk's documents, as `DOCUMENT` says, counted from the first source that the store uses."""
         for chunk in self.chunks:
             path = self.cache / "chunks" / chunk.id / "documents.npy"
-            if self.checks:
+            if self.is_checked:
                 _check_once(path, chunk.files[path.name][1])
             table = np.load(path, mmap_mode="r", allow_pickle=False).view(
                 np.ndarray
@@ -215,7 +220,7 @@ class TokenStore:
             start=start,
             stop=stop,
             offsets=[chunk.offsets.get(split, 0) for chunk, split in parts],
-            checksums=[chunk.files[f"{split}.npy"][1] for chunk, split in parts] if self.checks else None,
+            checksums=[chunk.files[f"{split}.npy"][1] for chunk, split in parts] if self.is_checked else None,
         )
 
 
@@ -314,6 +319,7 @@ def forget_files() -> None:
 
 @cache
 def _check_once(path: Path, checksum: int) -> None:
+    fetch_missing(path)
     check_file(path, checksum)
 
 
