@@ -115,6 +115,12 @@ def test_remote_compares_an_object_store_with_the_folder(bench):
     assert sum(" round trips, " in line for line in lines) == 2
 
 
+def test_build_compares_a_bucket_with_folders_and_counts_requests(bench):
+    lines = bench("build", "--rounds", "1", "--max-length", "64", "--server", "moto")
+    assert rows(lines, "MB/s") == ["folders", "moto"]
+    assert re.fullmatch(r"  \d+ requests \(.*\), \d+ MB read, \d+ MB written", lines[-1])
+
+
 def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
     options = ["--orders", "full", "--rounds", "1", "--seconds", "0.05", "--epochs", "2", "--max-length", "64"]
     lines = bench("load", *options)
