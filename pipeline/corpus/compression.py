@@ -95,9 +95,8 @@ def read_blocks(
         ValueError: the file cannot be read, or is truncated or damaged; the message names the file and the byte.
 
     """
-    is_spooled, end = spooled is not None and spooled.is_complete(), TO_END if stop is None else stop
     try:
-        with spooled.open(str(path)) if spooled and is_spooled else open_raw(path, stop=end, stamp=stamp) as file:
+        with _open(path, TO_END if stop is None else stop, stamp, spooled) as file:
             if is_packed(path):
                 assert start == 0, f"{path} is compressed, and is never cut"
                 yield from _unpack(path, file)
@@ -137,14 +136,28 @@ def read_start(path: str | Path, limit: int) -> tuple[bytes, int, bool]:
 
 
 def read_raw(
-    path: str | Path, *, start: int = 0, stop: int | None = None, stamp: Stamp | None = None
+    path: str | Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    stamp: Stamp | None = None,
+    spooled: SpooledRange | None = None,
 ) -> Iterator[bytes]:
     """Yield the bytes of a file as they are on disk, in blocks that fit a CPU's cache; otherwise like `read_blocks`."""
     try:
-        with open_raw(path, stop=stop, stamp=stamp) as file:
+        with _open(path, stop, stamp, spooled) as file:
             yield from _plain(file, start, stop, RAW_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _open(path: str | Path, stop: int | None, stamp: Stamp | None, spooled: SpooledRange | None) -> RawIOBase:
+    """Open a file, or what was fetched of an object if that is enough: to its end if `stop` is beyond it or unknown."""
+    size = None if stamp is None else stamp[0]
+    end = size if stop is None else min(stop, size or stop)
+    if spooled is not None and spooled.covers(end):
+        return spooled.open(str(path))
+    return open_raw(path, stop=stop, stamp=stamp)
 
 
 def _unreadable(path: str | Path, error: OSError) -> ValueError:

@@ -77,7 +77,7 @@ def find_partitions(
 
     """
     known = open_hashes(cache, corpus.paths) if corpus.trust_mtime else KnownHashes()
-    context = Context(cache, cut_safe, Hashing(workers, hold, known, spool))
+    context = Context(cache, cut_safe, Hashing(workers, hold, known, None if corpus.trust_mtime else spool))
     if texts is not None:
         return FoundInput(partition_texts(texts), {})
     if corpus.name in WITHOUT_FILES:

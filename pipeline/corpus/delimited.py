@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from pipeline.corpus.opened import Stamp
+    from pipeline.corpus.spool import SpooledRange
+
 
 def read_delimited(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
     """Yield the documents of some files, or of a byte range of one; one over `limit` bytes is rejected."""
@@ -71,12 +74,19 @@ def _documents(blocks: Iterable[bytes], delimiter: bytes, limit: int, *, is_star
         yield buffered, 0
 
 
-def find_delimiter(path: str | Path, at: int, delimiter: bytes) -> int | None:
+def find_delimiter(
+    path: str | Path,
+    at: int,
+    *,
+    delimiter: bytes,
+    stamp: Stamp | None = None,
+    spooled: SpooledRange | None = None,
+) -> int | None:
     """Return the offset after the first delimiter from byte `at` of a file that no other one overlaps; None if none."""
     reach = len(delimiter) - 1
     offset = max(0, at - reach)
     buffered, searched = b"", at - offset
-    for block in read_raw(path, start=offset):
+    for block in read_raw(path, start=offset, stamp=stamp, spooled=spooled):
         buffered += block
         while (found := buffered.find(delimiter, searched)) >= 0:
             if buffered.find(delimiter, max(0, found - reach), found + reach) < 0:

@@ -157,11 +157,15 @@ def check_unchanged(partition: Partition) -> None:
 
     The plain files of a group are left to `read_small`; what was spooled is not read again.
     """
-    if partition.spooled is not None and partition.spooled.is_complete():
+    if partition.spooled and partition.spooled.covers(_end_of(partition)):
         return
     for path, stamp in zip(partition.paths, partition.stamps, strict=bool(partition.stamps)):
         if (not partition.is_group or is_packed(path)) and file_stamp(path) != stamp:
             raise changed(path)
+
+
+def _end_of(partition: Partition) -> int:
+    return partition.stamps[0][0] if partition.stop is None else partition.stop
 
 
 def file_stamp(path: str | Path) -> Stamp:

@@ -16,7 +16,7 @@ from pipeline.storage.names import Location, is_uri, split_uri
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
-    from pipeline.storage.interface import Storage
+    from pipeline.storage.interface import Buffer, Storage
 
 WINDOW_BYTES = 8 << 20  # that a request asks for: at 30 ms each, 270 MB/s of a worker
 TO_END = 1 << 62  # as `stop`: all is read in order
@@ -132,16 +132,26 @@ class ObjectFile(io.RawIOBase):
             return 0
         skipped = self._at - self._start
         if not 0 <= skipped < len(self._window):
-            stop = min(self._stop if self._at < self._stop else self.size, self._at + max(self._step, len(view)))
-            content, etag = self._storage.read_range(self._object, self._at, stop)
-            if status_of(Entry(self._object, self.size, 0.0, etag))[:2] != self._stamp:
-                raise OSError(errno.EINVAL, CHANGED, self.name)
+            content = self.read_window(self._at, len(view))
             self._start, self._window, skipped = self._at, memoryview(content), 0
             self._step = min(4 * self._step, WINDOW_BYTES)
         part = self._window[skipped : skipped + len(view)]
         view[: len(part)] = part
         self._at += len(part)
         return len(part)
+
+    def read_window(self, start: int, least: int = 0) -> Buffer:
+        """Return the bytes from `start` that one request asks for: at least so many, if they are there.
+
+        Raises:
+            OSError: they cannot be read, or are of another version.
+
+        """
+        stop = min(self._stop if start < self._stop else self.size, start + max(self._step, least))
+        content, etag = self._storage.read_range(self._object, start, stop)
+        if status_of(Entry(self._object, self.size, 0.0, etag))[:2] != self._stamp:
+            raise OSError(errno.EINVAL, CHANGED, self.name)
+        return content
 
 
 def size_of(file: io.RawIOBase) -> int:

@@ -32,6 +32,7 @@ from pipeline.corpus.documents import (
     hash_each,
     hash_parts,
 )
+from pipeline.corpus.fetch import fetch_objects
 from pipeline.corpus.hashed import FileRange, Hashed, Trusted, changed, file_stamp
 from pipeline.corpus.known_hashes import KnownHashes
 from pipeline.corpus.signatures import is_binary
@@ -42,15 +43,17 @@ from pipeline.storage.names import is_uri
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pipeline.corpus.fetch import Spooled
     from pipeline.corpus.files import FoundFile
-    from pipeline.corpus.spool import Spool
+    from pipeline.corpus.opened import Stamp
+    from pipeline.corpus.spool import Spool, SpooledRange
 
-    FindCut = Callable[[str, int], int | None]
+    FindCut = Callable[..., int | None]  # of a path, a byte of it, and what was fetched of it
+
 
 PARTITION_BYTES = 16 << 20  # large enough to amortize a chunk's files, small enough to keep all workers busy to the end
 MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewer workers are idle at the end
 SMALL_BYTES = 1 << 20
-FETCHING_THREADS = 8  # that hash objects, each with one window of them in memory
 
 
 class Hashing(NamedTuple):
@@ -61,9 +64,10 @@ class Hashing(NamedTuple):
     known: KnownHashes = KnownHashes()  # of an earlier run
     spool: Spool | None = None  # where what is fetched of objects is kept until it is tokenized
 
-    def threads(self, ranges: Sequence[FileRange]) -> int:
-        """Return how many threads hash these ranges: more than cores if they wait for a store."""
-        return max(self.workers, FETCHING_THREADS) if any(is_uri(one.files[0].path) for one in ranges) else self.workers
+    def fetch(self, files: Sequence[FoundFile]) -> dict[str, Spooled]:
+        """Fetch objects into the spool, if there is one. Return what it has of them."""
+        objects = [file for file in files if is_uri(file.path)]
+        return fetch_objects(objects, self.spool) if self.spool and objects else {}
 
 
 def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, hashing: Hashing) -> list[Partition]:
@@ -111,10 +115,10 @@ def _partition_rows(
     return partitions
 
 
-def find_text_cut(path: str, at: int) -> int | None:
+def find_text_cut(path: str, at: int, *, stamp: Stamp | None = None, spooled: SpooledRange | None = None) -> int | None:
     """Return the first offset after byte `at` of a file at which a text may be cut; None if there is none."""
     buffered, offset = b"", at
-    for block in read_raw(path, start=at):
+    for block in read_raw(path, start=at, stamp=stamp, spooled=spooled):
         buffered += block
         if (found := next(safe_cuts(buffered), None)) is not None:
             return offset + found
@@ -128,10 +132,12 @@ def _hash_ranges(
     """Yield the hashed ranges of each group of small files and of each larger file, in the files' order."""
     runs = [(small, list(run)) for small, run in groupby(files, lambda file: file.status.st_size < SMALL_BYTES)]
     groups = hash_small_files([run for is_small, run in runs if is_small], Budget(hashing.hold), hashing.known)
-    cut = {file.path: _cut_file(file, find_cut) for is_small, run in runs if not is_small for file in run}
-    ranges = [one for parts in cut.values() for one in parts]
-    hash_range = partial(_hash_range, delimiter=delimiter, known=hashing.known, spool=hashing.spool)
-    hashed = run_tasks(hash_range, ranges, workers=hashing.threads(ranges))
+    large = [file for is_small, run in runs if not is_small for file in run]
+    fetched = hashing.fetch(large)
+    cut = {file.path: _cut_file(file, find_cut, fetched.get(file.path)) for file in large}
+    ranges = (one for parts in cut.values() for one in parts)
+    hash_range = partial(_hash_range, delimiter=delimiter, known=hashing.known, fetched=fetched)
+    hashed = run_tasks(hash_range, ranges, workers=hashing.workers)
     for is_small, run in runs:
         if is_small:
             yield from ([group] for group in next(groups))
@@ -148,12 +154,13 @@ def _of_one_version(ranges: list[tuple[FileRange, Hashed]]) -> list[tuple[FileRa
     return ranges
 
 
-def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
+def _cut_file(file: FoundFile, find_cut: FindCut | None, fetched: Spooled | None) -> list[FileRange]:
+    stamp, spooled = (fetched.stamp, fetched.range) if fetched else (None, None)
     cuts, size = [0], file.status.st_size
     if find_cut and not is_packed(file.path):
         step = at = PARTITION_BYTES if size >= MANY * PARTITION_BYTES else PARTITION_BYTES // 2
         while at + step // 2 < size:
-            cut = find_cut(file.path, at)
+            cut = find_cut(file.path, at, stamp=stamp, spooled=spooled)
             if cut is None or cut >= size:
                 break
             cuts.append(cut)
@@ -162,7 +169,9 @@ def _cut_file(file: FoundFile, find_cut: FindCut | None) -> list[FileRange]:
     return [FileRange((file,), start, stop) for start, stop in zip(cuts, stops, strict=True)]
 
 
-def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes, spool: Spool | None) -> Hashed:
+def _hash_range(
+    files: FileRange, *, delimiter: bytes | None, known: KnownHashes, fetched: dict[str, Spooled]
+) -> Hashed:
     """Hash a range of a file, or all of it, unless that is known."""
     file = files.files[0]
     what = f"{files.start} {files.stop} {delimiter and delimiter.hex()}"
@@ -171,27 +180,24 @@ def _hash_range(files: FileRange, *, delimiter: bytes | None, known: KnownHashes
         digest, size, rows, is_text, longest = facts
         stamp = file.status.st_size, file.status.st_mtime_ns
         return Hashed((digest,), (stamp,), size, rows, is_text, longest, trusted=(trusted,))
-    hashed = _read_range(files, delimiter, spool if is_uri(file.path) else None)
+    hashed = _read_range(files, delimiter, fetched.get(file.path))
     known.add(file, what, [*hashed.digests, hashed.num_bytes, hashed.num_rows, hashed.is_text, hashed.longest])
     return hashed
 
 
-def _read_range(files: FileRange, delimiter: bytes | None, spool: Spool | None) -> Hashed:
-    """Hash a range of a file; one of an object is also spooled.
+def _read_range(files: FileRange, delimiter: bytes | None, fetched: Spooled | None) -> Hashed:
+    """Hash a range of a file.
 
     In a range count the delimiters; without one, find out whether it is text and how far apart its cut points are.
     """
     rows, is_text, size = DelimiterCount(delimiter or b"\n"), True, 0
     longest = uncut = 0
     path = files.files[0].path
-    stamp = file_stamp(path)
+    stamp, spooled = (fetched.stamp, fetched.range) if fetched else (file_stamp(path), None)
     stop = stamp[0] if files.stop is None and is_uri(path) else files.stop
-    spooled = spool.reserve(files.start, stamp[0] if stop is None else stop) if spool else None
     digest, tail = hashlib.sha256(), b""
-    for block in read_raw(path, start=files.start, stop=stop, stamp=stamp):
+    for block in read_raw(path, start=files.start, stop=stop, stamp=stamp, spooled=spooled):
         digest.update(block)
-        if spooled:
-            spooled.add(block)
         size += len(block)
         if files.start or files.stop is not None:
             if delimiter:

@@ -1,7 +1,8 @@
-"""Keep what was fetched to be hashed until it is tokenized, so that an object of a corpus is fetched once.
+"""Keep what was fetched of a corpus until it is tokenized, so that an object is fetched once.
 
-A spool is one file without a name in the system's folder for temporary files (TMPDIR), so nothing is left of it when
-the process ends, however it ends. It has a limit; what is beyond it is fetched a second time.
+It is cut, hashed and tokenized from there. A spool is one file without a name in the system's folder for temporary
+files (TMPDIR), so nothing is left of it when the process ends, however it ends. It has a limit; what is beyond it is
+fetched a second time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import os
 import shutil
 import tempfile
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.storage.interface import Buffer
 
 SPOOL_BYTES = 4 << 30  # and at most a quarter of what is free
 
@@ -42,45 +46,46 @@ class Spool:
         self._used = 0
         self._lock = Lock()
 
-    def reserve(self, start: int, stop: int) -> SpooledRange | None:
-        """Return room for bytes `start` to `stop` of an object, or None if the spool is full."""
+    def reserve(self, size: int, step: int) -> SpooledRange | None:
+        """Return room for an object, or for a multiple of `step` bytes at its start; None if the spool is full."""
         with self._lock:
-            if self._used + stop - start > self._limit:
+            left = self._limit - self._used
+            size = size if size <= left else left // step * step
+            if size <= 0:
                 return None
-            if self._file is None:
-                self._file = UnnamedFile()
-            self._used += stop - start
-            return SpooledRange(self._file, self._used - (stop - start), start, stop)
+            self._file = self._file or UnnamedFile()
+            self._used += size
+            return SpooledRange(self._file, self._used - size, size)
 
 
 class SpooledRange:
-    """Bytes `start` to `stop` of an object, in a spool."""
+    """The first `stop` bytes of an object, in a spool."""
 
-    __slots__ = ("_base", "_file", "_written", "start", "stop")
+    def __init__(self, file: UnnamedFile | None, base: int, stop: int) -> None:
+        self._file, self._base, self.stop = file, base, stop
+        self._missing = stop
+        self._lock = Lock()
 
-    def __init__(self, file: UnnamedFile | None, base: int, start: int, stop: int) -> None:
-        self._file, self._base, self._written = file, base, 0
-        self.start, self.stop = start, stop
-
-    def add(self, block: bytes) -> None:
-        """Append bytes; a full disk makes the range incomplete, and it is then not used."""
-        if self._file is None:
-            return
+    def put(self, start: int, content: Buffer) -> None:
+        """Keep some bytes, once; a full disk makes the range incomplete, and it is then not used."""
+        file, view = self._file, memoryview(content)
         try:
-            while block:
-                count = os.pwrite(self._file.descriptor, block, self._base + self._written)
-                self._written, block = self._written + count, block[count:]
+            while file is not None and view:
+                count = os.pwrite(file.descriptor, view, self._base + start)
+                start, view = start + count, view[count:]
+                with self._lock:
+                    self._missing -= count
         except OSError:
-            self._file = None
+            self.forget()
 
-    def is_complete(self) -> bool:
-        """Tell whether it has all bytes of the range."""
-        return self._file is not None and self._written == self.stop - self.start
+    def covers(self, stop: int | None) -> bool:
+        """Tell whether it has the bytes up to there; None: not known how many."""
+        return self._file is not None and not self._missing and stop is not None and stop <= self.stop
 
     def open(self, name: str) -> io.RawIOBase:
-        """Open it as a file in which the object's bytes are at their offsets; `name` is for messages."""
+        """Open it as a file; `name` is for messages."""
         assert self._file is not None, "an incomplete range is not read"
-        return SpooledFile(name, self._file, self._base - self.start, self.stop)
+        return SpooledFile(name, self._file, self._base, self.stop)
 
     def forget(self) -> None:
         """Forget the bytes."""
@@ -88,11 +93,11 @@ class SpooledRange:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the bytes behind: another process fetches the object itself."""
-        return SpooledRange, (None, 0, self.start, self.stop)
+        return SpooledRange, (None, 0, self.stop)
 
 
 class SpooledFile(io.RawIOBase):
-    """A range of an object as a file."""
+    """The start of an object as a file."""
 
     def __init__(self, name: str, file: UnnamedFile, shift: int, size: int) -> None:
         super().__init__()

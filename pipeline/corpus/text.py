@@ -82,7 +82,7 @@ def _read_file(
     limit = max_document_bytes or MAX_BUFFERED_BYTES
     limits_all = max_document_bytes is not None or not cut_safe  # else only what is between two cuts
     offset = partition.start
-    key = b"".join(read_blocks(path, stop=KEY_BYTES)) if partition.is_segment else None
+    key = b"".join(read_blocks(path, stop=KEY_BYTES, spooled=partition.spooled)) if partition.is_segment else None
     buffered, searched, num_read = bytearray(), 0, 0
     head = b""
     blocks = read_blocks(path) if partition.is_group else read_range(partition)

@@ -1,0 +1,55 @@
+"""Fetch the large objects of a corpus into a spool: all windows of all objects by one pool of threads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.corpus.hashed import changed, file_stamp
+from pipeline.corpus.opened import WINDOW_BYTES, ObjectFile
+from pipeline.executor.local import run_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.corpus.files import FoundFile
+    from pipeline.corpus.opened import Stamp
+    from pipeline.corpus.spool import Spool, SpooledRange
+
+THREADS = 8  # each with a window in memory
+
+
+class Spooled(NamedTuple):
+    """An object, and what the spool has of it."""
+
+    path: str
+    stamp: Stamp
+    range: SpooledRange
+
+
+def fetch_objects(files: Sequence[FoundFile], spool: Spool) -> dict[str, Spooled]:
+    """Return what the spool now has of these objects, by path; none if it is full.
+
+    Raises:
+        ValueError: an object cannot be read, or is changed meanwhile.
+
+    """
+    found: dict[str, Spooled] = {}
+    for file, stamp in zip(files, run_tasks(lambda file: file_stamp(file.path), files, workers=THREADS), strict=True):
+        if stamp[0] != file.status.st_size:
+            raise changed(file.path)
+        if (room := spool.reserve(stamp[0], WINDOW_BYTES)) is not None:
+            found[file.path] = Spooled(file.path, stamp, room)
+    windows = [(one, start) for one in found.values() for start in range(0, one.range.stop, WINDOW_BYTES)]
+    for _ in run_tasks(_fetch_window, windows, workers=THREADS):
+        pass
+    return found
+
+
+def _fetch_window(window: tuple[Spooled, int]) -> None:
+    (path, stamp, room), start = window
+    stop = min(start + WINDOW_BYTES, room.stop)
+    try:
+        with ObjectFile(path, stop=stop, stamp=stamp) as file:
+            room.put(start, file.read_window(start))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
