@@ -2,9 +2,9 @@
 
 A JSONL file to finished shards by the threads of one process, once with everything in folders and once with everything
 in a bucket. Each run has an empty cache and no local copy of one. The server is on this machine and takes its cores:
-SeaweedFS (`--server seaweed`), which is fast, or moto, which is Python in one process. Runs are interleaved; figures
-are medians, and a ratio is the median of the rounds' ratios. The requests are counted in a run of their own, through
-the proxy, which is slow itself.
+SeaweedFS (`--server seaweed`), which is fast, or moto, which is Python in one process. CPU time is that of this
+program, without the server. Runs are interleaved; figures are medians, and a ratio is the median of the rounds' ratios.
+The requests are counted in a run of their own, through the proxy, which is slow itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from pipeline import CorpusConfig, WindowConfig, write_shards
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from local_s3 import Server
 
@@ -54,16 +55,17 @@ def main(arguments: list[str]) -> None:
             os.environ |= server.environment
             bucket = server.make_bucket("bench")
             open_storage(f"{bucket}/corpus").put("text.jsonl", file)
+            cpu: dict[str, list[float]] = {"folders": [], name: []}
+            runs: dict[str, Callable[[], float]] = {
+                "folders": partial(build_locally, file, given.max_length),
+                name: partial(build_remotely, bucket, given.max_length),
+            }
             times = run_interleaved(
-                {
-                    "folders": lambda: build_locally(file, given.max_length),
-                    name: lambda bucket=bucket: build_remotely(bucket, given.max_length),  # type: ignore[misc]
-                },
-                given.rounds,
+                {shown: partial(count_cpu, run, cpu[shown]) for shown, run in runs.items()}, given.rounds
             )
             for shown, taken in times.items():
-                middle = statistics.median(taken)
-                print(f"  {shown:<10}{megabytes / middle:8.1f} MB/s   median {middle:.2f} s")
+                middle, used = statistics.median(taken), statistics.median(cpu[shown])
+                print(f"  {shown:<10}{megabytes / middle:8.1f} MB/s   median {middle:.2f} s, CPU time {used:.2f} s")
             print_ratio(times, name, "folders", target="0.60")
             count_requests(server, bucket, given.max_length)
 
@@ -73,6 +75,14 @@ def run_server(name: str, folder: Path) -> Iterator[Server]:
     """Run one of the servers."""
     with run_moto() if name == "moto" else run_seaweed(folder) as server:
         yield server
+
+
+def count_cpu(run: Callable[[], float], used: list[float]) -> float:
+    """Run, append the CPU seconds that this process used for it, and return what the run returns."""
+    before = time.process_time()
+    taken = run()
+    used.append(time.process_time() - before)
+    return taken
 
 
 def build_locally(file: Path, max_length: int) -> float:
