@@ -77,6 +77,7 @@ REFUSED = {
     "corpus.max_bad_fraction=2": "corpus.max_bad_fraction: must be a fraction from 0 to 1; got 2.0",
     "tokenizer=tiktoken_file": "tokenizer.path: tokenizer=tiktoken_file needs the path of its vocabulary; got None",
     "window.stride=1,2": "window.stride: several values need -m, which runs each; got 'window.stride=1,2'",
+    "sweep.path=A,B": "which runs each; a list is one value: 'sweep.path=[A,B]'; got 'sweep.path=A,B'",
     "window.stride=[": "no viable alternative at input '['",
     "window=3": "window: must be one of default; got '3'",
     "window.max_length=99999999999999999999999999": "window.max_length: must be at most 16777216; got 99999",

@@ -43,6 +43,7 @@ WITHOUT_EFFECT_ON_DATA = {
     *("corpus.on_bad", "corpus.max_bad_fraction", "corpus.trust_mtime", "tokenizer.engine", "tokenizer.audit"),
     *("window.score", "window.allow_gaps", "shards.path", "shards.overwrite"),
 }
+TAKES_LIST = {"corpus.path", "show.window", "sweep.path"}
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # Hydra's own, which wants no number
 SWEEPER = {"_target_": "hydra._internal.core_plugins.stridemill.PointSweeper", "max_batch_size": None, "params": None}
 
@@ -278,7 +279,9 @@ def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Conf
             raise ConfigError(
                 f"stages: several stages are a list, which a shell wants in quotes: {quoted}; got {line!r}"
             )
-        raise ConfigError(f"{key}: several values need -m, which runs each; got {line!r}")
+        quoted = f"'{key}=[{line.partition('=')[2]}]'"
+        hint = f"; a list is one value: {quoted}" if key in TAKES_LIST else ""
+        raise ConfigError(f"{key}: several values need -m, which runs each{hint}; got {line!r}")
     if key == "corpus.path" and isinstance(override.value(), int | float):
         given = line.partition("=")[2].strip()
         kind_of_value = "a bool" if isinstance(override.value(), bool) else "a number"

@@ -148,7 +148,7 @@
     };
     add("windows", whole(count), "count");
     add("formula", data.documents === "join"
-      ? `${state.pad ? "the same, and one for the rest" : "max(0, ceil((N - max_length) / stride))"}, N = ${whole(data.num_tokens)} tokens of the ${data.split} split`
+      ? `max(0, ceil((N - max_length) / stride))${state.pad ? ", and one with padding if tokens are left" : ""}; N = ${whole(data.num_tokens)} tokens of the ${data.split} split`
       : `the same for each of ${whole(data.sizes.reduce((sum, one) => sum + one[1], 0))} documents, added up`);
     add("overlap", overlap
       ? `${whole(overlap)} tokens of each window are in the next one, too`

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
+h1, p, dd { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }

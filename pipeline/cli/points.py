@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.base.wording import counted
 
@@ -173,6 +175,19 @@ def _read_run(folder: Path) -> Point:
         return _point({**summary, "overrides": given, "window": window}, point=summary["point"], folder=".")
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / SUMMARY}: damaged. Leave {folder} out of sweep.path") from error
+
+
+def find_value(point: Point, key: str, sweep: Path) -> str | None:
+    """Return a point's value of a key that its own command line does not have; None if its config is not there."""
+    known = {f"window.{name}": getattr(point, name) for name in ("max_length", "stride", "tail", "documents")}
+    if known.get(key) is not None:
+        return str(known[key])
+    config = sweep / (point.folder or ".") / ".hydra" / "config.yaml"
+    value = None
+    with suppress(OSError, ValueError, OmegaConfBaseException):
+        value = OmegaConf.select(OmegaConf.load(config), key)
+        value = value.get("name") if OmegaConf.is_dict(value) else value  # of a group its choice
+    return None if value is None else str(value)
 
 
 def split_overrides(overrides: list[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pipeline.base.atomic import write_text
 from pipeline.base.wording import counted
 from pipeline.cli.compare import STAGES, find_figures, find_swept_keys, name_columns, shared_overrides
 from pipeline.cli.html import page
-from pipeline.cli.points import Point, count_statuses, describe_tokenizing, read_command, read_points
+from pipeline.cli.points import Point, count_statuses, describe_tokenizing, find_value, read_command, read_points
 from pipeline.rules import shorten
 
 if TYPE_CHECKING:
@@ -51,10 +51,20 @@ def write_report(*sweeps: str | os.PathLike[str], into: Path | None = None) -> R
         found, unplanned = read_points(Path(sweep))
         points += found if len(sweeps) == 1 else [dataclasses.replace(point, sweep=str(sweep)) for point in found]
         leftovers += unplanned
+    if len(sweeps) > 1:
+        points = [fill_swept(point, find_swept_keys(points)) for point in points]
     write_text(folder / TABLE, points_csv(points))
     command = read_command(Path(sweeps[0])) if len(sweeps) == 1 else ""
     write_text(folder / PAGE, page(points, folder=folder, sweeps=[Path(sweep) for sweep in sweeps], command=command))
     return Report(folder=folder, points=points, leftovers=leftovers)
+
+
+def fill_swept(point: Point, keys: Sequence[str]) -> Point:
+    """Return a point with its values of the keys that only other runs were given."""
+    found = {key: find_value(point, key, Path(point.sweep or ".")) for key in keys if key not in point.given}
+    return dataclasses.replace(
+        point, given={**point.given, **{key: one for key, one in found.items() if one is not None}}
+    )
 
 
 def points_csv(points: Sequence[Point]) -> str:

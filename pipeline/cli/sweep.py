@@ -319,8 +319,8 @@ def describe_failure(bad: list[Point], folder: Path) -> str:
     hint = "; sweep.bad_points=skip leaves such points out" if all(point.kind == "stride" for point in bad) else ""
     return (
         f"{counted(len(bad), 'point')} of the sweep did not finish; the first is point {first.point} "
-        f"({first.overrides}): {first.error or first.status}{hint}. The other points finished. All are listed in "
-        f"{folder}"
+        f"({first.overrides}): {(first.error or first.status).rstrip('.')}{hint}. The other points finished. All are "
+        f"listed in {folder}"
     )
 
 
