@@ -2,8 +2,8 @@
 
 The whole state is one count: the samples of the epoch that all ranks together have consumed. It counts what the caller
 received, not what was read ahead, so resuming is arithmetic: no sample comes twice and none is lost, with any other
-world size, batch size, number of threads or memory budget. `pipeline.loader.prefetch` reads ahead; here its units are
-cut into batches of int64.
+world size, batch size, number of threads or memory budget. Here a loader is made, and knows where it is;
+`pipeline.loader.iteration` makes its batches of what `pipeline.loader.prefetch` reads ahead.
 """
 
 from __future__ import annotations
