@@ -51,12 +51,14 @@ def make_jsonl(megabytes: int, *, folder: Path = Path("outputs/bench")) -> Path:
     return path
 
 
-def make_small_files(number: int, size: int, *, folder: Path = Path("outputs/bench")) -> Path:
+def make_small_files(
+    number: int, size: int, source: Path | None = None, *, folder: Path = Path("outputs/bench")
+) -> Path:
     """Return a folder with this many text files of about `size` bytes, a thousand in each folder below it."""
     path = folder / f"files-{number}-{size}"
     if path.exists():
         return path
-    source = make_jsonl(number * size * 6 // 5 // 1_000_000 + 1, folder=folder)
+    source = source or make_jsonl(number * size * 6 // 5 // 1_000_000 + 1, folder=folder)
     temporary = path.with_suffix(".part")
     made = 0
     with source.open(encoding="utf-8") as lines:

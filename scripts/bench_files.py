@@ -44,12 +44,13 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bench.py files", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
     parser.add_argument("--number", type=int, default=86_000)
     parser.add_argument("--bytes", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
-    files = make_small_files(given.number, given.bytes).resolve()
+    files = make_small_files(given.number, given.bytes, given.file).resolve()
     said: dict[str, list[int]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -207,7 +207,8 @@ def bench_formats(file: Path, given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cut_start(file, folder / "corpus.jsonl", megabytes=given.format_megabytes)
-        texts = [json.loads(line)["text"] for line in (folder / "corpus.jsonl").open(encoding="utf-8")]
+        lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
         (folder / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
         pq.write_table(pa.table({"text": texts}), folder / "corpus.parquet", row_group_size=1000, compression="zstd")
         for at, one in enumerate(texts):

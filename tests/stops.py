@@ -1,9 +1,9 @@
 """Write a data set and stop at one of the calls that change the disk, then run the same command again.
 
-    python stops.py <working folder> <scenario> <kinds> <every> <first>
+    python stops.py <working folder> <scenario> <kind>:<every>:<first>,...
 
 A call is an open for writing, a write, rename, unlink, mkdir, rmdir, truncate or fsync below the working folder. Each
-`every`-th call from `first` on is tried with each kind of stop: `kill`; `once`, a single EIO; or an error by its name
+`every`-th call from `first` on is tried with this kind of stop: `kill`; `once`, a single EIO; or an error by its name
 that every later call of that sort meets, too, so that the clean-up fails as well. After the second run the folder and
 the cache must have the bytes of an undisturbed run, and no other file. Each stop where they do not is printed.
 """
@@ -11,7 +11,6 @@ the cache must have the bytes of an undisturbed run, and no other file. Each sto
 import builtins
 import errno
 import io
-import itertools
 import json
 import os
 import shutil
@@ -171,8 +170,7 @@ def preload():
 
 def main():
     preload()
-    root, scenario, kinds = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
-    every, first = map(int, sys.argv[4:6])
+    root, scenario, kinds = Path(sys.argv[1]), sys.argv[2], [kind.split(":") for kind in sys.argv[3].split(",")]
     start = root / "start"
     options = prepare(start, scenario)
     calm = root / "calm"
@@ -182,7 +180,8 @@ def main():
     whole = contents(calm)
     assert not any(".part" in name or ".writing" in name or ".lock" in name for name in whole), whole
     stops = failures = 0
-    for number, kind in itertools.product(range(first, calls + 1, every), kinds):
+    tried = [(number, kind) for kind, every, first in kinds for number in range(int(first), calls + 1, int(every))]
+    for number, kind in tried:
         place = root / "stopped"
         shutil.copytree(start, place, symlinks=True)
         ended, _ = write(place, options, Stop(place, number, kind))

@@ -102,7 +102,7 @@ def environment(**more):
 
 
 def run_program(*arguments, cwd=ROOT, timeout=300, **more):
-    """Run `-m module ...` or `program.py ...` in a process that has imported torch already, and return what it did."""
+    """Run `-m`, `-c` or a program in a process that has imported torch already, and return what it did."""
     if any(name.startswith("PYTHON") for name in more):  # Python itself reads these at its start
         return run_python(*arguments, cwd=cwd, timeout=timeout, **more)
     return run_warm(*map(str, arguments), cwd=str(cwd), environment=environment(**more), timeout=timeout)

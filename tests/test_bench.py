@@ -1,5 +1,6 @@
 """The benchmarks run from their command lines and print what they compare; no test looks at how fast anything is."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -18,7 +19,7 @@ needs_gigatoken = pytest.mark.skipif(
 @pytest.fixture
 def file(tmp_path):
     """A small file of JSON lines."""
-    texts = [f"Document {n} counts to {n * n}, and « naïvely » says so. " * (1 + n % 40) for n in range(300)]
+    texts = [f"Document {n} counts to {n * n}, and « naïvely » says so. " * (1 + n % 20) for n in range(60)]
     file = tmp_path / "in.jsonl"
     lines = (json.dumps({"text": text, "id": number}) for number, text in enumerate(texts))
     file.write_text("\n".join(lines), encoding="utf-8")
@@ -33,6 +34,27 @@ def bench(tmp_path, file):
         done = run_program(ROOT / "scripts/bench.py", name, *arguments, "--file", file, cwd=tmp_path, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
+
+    return run
+
+
+def run_code(code, *arguments):
+    """`bench_rounds.run_program` in a process that has imported torch already."""
+    done = run_program("-c", code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture
+def bench_here(tmp_path, file, monkeypatch, capsys):
+    """The same of a benchmark that starts many processes: it runs in this one, and its processes start warm."""
+
+    def run(name, *arguments):
+        module = importlib.import_module(f"bench_{name}")
+        monkeypatch.setattr(module, "run_program", run_code)
+        monkeypatch.chdir(tmp_path)
+        module.main([*arguments, "--file", str(file)])
+        return capsys.readouterr().out.splitlines()
 
     return run
 
@@ -71,8 +93,8 @@ def test_an_unknown_benchmark_is_refused():
 
 
 @needs_gigatoken
-def test_tokenize_compares_both_engines_with_ours_on_the_same_tokens(bench):
-    lines = bench("tokenize", "speed", "--rounds", "1")
+def test_tokenize_compares_both_engines_with_ours_on_the_same_tokens(bench_here):
+    lines = bench_here("tokenize", "speed", "--rounds", "1")
     names = ["stridemill", "encode_files", "stridemill engine=tiktoken", "encode_ordinary_batch", "encode_to_numpy"]
     assert rows(lines, "MB/s") == names
     ratios = [re.match(r"  (.+) has [\d.]+ of (.+)'s speed \(.*\); target ([\d.]+)$", line) for line in lines[-3:]]
@@ -84,8 +106,8 @@ def test_tokenize_compares_both_engines_with_ours_on_the_same_tokens(bench):
 
 
 @needs_gigatoken
-def test_tokenize_reports_memory_of_both_kinds_of_file_and_reads_every_format(bench):
-    lines = bench("tokenize", "memory", "formats", "--rounds", "1")
+def test_tokenize_reports_memory_of_both_kinds_of_file_and_reads_every_format(bench_here):
+    lines = bench_here("tokenize", "memory", "formats", "--rounds", "1")
     assert [line.split()[0] for line in lines[1:3]] == ["jsonl", "text"]
     assert all(re.search(r"peak 0\.\d\d GB .* windowing starts [\d.]+ s", line) for line in lines[1:3])
     endings = ["", ".bz2", ".gz", ".xz", ".zst"]
@@ -98,8 +120,8 @@ def test_tokenize_reports_memory_of_both_kinds_of_file_and_reads_every_format(be
 
 
 @needs_gigatoken
-def test_write_compares_with_the_bare_script_and_with_write_table(bench):
-    lines = bench("write", "--rounds", "1", "--max-length", "64")
+def test_write_compares_with_the_bare_script_and_with_write_table(bench_here):
+    lines = bench_here("write", "--rounds", "1", "--max-length", "64")
     assert rows(lines, "MB/s") == ["stridemill", "bare script"]
     assert rows(lines, "kwindows/s") == ["stridemill", "write_table"] * 2
     assert rows(lines, "Mtokens/s")[-2:] == ["pack", "join"]
@@ -122,10 +144,23 @@ def test_build_compares_a_bucket_with_folders_and_counts_requests(bench):
 
 
 def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
-    options = ["--orders", "full", "--rounds", "1", "--seconds", "0.05", "--epochs", "2", "--max-length", "64"]
+    options = [
+        "--orders",
+        "full",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.05",
+        "--epochs",
+        "2",
+        "--max-length",
+        "64",
+        "--workers",
+        "1",
+    ]
     lines = bench("load", *options)
     yardsticks = ["slices", "integer slices", "copy"]
-    ways = ["loader", "documents", "positions", "loader, 2 workers", "DataLoader, 2 workers"]
+    ways = ["loader", "documents", "positions", "loader, 1 workers", "DataLoader, 1 workers"]
     assert rows(lines, "Mtok/s") == [*yardsticks, *ways, "embedding alone", "embedded batches"]
     assert [line.split(":")[0] for line in lines[-2:]] == [f"memory, full, after {n} epochs" for n in (1, 2)]
 
@@ -160,34 +195,39 @@ def test_a_comparison_without_peers_measures_stridemill_alone(name, file, tmp_pa
 
 @needs_gigatoken
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_a_peer_that_fails_is_left_out_with_its_reason(name, file, tmp_path):
-    arguments = ["--file", file, "--megabytes", 1, *COMPARISONS[name], "--python", tmp_path / "python"]
-    done = run_program(ROOT / "benchmarks" / f"{name}.py", *arguments, "--peers", "litdata", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^  litdata.*: left out: .*No such file or directory: '.*/python'$", done.stderr, re.MULTILINE)
-    assert "times as fast" in done.stdout
-
-
-@needs_gigatoken
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_peers_run_on_several_texts_from_any_folder(name, file, tmp_path):
-    python = tmp_path / "peers" / "python"  # stands for a peer of 1 second and a million tokens
+def test_peers_run_on_several_texts_from_any_folder_and_one_that_fails_is_left_out(name, file, tmp_path):
+    python = tmp_path / "peers" / "python"  # stands for a peer of 0.1 s and 100,000 tokens, and for one that fails
     python.parent.mkdir()
-    python.write_text("#!/bin/sh\necho RESULT 1 1000000\n", encoding="utf-8")
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *megatron*) echo no memory >&2; exit 1;; esac\necho RESULT 0.1 100000\n',
+        encoding="utf-8",
+    )
     python.chmod(0o755)
     (tmp_path / "other.jsonl").write_bytes(file.read_bytes())
     arguments = ["--file", "in.jsonl", "other.jsonl", "--megabytes", 1, *COMPARISONS[name]]
     if name == "run":
         arguments += ["--peer-megabytes", 1]
-    done = run_program(
-        ROOT / "benchmarks" / f"{name}.py", *arguments, "--python", "peers/python", "--peers", "litdata", cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    arguments += ["--python", "peers/python", "--peers", "litdata", "megatron"]
+    done = run_program(ROOT / "benchmarks" / f"{name}.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert re.findall(r"MB of (\w+)\.jsonl", done.stdout) == ["in", "other"]
     megabytes = min(1.0, file.stat().st_size / 1e6)
-    rate = {"run": megabytes, "load": 1.0}[name]
+    rate = {"run": megabytes / 0.1, "load": 1.0}[name]
     found = re.findall(r"^  litdata +([\d.]+) M(?:B|tok)/s", done.stdout, re.MULTILINE)
     assert [float(one) for one in found] == pytest.approx([rate, rate], abs=0.06)
+    said = done.stderr.splitlines()
+    assert len(said) == 2
+    assert all(re.fullmatch(r"  megatron.*: left out: no memory", line) for line in said)
+    assert not re.search(r"^  megatron.*/s", done.stdout, re.MULTILINE)
+
+
+@needs_gigatoken
+def test_a_python_that_is_not_there_leaves_its_peers_out(file, tmp_path):
+    arguments = ["--file", file, "--megabytes", 1, *COMPARISONS["run"], "--python", tmp_path / "python"]
+    done = run_program(ROOT / "benchmarks" / "run.py", *arguments, "--peers", "litdata", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  litdata.*: left out: .*No such file or directory: '.*/python'$", done.stderr, re.MULTILINE)
+    assert "times as fast" in done.stdout
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
@@ -228,12 +268,9 @@ def test_a_page_of_help_becomes_its_text_line_by_line():
     assert read_page(page) == "Größe\na <b> and c\n1\n2\nx"
 
 
-def test_small_files_are_measured_in_a_first_run_and_in_later_ones(tmp_path):
-    arguments = ["files", "--number", "300", "--bytes", "500", "--rounds", "1"]
-    done = run_program(ROOT / "scripts/bench.py", *arguments, cwd=tmp_path, timeout=600)
-    assert done.returncode == 0, done.stderr
-    title, *lines = done.stdout.splitlines()[-6:]
-    assert re.fullmatch(r"files: 300 of 500 bytes, 0 MB in 1 chunks", title)
+def test_small_files_are_measured_in_a_first_run_and_in_later_ones(bench_here, tmp_path):
+    title, *lines = bench_here("files", "--number", "40", "--bytes", "500", "--rounds", "1")[-6:]
+    assert re.fullmatch(r"files: 40 of 500 bytes, 0 MB in 1 chunks", title)
     names = ["first", "other windows", "up to date", "trusted", "cat"]
     assert [line[2:18].strip() for line in lines] == names
-    assert len(list((tmp_path / "outputs/bench/files-300-500").rglob("*.txt"))) == 300
+    assert len(list((tmp_path / "outputs/bench/files-40-500").rglob("*.txt"))) == 40

@@ -1,6 +1,12 @@
-"""The examples as a user runs them: stopped by kill -9, started again on another number of processes."""
+"""The examples as a user runs them: stopped by kill -9, started again on another number of processes.
 
+Importing the frameworks takes ten seconds, so one process imports them once and is forked for each process of a job.
+What a launcher gives to its processes is in their environment. `ddp.py` is started by torchrun itself.
+"""
+
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -8,11 +14,13 @@ import textwrap
 import time
 from importlib.util import find_spec
 from itertools import islice
+from typing import NamedTuple
 
 import pytest
 import torch
 from support import ROOT, environment
 from torch import nn
+from warm import Server
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, read_manifest
 
@@ -96,26 +104,70 @@ def gpt2(shards):
     return trained(shards, model, optimizer, logits_of=lambda output: output.logits, clip=1.0)
 
 
-def one_process(program, *arguments):
-    """The program as the one process of its job, without torchrun: a signal to it reaches it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    place = place if program == "ddp.py" else {}
-    return {"args": [sys.executable, str(ROOT / "examples" / program), *arguments], "env": {**ENVIRONMENT, **place}}
+FRAMEWORKS = {
+    "lightning": ["lightning", "lightning.pytorch.callbacks"],
+    "transformers": ["transformers.trainer", "transformers.models.gpt2.modeling_gpt2"],
+    "accelerate": ["accelerate"],
+    "torchdata": ["torchdata.stateful_dataloader"],
+}
 
 
-def torchrun(program, *arguments, ranks=2):
+@pytest.fixture(scope="module")
+def server():
+    """A process that has imported the frameworks."""
+    names = [name for package, names in FRAMEWORKS.items() if find_spec(package) for name in names]
+    server = Server("torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", *names)
+    yield server
+    server.close()
+
+
+class Ended(NamedTuple):
+    """What `subprocess.run` returns."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def start(server, tmp_path):
+    """Start the processes of a job: their numbers, and for each the files of its output and its errors."""
+
+    def start_all(program, *arguments, ranks):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        if ranks == 1 and program != ROOT / "examples" / "ddp.py":
+            shared = None  # a program of one process, without a launcher
+        started = {}
+        for rank in range(ranks):
+            own = {} if shared is None else {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            files = [tmp_path / f"{time.monotonic_ns()}.{kind}" for kind in ("out", "err")]
+            number = server.start(program, *arguments, cwd=ROOT, environment={**ENVIRONMENT, **own}, files=files)
+            started[number] = files
+        return started
+
+    return start_all
+
+
+@pytest.fixture
+def run(server, start):
+    """Run a job to its end, and return what its processes said."""
+
+    def run_all(program, *arguments, ranks=1):
+        started = start(program, *arguments, ranks=ranks)
+        codes = [server.wait(number) for number in started]
+        out, err = ("".join(files[k].read_text() for files in started.values()) for k in range(2))
+        return Ended(max(codes, key=abs), out, err)
+
+    return run_all
+
+
+def torchrun(program, *arguments, ranks):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return {"args": [*command, str(ROOT / "examples" / program), *arguments], "env": ENVIRONMENT}
-
-
-def two_devices(program, *arguments):
-    return one_process(program, *arguments, "--devices", "2")
-
-
-def two_workers(program, *arguments):
-    return one_process(program, *arguments, "--workers", "2")
+    return subprocess.run(
+        [*command, str(program), *arguments], env=ENVIRONMENT, timeout=300, capture_output=True, text=True
+    )
 
 
 def lines_of(seen):
@@ -128,23 +180,26 @@ def lines_of(seen):
 
 
 @pytest.mark.parametrize(
-    ("program", "twin", "again", "ranks"),
+    ("program", "twin", "more", "ranks"),
     [
-        pytest.param("ddp.py --accumulate=2", "small_model", torchrun, 2),
-        pytest.param("ddp.py --fsdp", "small_model", torchrun, 2),
-        pytest.param("lightning_fit.py", "small_model", two_devices, 2, marks=needs("lightning")),
-        pytest.param("trainer.py", "gpt2", torchrun, 2, marks=needs("transformers")),
-        pytest.param("accelerate_loop.py --accumulate=2", "small_model", torchrun, 2, marks=needs("accelerate")),
-        pytest.param("stateful_dataloader.py", "small_model", two_workers, 1, marks=needs("torchdata")),
+        pytest.param("ddp.py --accumulate=2", "small_model", [], 2),
+        pytest.param("ddp.py --fsdp", "small_model", [], 2),
+        pytest.param("lightning_fit.py", "small_model", ["--devices=2"], 2, marks=needs("lightning")),
+        pytest.param("trainer.py", "gpt2", [], 2, marks=needs("transformers")),
+        pytest.param("accelerate_loop.py --accumulate=2", "small_model", [], 2, marks=needs("accelerate")),
+        pytest.param("stateful_dataloader.py", "small_model", ["--workers=2"], 1, marks=needs("torchdata")),
     ],
 )
 def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
-    shards, tmp_path, request, program, twin, again, ranks
+    shards, tmp_path, request, server, start, run, program, twin, more, ranks
 ):
     whole, validation = request.getfixturevalue(twin)
-    program, *options = program.split()
+    name, *options = program.split()
+    if name == "ddp.py" and "--fsdp" not in options:  # as users start it
+        run = torchrun
     options += ["--eval-batch=12"] if program != "stateful_dataloader.py" else []  # 25 windows: one rank has 13
     arguments = [
+        ROOT / "examples" / name,
         *options,
         str(shards),
         f"--batch={BATCH}",
@@ -152,20 +207,16 @@ def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
         f"--checkpoint={tmp_path / 'checkpoint'}",
     ]
     killed, resumed = tmp_path / "killed.txt", tmp_path / "resumed.txt"
-    with subprocess.Popen(
-        **one_process(program, *arguments, f"--seen={killed}", "--pause=0.05"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        until = time.monotonic() + 150
-        while len(lines_of(killed)) < 10 and time.monotonic() < until and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
+    ((number, files),) = start(*arguments, f"--seen={killed}", "--pause=0.05", ranks=1).items()
+    until = time.monotonic() + 200
+    while len(lines_of(killed)) < 10 and time.monotonic() < until and server.poll(number) is None:
+        time.sleep(0.01)
+    assert server.poll(number) is None, files[1].read_text()
+    os.kill(number, signal.SIGKILL)
+    assert server.wait(number) == -signal.SIGKILL
     before = lines_of(killed)
     assert 10 <= len(before) < STEPS, "killed in the middle"
-    done = subprocess.run(
-        **again(program, *arguments, f"--seen={resumed}"), timeout=200, capture_output=True, text=True
-    )
+    done = run(*arguments, *more, f"--seen={resumed}", ranks=ranks)
     assert done.returncode == 0, done.stderr
     after = lines_of(resumed)
     # Each step leaves a checkpoint, so at most the last one before the kill is done a second time.
@@ -193,12 +244,10 @@ def printed_loss(done):
 )
 @needs("transformers")
 def test_the_trainers_validation_is_that_of_single_windows_at_any_batch_size_and_number_of_ranks(
-    shards, tmp_path, ranks, batch_size
+    shards, tmp_path, run, ranks, batch_size
 ):
-    program = "trainer.py"
     arguments = [str(shards), "--steps=0", f"--eval-batch={batch_size}", f"--checkpoint={tmp_path / 'checkpoint'}"]
-    run = one_process(program, *arguments) if ranks == 1 else torchrun(program, *arguments, ranks=ranks)
-    done = subprocess.run(**run, timeout=200, capture_output=True, text=True)
+    done = run(ROOT / "examples" / "trainer.py", *arguments, ranks=ranks)
     assert done.returncode == 0, done.stderr
     expected = validation_loss(shards, make_gpt2(shards), lambda output: output.logits)
     assert printed_loss(done) == pytest.approx(expected, abs=1e-5)
@@ -206,7 +255,7 @@ def test_the_trainers_validation_is_that_of_single_windows_at_any_batch_size_and
 
 @needs("accelerate")
 @needs("torchdata")
-def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(shards):
+def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(shards, run):
     program = """
         import sys
         from accelerate import Accelerator
@@ -220,18 +269,18 @@ def test_what_frameworks_would_do_wrong_with_a_loader_is_harmless_or_refused(sha
         except ValueError as error:
             print(error)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), str(shards)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = run("-c", textwrap.dedent(program), shards)
     assert done.returncode == 0, done.stderr
     assert "let the loader start the processes: ShardLoader(..., workers=2)" in done.stdout
 
 
 @needs("lightning")
-def test_a_step_in_micro_batches_has_the_windows_of_a_step_in_one_also_where_epochs_meet(shards, tmp_path):
+def test_a_step_in_micro_batches_has_the_windows_of_a_step_in_one_also_where_epochs_meet(shards, tmp_path, run):
     seen = tmp_path / "seen"
     options = ["--steps", "13", "--batch", str(BATCH), "--accumulate", "4", "--seen", str(seen)]
-    command = one_process("lightning_fit.py", str(shards), *options, "--checkpoint", str(tmp_path / "checkpoints"))
-    subprocess.run(**command, check=True, cwd=tmp_path, capture_output=True, timeout=240)
+    options += ["--checkpoint", str(tmp_path / "checkpoints")]
+    done = run(ROOT / "examples" / "lightning_fit.py", shards, *options)
+    assert done.returncode == 0, done.stderr
     steps = lines_of(seen)
     assert sorted(steps) == list(range(1, 14))
     for number, batch in enumerate(islice(batches_of(shards), 13), start=1):

@@ -15,7 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -23,7 +26,7 @@ CONTEXT.set_forkserver_preload(["torch", "hydra", "pyarrow.parquet", "pipeline",
 
 
 def run_warm(*arguments, cwd, environment, timeout):
-    """Run `-m module ...` or `program.py ...`, and return what it did, as `subprocess.run` does."""
+    """Run `-m module ...`, `-c code ...` or `program.py ...`, and return what it did, as `subprocess.run` does."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "out", Path(folder) / "err"]
         process = CONTEXT.Process(target=_run, args=(arguments, cwd, environment, files))
@@ -35,6 +38,60 @@ def run_warm(*arguments, cwd, environment, timeout):
             raise subprocess.TimeoutExpired([*arguments], timeout)
         out, err = (file.read_text(encoding="utf-8") for file in files)
         return subprocess.CompletedProcess([*arguments], process.exitcode, out, err)
+
+
+class Server:
+    """A process that has imported these modules as well, and is forked for each program that it starts."""
+
+    def __init__(self, *modules):
+        self.pipe, there = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=_serve, args=(there, modules))
+        self.process.start()
+
+    def start(self, *arguments, cwd, environment, files):
+        """Start a program that writes its output and its errors into these two files; return the process's number."""
+        self.pipe.send(([*map(str, arguments)], str(cwd), environment, files))
+        return self.pipe.recv()
+
+    def poll(self, number):
+        """Return how a program ended, as `Popen.returncode` has it, or None."""
+        self.pipe.send(number)
+        return self.pipe.recv()
+
+    def wait(self, number, timeout=300):
+        """Wait for a program's end; a program that takes longer is killed."""
+        until = time.monotonic() + timeout
+        while (code := self.poll(number)) is None:
+            if time.monotonic() > until:
+                os.kill(number, signal.SIGKILL)
+            time.sleep(0.02)
+        return code
+
+    def close(self):
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(pipe, modules):
+    """Be a server: fork for each program, and return how those ended that are asked for."""
+    warnings.simplefilter("ignore")
+    for name in modules:
+        import_module(name)
+    ended = {}
+    while True:
+        given = pipe.recv()
+        if not isinstance(given, int):
+            number = os.fork()
+            if not number:
+                _run(*given)
+            pipe.send(number)
+            continue
+        if given not in ended:
+            number, status = os.waitpid(given, os.WNOHANG)
+            if number:
+                ended[given] = os.waitstatus_to_exitcode(status)
+        pipe.send(ended.get(given))
 
 
 def _run(arguments, cwd, environment, files):
@@ -71,6 +128,11 @@ def _run_program(first, *rest):
         sys.argv[:] = [name, *given]
         sys.path[0] = str(Path.cwd())
         runpy.run_module(name, run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        code, *given = rest
+        sys.argv[:] = [first, *given]
+        sys.path[0] = ""
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})  # as Python does
     else:
         sys.argv[:] = [first, *rest]
         sys.path[0] = str(Path(first).absolute().parent)
