@@ -97,6 +97,7 @@ def _serve(pipe, modules):
 def _run(arguments, cwd, environment, files):
     """Be the program: this is a fork that nothing else runs in."""
     multiprocessing.process._parent_process = None  # noqa: SLF001 - it is nobody's worker
+    multiprocessing.set_start_method(None, force=True)  # the system's own, as of a program that was just started
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
