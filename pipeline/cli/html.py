@@ -29,6 +29,7 @@ td.left, th.left { text-align: left; }
 tr.failed td, tr.interrupted td, tr.unfinished td { color: #d55e00; }
 tr.skipped td, tr.not-started td { opacity: .65; }
 figure { margin: 1rem 0; }
+@media (min-width: 76rem) { figure { display: inline-block; width: 49%; vertical-align: top; } }
 svg { width: 100%; max-width: 60rem; height: auto; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

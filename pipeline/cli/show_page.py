@@ -17,6 +17,7 @@ SHADES = ("#9fd8c2", "#f2cdb0", "#d2c7f0", "#f3c6d6")
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+h1, p, dd { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 .tokens { display: flex; flex-wrap: wrap; gap: 4px 2px; font: 13px monospace; }
 .pair { display: inline-flex; flex-direction: column; align-items: center; border-top: 4px solid transparent; }
