@@ -13,7 +13,7 @@ from support import sections, store_windows
 from tokenizers import models, pre_tokenizers
 
 from pipeline import ShardLoader, TokenEmbedding, WindowDataset, embed_batches, read_manifest, write_shards
-from pipeline.loader import batch as batch_module
+from pipeline.loader import row_group as row_group_module
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_batches_are_the_same_however_many_are_converted_together_and_changing_o
     shards, int64_tokens, monkeypatch
 ):
     rows = {k: (row["input_ids"], row["target_ids"]) for k, row in enumerate(stored(shards))}
-    monkeypatch.setattr(batch_module, "INT64_TOKENS", int64_tokens)
+    monkeypatch.setattr(row_group_module, "INT64_TOKENS", int64_tokens)
     for batch in ShardLoader(shards, batch_size=7, shuffle="full"):
         assert [rows[k] for k in batch.window_ids.tolist()] == list(
             zip(batch.input_ids.tolist(), batch.target_ids.tolist(), strict=True)

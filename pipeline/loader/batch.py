@@ -11,7 +11,7 @@ import torch
 
 from pipeline.base.display import html_table, numbers_table
 from pipeline.loader.documents import Documents, DocumentTable
-from pipeline.loader.row_group import INT64_TOKENS, SampleIds, find_ends
+from pipeline.loader.row_group import SampleIds, batches_together, find_ends
 from pipeline.rules import reject
 from pipeline.windows import IGNORED
 
@@ -172,7 +172,7 @@ class Int64Block:
         self, rows: RowBatch, *, samples: SampleIds, batch_size: int, documents: DocumentTable | None = None
     ) -> None:
         self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
-        self._batches = max(1, INT64_TOKENS // (batch_size * (rows.ids.shape[1] - 1)))  # that are converted together
+        self._batches = batches_together(batch_size, rows.ids.shape[1] - 1)
         self._first, self._views = -1, dict[str, tuple[torch.Tensor, ...]]()  # the first of those, and their fields
         self._block: DocumentBlock | None = None
 

@@ -30,7 +30,7 @@ import numpy as np
 from pipeline.base.wording import counted
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.metrics import Counters
-from pipeline.loader.row_group import RowBatch
+from pipeline.loader.row_group import RowBatch, batches_together
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Prefetcher:
         documents: DocumentRule | None = None,
     ) -> None:
         self.reader, self.documents = reader, documents
+        self._looked_at: set[str] = set()  # what callers want to know of documents
         self.part, self.batch_size = part, part.rows  # a worker process reads a part of a batch
         self.threads, self.memory_budget = threads, memory_budget
         self.counters = Counters()
@@ -155,7 +156,7 @@ class Prefetcher:
         """Return where the documents of a unit are, if a loader wants to know."""
         if self.documents is None:
             return None
-        return DocumentTable(rows, self.documents, batch_size=self.batch_size)
+        return DocumentTable(rows, self.documents, batch_size=self.batch_size, looked_at=self._looked_at)
 
     def _stop(self, *pools: ThreadPoolExecutor) -> None:
         wait = not threading.current_thread().name.startswith(THREADS)
@@ -194,7 +195,7 @@ class Prefetcher:
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
         full, size = max(1, rows // self.batch_size), 1
         windows, asked = np.empty(0, np.int64), 0  # of the batches done .. asked - 1
-        done = 0
+        done, together = 0, batches_together(self.batch_size, self.reader.max_length)
         while done < batches:
             here = start + done * part.global_batch
             if change is not None and here >= change:  # other row groups are needed from here on
@@ -218,7 +219,7 @@ class Prefetcher:
                 mine = np.pad(mine, (0, missing), constant_values=-1)
                 damage = damage and damage._replace(groups=np.pad(damage.groups, (0, missing), constant_values=-1))
             documents = self.find_documents(gathered)
-            yield PrefetchUnit(gathered, mine, take, damage, None if documents is None else documents.prepare())
+            yield PrefetchUnit(gathered, mine, take, damage, documents and documents.prepare(together))
             done, size = done + take, min(2 * size, full)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:

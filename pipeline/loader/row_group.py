@@ -27,6 +27,11 @@ Count = TypeVar("Count", int, Int64)
 INT64_TOKENS = 1 << 16
 
 
+def batches_together(batch_size: int, max_length: int) -> int:
+    """Return how many batches are converted at once."""
+    return max(1, INT64_TOKENS // (batch_size * max_length))
+
+
 class RowInfo(NamedTuple):
     """What a row group stores about its windows besides their IDs."""
 
