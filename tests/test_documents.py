@@ -388,15 +388,18 @@ def test_a_switch_that_is_no_truth_value_is_refused(joined, reader, name):
     gaps=st.lists(st.integers(0, 200), max_size=30),
     padding=st.lists(st.integers(0, 300), min_size=4, max_size=4),
     batch_size=st.sampled_from([1, 2, 4]),
+    is_prepared=st.booleans(),
 )
-def test_a_table_tells_what_reading_token_by_token_tells(width, gaps, padding, batch_size):
-    """Rows short and long, so that the numbers in them take one byte or two."""
+def test_a_table_tells_what_reading_token_by_token_tells(width, gaps, padding, batch_size, is_prepared):
+    """Rows short and long, so that the numbers in them take one byte or two; made ahead of time, or when looked at."""
     ids_BT1 = np.zeros((4, width + 1), np.uint16)
     ends = np.cumsum(gaps, dtype=np.int64)
     ids_BT1.flat[ends[ends < ids_BT1.size]] = 9
     to_B = np.clip(width + 1 - np.array(padding), 0, width).astype(np.int32)  # most rows have a padding
     bounds_B2 = np.stack([np.zeros(4, np.int32), to_B], axis=1)
-    table = DocumentTable(RowBatch(ids_BT1, bounds_B2, None), DocumentRule(9), batch_size=batch_size)
+    looked_at = {"document_ids", "position_ids"} if is_prepared else set()
+    rows, rule = RowBatch(ids_BT1, bounds_B2, None), DocumentRule(9)
+    table = DocumentTable(rows, rule, batch_size=batch_size, looked_at=looked_at).prepare(1)
     for number in range(4 // batch_size):
         found, sizes = table.documents(number), []
         for row in range(batch_size):
