@@ -1,4 +1,4 @@
-"""Benchmarks: `python scripts/bench.py tokenize|write|load|mixture|layout|ranks|remote|build|ray|files [options]`.
+"""Benchmarks: `python scripts/bench.py NAME [options]`; without a name it lists them.
 
 Each compares the project with a baseline in the same run and prints ratios: medians over several rounds in which both
 run in turn. A machine's speed varies over time, and a ratio within one run varies less. `--help` after a name lists its
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("tokenize", "write", "load", "mixture", "layout", "ranks", "remote", "build", "ray", "files")
+NAMES = ("tokenize", "write", "load", "mixture", "layout", "ranks", "remote", "build", "ray", "files", "start")
 
 
 def main() -> None:

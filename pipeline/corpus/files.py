@@ -192,6 +192,8 @@ def name_kind(name: str, path: str, endings: tuple[str, ...], is_meant: Callable
 
 def _count_passed_over(others: dict[str, list[str]], taken: Sequence[FoundFile], shared: str) -> dict[str, PassedOver]:
     """Count files by kind, each once; a file that another path takes is not passed over."""
+    if not others:
+        return {}
     seen: set[object] = {(file.status.st_dev, file.status.st_ino) for file in taken}
     rare = set(sorted(others, key=lambda kind: (-len(others[kind]), kind))[MAX_KINDS:])
     counts: dict[str, PassedOver] = {}
