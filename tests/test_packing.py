@@ -337,7 +337,7 @@ def test_a_window_is_shown_with_its_documents(tmp_path):
     given = sections(tokenizer="bytes", max_length=6, documents="pack", cache_path=tmp_path / "cache")
     path = write_shards(tmp_path / "shards", corpus=["abc", "fghijklmn", "de", "x"], **given).path
     dataset, store = WindowDataset(path), open_store(next((tmp_path / "cache" / "stores").iterdir()))
-    shown = [find_window(read_manifest(path), dataset, number, store, "train") for number in range(len(dataset))]
+    shown = [find_window(read_manifest(path), dataset.reader, number, store) for number in range(len(dataset))]
     assert [one.segments for one in shown] == [[4, 2], [6], [4], [3]]
     reading = Config(shards=ShardsConfig(path=str(path)), cache=CacheConfig(path=str(tmp_path / "other")))
     located, missing = find_windows(reading, [path], [(0, number) for number in range(len(dataset))])
@@ -349,5 +349,5 @@ def test_a_window_is_shown_with_its_documents(tmp_path):
         ["texts, row 2, tokens 0-1"],
     ]
     assert "packed    2 documents: 4 + 2 tokens" in describe(shown[0], None, coloured=False)
-    alone = find_window(read_manifest(path), dataset, 0, None, "train")
+    alone = find_window(read_manifest(path), dataset.reader, 0, None)
     assert (alone.segments, alone.documents) == ([4, 2], [])

@@ -99,7 +99,7 @@ def test_a_loader_that_goes_wrong_at_an_epochs_end_is_found_out(shards, run, mon
             wrong = last and (self.world_size, self.batch_size) == (world_size, batch_size)
             super().load_state_dict({**state, "consumed": state["consumed"] - wrong})
 
-    monkeypatch.setattr("pipeline.cli.sources.ShardLoader", Wrong)
+    monkeypatch.setattr("pipeline.loader.loader.ShardLoader", Wrong)
     said = run(shards(), shuffles=["none"])
     assert said.unproven == ["none"]
     assert re.fullmatch(rf"none FAILED: {world_size} ranks?, resumed at sample \d+, got other .*", said.lines[-1])
@@ -126,7 +126,7 @@ def test_an_order_that_memory_does_not_allow_is_an_error_where_it_was_asked_for(
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **{**options, "memory_budget": 2000})
 
-    monkeypatch.setattr("pipeline.cli.sources.ShardLoader", Small)
+    monkeypatch.setattr("pipeline.loader.loader.ShardLoader", Small)
     few = {"world_sizes": [2], "stops": 1}
     left_out = run(path, **few)
     assert left_out.unproven == []

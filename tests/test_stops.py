@@ -17,9 +17,8 @@ from pipeline import write_shards
 STOPS = ROOT / "tests" / "stops.py"
 
 
-# Each call that changes the disk meets one stop: every second one a kill, the others one of four errors by turns. An
-# error that all later calls meet leaves the same disk as a kill at this call. STRIDEMILL_ALL_STOPS=1 tries every kind
-# of stop at every call, which takes fifteen minutes.
+# Each call that changes the disk meets one stop: every second one a kill, the others one of four errors by turns.
+# STRIDEMILL_ALL_STOPS=1 tries every kind of stop at every call, which takes many minutes.
 KINDS = {"kill": (2, 2), "once": (8, 1), "ENOSPC": (8, 3), "EROFS": (8, 5), "EIO": (8, 7)}
 
 

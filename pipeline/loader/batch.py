@@ -173,7 +173,7 @@ class Int64Block:
     ) -> None:
         self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
         self._batches = batches_together(batch_size, rows.ids.shape[1] - 1)
-        self._first, self._views = -1, dict[str, tuple[torch.Tensor, ...]]()  # the first of those, and their fields
+        self._first, self._tensors = -1, dict[str, torch.Tensor]()  # the first of those, and their fields
         self._block: DocumentBlock | None = None
 
     def batch(self, rows: slice) -> Batch:
@@ -183,7 +183,8 @@ class Int64Block:
             self._convert(first)
         here = number - first
         documents = None if self._block is None else Documents(self._block, here)
-        return Batch(**{name: views[here] for name, views in self._views.items()}, documents=documents)
+        within = slice(here * self._batch_size, (here + 1) * self._batch_size)
+        return Batch(**{name: tensor[within] for name, tensor in self._tensors.items()}, documents=documents)
 
     def _convert(self, first: int) -> None:
         size, table = self._batch_size, self._documents
@@ -191,8 +192,7 @@ class Int64Block:
         rows = slice(first * size, (first + count) * size)
         unscored = None if table is None else table.unscored(rows)
         several = to_int64(self._rows, rows, samples=self._samples, unscored=unscored)
-        fields = {name: tensor for name in TENSORS if (tensor := getattr(several, name)) is not None}
-        self._views = {name: tensor.view(count, size, *tensor.shape[1:]).unbind() for name, tensor in fields.items()}
+        self._tensors = {name: tensor for name in TENSORS if (tensor := getattr(several, name)) is not None}
         self._block = None if table is None else table.block(first, count)
         self._first = first
 
