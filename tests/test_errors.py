@@ -249,8 +249,11 @@ def test_a_summary_says_how_a_run_ended(cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_says_so_in_one_line_and_in_its_summary(tmp_path, sent, code):
+@pytest.mark.parametrize(
+    ("sent", "code", "after"),  # the second, in seconds, while torch is imported
+    [(signal.SIGINT, 130, 0.5), (signal.SIGINT, 130, 1.5), (signal.SIGTERM, 143, 0.5)],
+)
+def test_a_run_that_is_stopped_says_so_in_one_line_and_in_its_summary(tmp_path, sent, code, after):
     command = ["-m", "pipeline", "stages=[write,load]", "tokenizer=bytes", "window.stride=1", "hydra.run.dir=R"]
     with subprocess.Popen(
         [sys.executable, *command], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
@@ -259,7 +262,7 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_in_its_summary(tmp_path, 
         while not (tmp_path / "R/summary.json").exists() and time.monotonic() < until:
             time.sleep(0.01)
         assert summary_of(tmp_path / "R")["status"] == "running"
-        time.sleep(0.5)
+        time.sleep(after)
         process.send_signal(sent)
         _, errors = process.communicate(timeout=200)
     assert process.returncode == code

@@ -76,6 +76,9 @@ def run_program(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
         print(f"{program}: interrupted. {resume_hint()}", file=sys.stderr)
+        # Python ends by the signal instead of our code if Ctrl-C came while some text was executed as code, as imports
+        # do, even where that was caught. It forgets this with the next text.
+        exec("")  # noqa: S102
         sys.exit(143 if isinstance(error, TerminatedError) else 130)
     except BaseException as error:
         if is_interrupt(error):
