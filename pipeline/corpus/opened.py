@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.corpus.spool import SpooledFile
+from pipeline.corpus.spool import PlacedFile, SpooledFile
 from pipeline.storage.interface import Entry
 from pipeline.storage.names import Location, is_uri, split_uri
 from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
+    import io
+
     from pipeline.storage.interface import Buffer, Storage
 
 WINDOW_BYTES = 8 << 20  # that a request asks for: at 30 ms each, 270 MB/s of a worker
@@ -85,7 +86,7 @@ def _open_bucket(uri: str, _: int) -> Storage:
     return open_storage(uri)
 
 
-class ObjectFile(io.RawIOBase):
+class ObjectFile(PlacedFile):
     """An object as a file that is read by ranges, a window at a time.
 
     All its bytes are of one version.
@@ -106,24 +107,6 @@ class ObjectFile(io.RawIOBase):
         self._stop = self.size if stop is None else min(stop, self.size)
         self._step = FIRST_BYTES if stop is None else WINDOW_BYTES
         self._at, self._start, self._window = 0, 0, memoryview(b"")
-
-    def readable(self) -> bool:
-        """Tell that it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Tell that it can be read from anywhere."""
-        return True
-
-    def tell(self) -> int:
-        """Return the offset of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to another offset."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
 
     def readinto(self, target: Any) -> int:
         """Copy the next bytes: those that the window has, or else of a new one."""

@@ -96,13 +96,11 @@ class SpooledRange:
         return SpooledRange, (None, 0, self.stop)
 
 
-class SpooledFile(io.RawIOBase):
-    """The start of an object as a file."""
+class PlacedFile(io.RawIOBase):
+    """What files share that are read from any place: their `size` in bytes, and the place `_at` of the next one."""
 
-    def __init__(self, name: str, file: UnnamedFile, shift: int, size: int) -> None:
-        super().__init__()
-        self.name, self.size = name, size
-        self._file, self._shift, self._at = file, shift, 0
+    size: int
+    _at = 0
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -121,6 +119,15 @@ class SpooledFile(io.RawIOBase):
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         self._at = max(0, base + offset)
         return self._at
+
+
+class SpooledFile(PlacedFile):
+    """The start of an object as a file."""
+
+    def __init__(self, name: str, file: UnnamedFile, shift: int, size: int) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+        self._file, self._shift, self._at = file, shift, 0
 
     def readinto(self, target: Any) -> int:
         """Copy the next bytes."""
