@@ -17,7 +17,7 @@ from pipeline import CorpusConfig, WindowConfig, plan_shards, verify_shards, wri
 from pipeline.base.wording import percent
 from pipeline.cli.summary import describe_comparison, describe_plan, describe_write
 from pipeline.corpus import compression, sample
-from pipeline.shards.plan import estimate_total
+from pipeline.shards.estimate import estimate_total
 from pipeline.shards.planned import compare_with_plan
 
 REST = {"tokenizer": "bytes", "windows_per_shard": 64, "windows_per_group": 32, "audit": 0.0, "workers": 2}

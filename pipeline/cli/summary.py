@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pipeline.cli.epoch import LoadReport
+    from pipeline.shards.estimate import Estimate
     from pipeline.shards.manifest import SplitEntry
-    from pipeline.shards.plan import Estimate, PlanReport
+    from pipeline.shards.plan import PlanReport
     from pipeline.shards.verify import VerifyReport
     from pipeline.shards.write import WriteReport
     from pipeline.tokenizer.tokenizer import Tokenizer

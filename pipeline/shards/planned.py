@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.shards.plan import Estimate, PlanReport
+    from pipeline.shards.estimate import Estimate
+    from pipeline.shards.plan import PlanReport
     from pipeline.shards.write import WriteReport
 
 
