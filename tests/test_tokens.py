@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import run_python, sections
 
 from pipeline import read_manifest, write_shards
@@ -28,7 +30,7 @@ from pipeline.tokenizer import audit
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens import encode
 from pipeline.tokens.chunk import chunk_fields, find_chunk, npy_header
-from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
+from pipeline.tokens.chunk_writer import LONG_TOKENS, TOTALS, ChunkWriter, join_documents, remove_leftovers
 from pipeline.tokens.encode import tokenize
 from pipeline.tokens.store import open_store
 
@@ -382,6 +384,23 @@ def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install datasets"):
         find_partitions(CorpusConfig(name="huggingface", path="no/such"), cache=tmp_path, cut_safe=True, workers=1)
+
+
+@given(
+    documents=st.lists(
+        st.tuples(st.sampled_from([0, 1, 3, 2 * LONG_TOKENS, 3 * LONG_TOKENS]), st.booleans()), max_size=6
+    )
+)
+def test_chosen_documents_are_joined_with_an_end_after_each(documents):
+    counts, chosen = (np.array([one[at] for one in documents], kind) for at, kind in enumerate((np.int64, bool)))
+    ids = np.arange(counts.sum(), dtype=np.uint16)
+    expected, firsts = [], []
+    for part, is_chosen in zip(np.split(ids, np.cumsum(counts))[: len(counts)], chosen, strict=True):
+        if is_chosen:
+            firsts.append(len(expected))
+            expected += [*part.tolist(), 60000]
+    joined, found = join_documents(ids, counts, chosen, end_of_text=60000)
+    assert (joined.tolist(), found.tolist(), joined.dtype) == (expected, firsts, np.uint16)
 
 
 def test_chunks_of_segments_by_eye(tmp_path):

@@ -74,6 +74,14 @@ def test_documents_are_found_and_encoded_as_by_tiktoken_wherever_they_stand(both
     assert same(both, texts) if texts else True
 
 
+def test_a_document_is_found_wherever_its_text_is_divided_for_the_search(monkeypatch):
+    texts = ["a\u088f", "\u0e01\U0001f50e", "\u088f", "b", "\U0002b73a\u0c5c"]
+    for size in range(1, 12):
+        monkeypatch.setattr(differences, "SEARCHED_BYTES", size)
+        found = differences.find_documents(pa.array(texts, pa.large_string()), "gpt2")
+        assert found.tolist() == [True, False, True, False, True], size
+
+
 def test_every_code_point_is_found_or_not_as_its_range_says():
     for pattern in PATTERNS:
         odd = set(DIFFERING[pattern])

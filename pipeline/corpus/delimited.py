@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.corpus.compression import read_raw
 from pipeline.corpus.documents import (
     BATCH_BYTES,
@@ -106,6 +108,9 @@ class DelimiterCount:
 
     def add(self, block: bytes) -> None:
         """Count those that end in the next block."""
+        if len(self._delimiter) == 1:
+            self.count += int(np.count_nonzero(np.frombuffer(block, np.uint8) == self._delimiter[0]))
+            return
         *complete, rest = (self._rest + block).split(self._delimiter)
         self.count += len(complete)
         self._rest = rest[max(0, len(rest) - len(self._delimiter) + 1) :]

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
+from pipeline.base.arrow import binary_array
 from pipeline.corpus.compression import BLOCK_BYTES, read_blocks
 from pipeline.corpus.documents import (
     HEAD_BYTES,
@@ -140,7 +141,7 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
 class Lines(NamedTuple):
     """The documents in a block of lines."""
 
-    texts: pa.Array  # large_binary [documents], valid UTF-8
+    texts: pa.Array  # large_string [documents], valid UTF-8
     rows: np.ndarray  # int64 [documents], the number of each one's line in the block, from 0
     faults: list[tuple[int, DocumentFault, bytes]]  # line number, what is wrong, the line
     num_lines: int
@@ -168,7 +169,7 @@ def parse_slowly(block: bytes, field: str) -> Lines:
         else:
             texts.append(text)
             rows.append(row)
-    return Lines(pa.array(texts, pa.large_binary()), np.array(rows, np.int64), faults, len(lines))
+    return Lines(binary_array(texts, pa.large_string()), np.array(rows, np.int64), faults, len(lines))
 
 
 class _Object(tuple[tuple[str, object], ...]):
@@ -189,11 +190,11 @@ def parse_line(line: bytes, field: str) -> bytes | DocumentFault:
         found_by_arrow = _ask_arrow(line, field)
         if not found_by_arrow:
             return DocumentFault("not_json", f"the line is not JSON: {error}")
-        text = found_by_arrow[0][0].as_py()
+        text = found_by_arrow[0][0].as_buffer()
         return (
             DocumentFault("missing", f"the field {field!r} (corpus.text_field) is missing or null")
             if text is None
-            else text
+            else text.to_pybytes()
         )
     return _text_of(found, field)
 
@@ -262,7 +263,7 @@ def _parse_fast(block: bytes, field: str) -> Lines | None:
 
 
 def _ask_arrow(block: bytes, field: str) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, int] | None:
-    """Return a block's texts (large_binary, null if missing), and the starts, ends and numbers of their lines."""
+    """Return a block's texts (large_string, null if missing), and the starts, ends and numbers of their lines."""
     if len(block) > MAX_BLOCK or b"\0" in block:
         return None
     data = np.frombuffer(block, np.uint8)
@@ -275,20 +276,22 @@ def _ask_arrow(block: bytes, field: str) -> tuple[pa.Array, np.ndarray, np.ndarr
     rows = np.flatnonzero(stops > starts)
     starts, stops = starts[rows], stops[rows]
     if not len(rows):
-        return pa.array([], pa.large_binary()), starts, stops, rows, num_lines
+        return binary_array([], pa.large_string()), starts, stops, rows, num_lines
     if not ((data[starts] == ord("{")).all() and (data[stops - 1] == ord("}")).all()):
         return None
     offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
     if as_utf8(pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(block)])) is None:
         return None
     texts = _read_column(block, field)
-    if texts is None or len(texts) != len(rows) or as_utf8(texts) is None:
+    if texts is not None and rb"\u" in block:  # other escapes than these leave UTF-8 as it is
+        texts = as_utf8(texts)
+    if texts is None or len(texts) != len(rows):
         return None
-    return texts, starts, stops, rows, num_lines
+    return texts.cast(pa.large_string()), starts, stops, rows, num_lines
 
 
 def _read_column(block: bytes, field: str) -> pa.Array | None:
-    """Read the text in `field` of each object of a block as large_binary; None if Arrow refuses or may miss it."""
+    """Read the text in `field` of each object of a block as binary; None if Arrow refuses or may miss it."""
     names = field.split(".")
     if len(names) > 1 and _other_spellings(field).search(block):
         return None

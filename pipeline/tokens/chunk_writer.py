@@ -54,6 +54,7 @@ _LEFTOVER = re.compile(r"(?P<folder>\.[0-9a-f]{64}(?:-[0-9a-f]{32})?)(?:\.lock)?
 _FILE = re.compile(r"[0-9a-f]{64}\.jsonl?|CACHEDIR\.TAG")
 
 
+LONG_TOKENS = 256  # of documents that are this long on average, each is copied by itself
 TOTALS = np.dtype([(name, "<i8") for name in COUNTS])  # what is counted of each document
 _SOURCE = np.dtype([*TOTALS.descr, ("tokens", "<i8", len(SPLITS)), ("num_documents", "<i8", len(SPLITS))])
 
@@ -355,11 +356,18 @@ def join_documents(
     """
     sizes = counts[chosen] + 1
     ends = np.cumsum(sizes, dtype=np.int64)
-    joined = np.full(int(ends[-1]) if len(ends) else 0, end_of_text, dtype=ids.dtype)
-    is_text = np.ones(len(joined), dtype=bool)
-    is_text[ends - 1] = False
-    joined[is_text] = ids if chosen.all() else ids[np.repeat(chosen, counts)]
-    return joined, ends - sizes
+    firsts = ends - sizes
+    joined = np.empty(int(ends[-1]) if len(ends) else 0, dtype=ids.dtype)
+    if len(joined) < LONG_TOKENS * len(sizes):
+        is_text = np.ones(len(joined), dtype=bool)
+        is_text[ends - 1] = False
+        joined[is_text] = ids if chosen.all() else ids[np.repeat(chosen, counts)]
+    else:
+        starts = (np.cumsum(counts) - counts)[chosen]
+        for start, stop, to in zip(starts.tolist(), (starts + sizes - 1).tolist(), firsts.tolist(), strict=True):
+            joined[to : to + stop - start] = ids[start:stop]
+    joined[ends - 1] = end_of_text
+    return joined, firsts
 
 
 def remove_leftovers(cache: Path) -> None:
