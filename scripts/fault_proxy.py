@@ -284,7 +284,7 @@ class FaultProxy:
         return [Request(**request) for request in self._control({})]
 
     def _control(self, wanted: dict[str, Any]) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         connection.request("POST", CONTROL, json.dumps(wanted))
         found = json.loads(connection.getresponse().read())
         connection.close()

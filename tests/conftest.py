@@ -143,7 +143,7 @@ def browse():
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
         command += ["--enable-logging=stderr", f"--user-data-dir={folder}", f"--log-net-log={folder}/net.json"]
         done = subprocess.run(
-            [*command, "--dump-dom", path.absolute().as_uri()], capture_output=True, text=True, timeout=120
+            [*command, "--dump-dom", path.absolute().as_uri()], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

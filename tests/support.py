@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from warm import run_warm
@@ -103,9 +104,27 @@ def environment(**more):
 
 def run_program(*arguments, cwd=ROOT, timeout=300, **more):
     """Run `-m`, `-c` or a program in a process that has imported torch already, and return what it did."""
-    if any(name.startswith("PYTHON") for name in more):  # Python itself reads these at its start
-        return run_python(*arguments, cwd=cwd, timeout=timeout, **more)
     return run_warm(*map(str, arguments), cwd=str(cwd), environment=environment(**more), timeout=timeout)
+
+
+def open_ranks(ranks):
+    """The environment of each process of a job, as torchrun sets it, and the store in which they meet.
+
+    The system chooses the store's port. It is open as long as the store is referred to.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(ranks)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "NODE_RANK": "0"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)], store
+
+
+def run_ranks(*arguments, ranks, **options):
+    """Run a program in this many processes, as torchrun does, and return what each of them did."""
+    own, _store = open_ranks(ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(lambda more: run_program(*arguments, **options, **more), own))
 
 
 def run_python(*arguments, cwd=ROOT, timeout=300, **more):

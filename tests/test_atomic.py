@@ -125,7 +125,7 @@ from tqdm import tqdm
 from pipeline import write_shards
 from pipeline.base.terminal_bar import TerminalBar
 
-signal.alarm(60)
+signal.alarm(240)
 write_shards(sys.argv[1] + "/a", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])
 locks = tqdm.get_lock(), TerminalBar.get_lock()
 if not (child := os.fork()):
@@ -135,11 +135,11 @@ if not (child := os.fork()):
 os.waitpid(child, 0)
 write_shards(sys.argv[1] + "/b", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])
 held = threading.Event()
-hold = lambda: (TerminalBar.get_lock().acquire(), held.set(), threading.Event().wait(60))
+hold = lambda: (TerminalBar.get_lock().acquire(), held.set(), threading.Event().wait(240))
 threading.Thread(target=hold, daemon=True).start()
 held.wait()
 if not (child := os.fork()):  # while a thread of the parent draws a bar
-    signal.alarm(60)
+    signal.alarm(240)
     write_shards(sys.argv[1] + "/c", corpus=["some text " * 50], tokenizer="bytes", cache=sys.argv[1])
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
@@ -148,5 +148,5 @@ os._exit(0)
 
 
 def test_a_lock_of_a_killed_process_stops_no_other(tmp_path):
-    done = run_python("-c", FORKED, tmp_path, timeout=120)
+    done = run_python("-c", FORKED, tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -4,21 +4,16 @@ Importing the frameworks takes ten seconds, so one process imports them once and
 What a launcher gives to its processes is in their environment. `ddp.py` is started by torchrun itself.
 """
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import textwrap
-import time
 from importlib.util import find_spec
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple
 
 import pytest
 import torch
-from support import ROOT, environment
+from support import ROOT, environment, open_ranks, run_program
 from torch import nn
 from warm import Server
 
@@ -133,17 +128,15 @@ class Ended(NamedTuple):
 def start(server, tmp_path):
     """Start the processes of a job: their numbers, and for each the files of its output and its errors."""
 
-    def start_all(program, *arguments, ranks):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-        if ranks == 1 and program != ROOT / "examples" / "ddp.py":
-            shared = None  # a program of one process, without a launcher
+    names, stores = count(), []
+
+    def start_all(*command, ranks, is_launched=True):
+        own, store = open_ranks(ranks) if is_launched else ([{}], None)
+        stores.append(store)
         started = {}
-        for rank in range(ranks):
-            own = {} if shared is None else {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-            files = [tmp_path / f"{time.monotonic_ns()}.{kind}" for kind in ("out", "err")]
-            number = server.start(program, *arguments, cwd=ROOT, environment={**ENVIRONMENT, **own}, files=files)
+        for more in own:
+            files = [tmp_path / f"{next(names)}.{kind}" for kind in ("out", "err")]
+            number = server.start(*command, cwd=ROOT, environment={**ENVIRONMENT, **more}, files=files)
             started[number] = files
         return started
 
@@ -154,8 +147,8 @@ def start(server, tmp_path):
 def run(server, start):
     """Run a job to its end, and return what its processes said."""
 
-    def run_all(program, *arguments, ranks=1):
-        started = start(program, *arguments, ranks=ranks)
+    def run_all(*command, ranks=1):
+        started = start(*command, ranks=ranks, is_launched=ranks > 1)
         codes = [server.wait(number) for number in started]
         out, err = ("".join(files[k].read_text() for files in started.values()) for k in range(2))
         return Ended(max(codes, key=abs), out, err)
@@ -164,10 +157,8 @@ def run(server, start):
 
 
 def torchrun(program, *arguments, ranks):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*command, str(program), *arguments], env=ENVIRONMENT, timeout=300, capture_output=True, text=True
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return run_program(*launcher, program, *arguments, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
 
 
 def lines_of(seen):
@@ -177,6 +168,23 @@ def lines_of(seen):
         step, loss, windows = line.split(" ")
         steps.setdefault(int(step), []).append((float(loss), list(map(int, windows.split(",")))))
     return steps
+
+
+# The system ends the program as kill -9 does, a few milliseconds after the program opens the file for its tenth line.
+KILL = """
+    import itertools, runpy, signal, sys
+
+    steps = itertools.count(1)
+    file = sys.argv[1]
+
+    def watch(event, arguments):
+        if event == "open" and str(arguments[0]) == file and next(steps) == 10:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    sys.addaudithook(watch)
+    del sys.argv[:2]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(
@@ -207,15 +215,12 @@ def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
         f"--checkpoint={tmp_path / 'checkpoint'}",
     ]
     killed, resumed = tmp_path / "killed.txt", tmp_path / "resumed.txt"
-    ((number, files),) = start(*arguments, f"--seen={killed}", "--pause=0.05", ranks=1).items()
-    until = time.monotonic() + 200
-    while len(lines_of(killed)) < 10 and time.monotonic() < until and server.poll(number) is None:
-        time.sleep(0.01)
-    assert server.poll(number) is None, files[1].read_text()
-    os.kill(number, signal.SIGKILL)
-    assert server.wait(number) == -signal.SIGKILL
+    needs_launcher = name == "ddp.py"  # also for one process
+    command = ["-c", textwrap.dedent(KILL), killed, *arguments, f"--seen={killed}"]
+    ((number, files),) = start(*command, ranks=1, is_launched=needs_launcher).items()
+    assert server.wait(number) == -signal.SIGALRM, files[1].read_text()
     before = lines_of(killed)
-    assert 10 <= len(before) < STEPS, "killed in the middle"
+    assert 9 <= len(before) < STEPS, "killed in the middle"
     done = run(*arguments, *more, f"--seen={resumed}", ranks=ranks)
     assert done.returncode == 0, done.stderr
     after = lines_of(resumed)
@@ -285,3 +290,13 @@ def test_a_step_in_micro_batches_has_the_windows_of_a_step_in_one_also_where_epo
     assert sorted(steps) == list(range(1, 14))
     for number, batch in enumerate(islice(batches_of(shards), 13), start=1):
         assert [window for _, windows in steps[number] for window in windows] == batch.window_ids.tolist()
+
+
+@needs("torchdata")
+def test_a_program_does_nothing_where_a_process_that_decodes_imports_it(shards, tmp_path, run):
+    """As on macOS, where such a process is not a fork."""
+    program = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__mp_main__')"
+    example, seen = ROOT / "examples" / "stateful_dataloader.py", tmp_path / "seen"
+    done = run("-c", program, example, shards, "--steps=1", f"--seen={seen}", f"--checkpoint={tmp_path / 'checkpoint'}")
+    assert done.returncode == 0, done.stderr
+    assert not seen.exists()

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 import torch.distributed
-from support import run_python
+from support import run_program, run_python, run_ranks
 from torch.utils.data import DataLoader
 
 from pipeline import ShardLoader, WindowDataset
@@ -96,37 +96,28 @@ def test_spawned_processes_refuse_a_loader_that_was_made_before_their_group(shar
     """
     file = tmp_path / "spawned.py"
     file.write_text(textwrap.dedent(script))
-    done = run_python(file, shards, tmp_path)
+    done = run_program(file, shards, tmp_path)
     refused = done.stdout.count("rank: this loader reads as rank 0 of 1")  # both may write into one line
     assert refused == 2, done.stdout + done.stderr
 
 
 PROCESSES = """
-    import json, sys, torch.distributed as dist, torch.multiprocessing as mp
+    import json, sys, torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from pipeline import ShardLoader
 
-    def run(rank, shards, folder, world_size):
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world_size)
-        found = read(rank, shards)
-        with open(f"{folder}/{rank}.json", "w") as file:
-            json.dump(found, file)
-        dist.destroy_process_group()
-
-    if __name__ == "__main__":
-        world_size = int(sys.argv[3])
-        mp.spawn(run, (sys.argv[1], sys.argv[2], world_size), nprocs=world_size)
+    dist.init_process_group("gloo")
+    print(json.dumps(read(dist.get_rank(), sys.argv[1])))
+    dist.destroy_process_group()
 """
 
 
-def run_processes(read, shards, folder, *, world_size):
+def run_processes(read, shards, *, world_size):
     """What each of some real processes of a gloo group returns from `read(rank, shards)`."""
-    file = folder / "program.py"
-    start, main = textwrap.dedent(PROCESSES).split("def run(")
-    file.write_text(f"{start}{textwrap.dedent(read)}\ndef run({main}")
-    done = run_python(file, shards, folder, str(world_size))
-    assert done.returncode == 0, done.stderr
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
+    ended = run_ranks("-c", textwrap.dedent(read) + textwrap.dedent(PROCESSES), shards, ranks=world_size)
+    for done in ended:
+        assert done.returncode == 0, done.stderr
+    return [json.loads(done.stdout) for done in ended]
 
 
 def joined(parts):
@@ -135,7 +126,7 @@ def joined(parts):
 
 
 @pytest.mark.slow
-def test_ranks_of_a_tensor_parallel_pair_get_the_same_batches(shards, tmp_path):
+def test_ranks_of_a_tensor_parallel_pair_get_the_same_batches(shards):
     """4 processes: data parallel 2 x tensor parallel 2, by a mesh and by the groups themselves."""
     read = """
         def read(rank, shards):
@@ -158,7 +149,7 @@ def test_ranks_of_a_tensor_parallel_pair_get_the_same_batches(shards, tmp_path):
                 found.append((loader.rank, loader.world_size, windows, loader.state_dict()))
             return {"errors": errors, "found": found}
     """
-    ranks = run_processes(read, shards, tmp_path, world_size=4)
+    ranks = run_processes(read, shards, world_size=4)
     whole = [batch.window_ids.tolist() for batch in ShardLoader(shards, batch_size=4, shuffle="lanes", lanes=8)]
     for way in (0, 1):  # the mesh, its process group
         places = [one["found"][way][:2] for one in ranks]
@@ -181,7 +172,7 @@ def test_ranks_of_a_tensor_parallel_pair_get_the_same_batches(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_three_real_ranks_share_the_lanes_and_go_on_from_two(shards, tmp_path):
+def test_three_real_ranks_share_the_lanes_and_go_on_from_two(shards):
     read = """
         def read(rank, shards):
             options = {"batch_size": 8, "shuffle": "lanes", "lanes": 8, "drop_last": False}
@@ -192,7 +183,7 @@ def test_three_real_ranks_share_the_lanes_and_go_on_from_two(shards, tmp_path):
             return [[windows for windows, _ in steps], [state for _, state in steps],
                     [batch.window_ids.tolist() for batch in resumed]]
     """
-    ranks = run_processes(read, shards, tmp_path, world_size=3)
+    ranks = run_processes(read, shards, world_size=3)
     alone = ShardLoader(shards, batch_size=1, shuffle="lanes", lanes=8)
     whole = [batch.window_ids.item() for batch in alone]
     for which, start in ((0, 0), (2, 44)):

@@ -265,10 +265,11 @@ def test_a_node_with_other_releases_or_without_the_folder_is_refused(tmp_path, m
 
 
 def test_a_file_that_nodes_do_not_share_is_waited_for_and_then_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_executor, "PATIENCE", 0.5)
     writer = threading.Timer(0.1, (tmp_path / "late").touch)
     writer.start()
+    monkeypatch.setattr(ray_executor, "PATIENCE", 200)
     ray_executor.wait_until_seen([tmp_path / "late"], "cache.path")
+    monkeypatch.setattr(ray_executor, "PATIENCE", 0.1)
     with pytest.raises(ValueError, match=r"^cache\.path: a worker has written .*/never, which is not there on "):
         ray_executor.wait_until_seen([tmp_path / "late", tmp_path / "never"], "cache.path")
 
@@ -357,7 +358,7 @@ def test_a_driver_that_ends_costs_only_unfinished_tasks(number, code, cluster, l
     )
     wait_for_a_chunk(tmp_path / "there" / "cache", lambda: driver.poll() is None)
     driver.send_signal(number)
-    driver.stdout, driver.stderr = driver.communicate(timeout=60)
+    driver.stdout, driver.stderr = driver.communicate(timeout=300)
     assert driver.returncode == code, driver.stderr
     if code > 0:
         assert errors_of(driver).count("\n") == 1

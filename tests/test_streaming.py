@@ -117,7 +117,7 @@ def test_documents_are_found_in_a_bucket(folder, uri):
 
 
 def test_a_row_group_is_one_request_and_a_first_batch_five_round_trips_in_two_waves(folder, uri, proxy):
-    proxy.set(latency=0.25)
+    proxy.set(latency=1.0)  # long enough that requests of one wave overlap on a busy machine, too
     loader = ShardLoader(uri, shuffle="lanes", lanes=4, batch_size=4)
     assert len(proxy.log()) == 1
     next(iter(loader))
@@ -182,7 +182,7 @@ def test_what_the_network_always_does_is_one_clear_error(uri, proxy, no_pauses, 
 
 
 def test_a_store_that_stalls_is_asked_again_and_given_up_after_a_time(folder, uri, proxy, no_pauses, monkeypatch):
-    monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "0.3")
+    monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "1")
     proxy.set(Fault(kind="stall", match="/data/", times=1))
     assert_same(ShardLoader(uri, batch_size=5), ShardLoader(folder, batch_size=5))
     assert [one.fault for one in proxy.log()].count("stall") == 1
@@ -190,7 +190,7 @@ def test_a_store_that_stalls_is_asked_again_and_given_up_after_a_time(folder, ur
     started = time.monotonic()
     with pytest.raises(OSError, match="the store did not answer in time"):
         next(iter(ShardLoader(uri, batch_size=5)))
-    assert time.monotonic() - started < 20  # not the 120 s for which a request may make no progress otherwise
+    assert time.monotonic() - started < 100  # not the 120 s for which a request may make no progress otherwise
     monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "soon")
     with pytest.raises(ConfigError, match=r"STRIDEMILL_STORE_TIMEOUT must be a number of seconds above 0; got 'soon'"):
         open_storage(uri).read("manifest.json")
@@ -246,7 +246,7 @@ def test_a_shard_that_is_written_again_with_the_same_bytes_changes_nothing(folde
 
 def test_a_forked_worker_says_how_to_start_it(uri):
     for dataset, options in ((WindowDataset(uri), {"batch_size": 4}), (ShardLoader(uri), {"batch_size": None})):
-        loader = DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=60, **options)
+        loader = DataLoader(dataset, num_workers=1, multiprocessing_context="fork", timeout=300, **options)
         with pytest.raises(OSError, match=r"forked from one that has read it.*multiprocessing_context='spawn'"):
             next(iter(loader))
     with pytest.raises(ValueError, match=r"worker_context: .*choose spawn"):
@@ -259,7 +259,7 @@ def test_spawned_workers_give_the_same_batches(folder, uri):
     expected = list(islice(ShardLoader(folder, **options), 6))
     assert_same(islice(ShardLoader(uri, workers=1, **options), 6), expected)
     loader = DataLoader(
-        ShardLoader(uri, **options), batch_size=None, num_workers=1, multiprocessing_context="spawn", timeout=120
+        ShardLoader(uri, **options), batch_size=None, num_workers=1, multiprocessing_context="spawn", timeout=300
     )
     assert_same(islice(loader, 6), expected)
 

@@ -230,7 +230,7 @@ SCRIPT = """
     ],
 )
 def test_a_program_that_stops_in_the_middle_of_an_epoch_ends_at_once(shards, ending, code):
-    done = run_python("-c", textwrap.dedent(SCRIPT).format(ending=ending), shards, timeout=60)
+    done = run_python("-c", textwrap.dedent(SCRIPT).format(ending=ending), shards, timeout=300)
     assert done.returncode == code, done.stderr
     assert "stop" in done.stderr if code == 1 else done.stderr == ""
 
@@ -245,7 +245,7 @@ def test_an_interrupt_ends_the_program(shards):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in errors
     assert "Exception ignored" not in errors
     assert process.returncode != 0
@@ -333,5 +333,5 @@ def test_a_daemon_thread_that_iterates_ends_with_the_program_in_silence(shards):
         time.sleep(0.3)
     """
     for _ in range(3):
-        done = run_python("-c", textwrap.dedent(script), shards, timeout=60)
+        done = run_python("-c", textwrap.dedent(script), shards, timeout=300)
         assert (done.returncode, done.stderr) == (0, "")

@@ -5,11 +5,9 @@ import errno
 import fcntl
 import json
 import os
-import random
 import shutil
 import signal
 import tempfile
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,29 +72,11 @@ def in_a_child(task):
         child = os.fork()
     if child:
         return child
-    signal.alarm(60)  # rather than wait for ever
+    signal.alarm(300)  # rather than wait for ever
     try:
         task()
     finally:
         os._exit(0)
-
-
-@pytest.mark.slow
-def test_twenty_kills_and_a_finishing_run_leave_what_an_undisturbed_run_leaves(corpus, tmp_path):
-    begun = time.perf_counter()
-    run(corpus, tmp_path / "calm", validation=0.2)
-    seconds = time.perf_counter() - begun
-    draw = random.Random(0)
-    interrupted = []
-    for _ in range(20):
-        child = in_a_child(lambda: run(corpus, tmp_path / "killed", validation=0.2))
-        time.sleep(draw.uniform(0, seconds / 4))
-        os.kill(child, signal.SIGKILL)
-        interrupted.append(os.waitpid(child, 0)[1] == signal.SIGKILL)
-    run(corpus, tmp_path / "killed", validation=0.2)
-    assert any(interrupted)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
-    assert not list((tmp_path / "killed" / "chunks").glob(".*"))
 
 
 def test_two_runs_at_once_on_one_cache_do_not_harm_each_other(corpus, tmp_path):

@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from gpt import GPT, unigram_loss
-from support import ROOT, run_program, run_python, sections
+from support import ROOT, run_program, run_ranks, sections
 from train import NO_EFFECT, refuse_no_effect, register_configs
 from training import CHECKPOINT, Settings, learning_rate, train, unigram
 from training_config import TrainConfig
@@ -198,9 +198,8 @@ def test_the_learning_rate_rises_in_a_line_and_falls_to_a_tenth():
     assert rates[-1] == pytest.approx(0.001)
 
 
-def command(tmp_path, *arguments, launcher=()):
-    run = run_python if launcher else run_program
-    return run(*launcher, ROOT / "scripts/train.py", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
+def command(tmp_path, *arguments):
+    return run_program(ROOT / "scripts/train.py", *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
@@ -294,9 +293,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, windows):
     run = [*TINY_RUN, *windows]
     if windows:  # documents shorter and longer than a window: the ranks' targets are unequal
         run += ["corpus=jsonl", "corpus.path=lines.jsonl", "tokenizer=bytes", "split.validation=0.2", "train.clip=100"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = command(tmp_path, *run, "loader.batch_size=4", launcher=launcher)
-    assert two.returncode == 0, two.stderr
+    for done in run_ranks(ROOT / "scripts/train.py", *run, "loader.batch_size=4", cwd=tmp_path, ranks=2):
+        assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.rglob(CHECKPOINT)
     double = torch.load(checkpoint, weights_only=True)
     one = command(tmp_path, *run, "loader.batch_size=8")

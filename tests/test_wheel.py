@@ -36,10 +36,10 @@ def test_the_wheel_holds_the_config_the_vocabulary_and_no_tests(wheel):
 def test_the_console_script_runs_the_main_job_in_an_empty_folder(wheel, tmp_path):
     home = tmp_path / "home"
     subprocess.run(
-        [sys.executable, "-m", "venv", "--system-site-packages", str(home)], env=ALONE, check=True, timeout=120
+        [sys.executable, "-m", "venv", "--system-site-packages", str(home)], env=ALONE, check=True, timeout=300
     )
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, env=ALONE, check=True, timeout=120)
+    subprocess.run(pip, env=ALONE, check=True, timeout=300)
     # The new environment sees this one's packages, but of the project itself only what the wheel holds.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     script = home / "bin" / "stridemill"
@@ -52,5 +52,5 @@ def test_the_console_script_runs_the_main_job_in_an_empty_folder(wheel, tmp_path
     assert "embeddings  [8, 256, 256]" in done.stdout
     assert (folder / "outputs/shards/python_docs-gpt2-L256-S256/manifest.json").is_file()
     where = [str(home / "bin" / "python"), "-c", "import pipeline; print(pipeline.__file__)"]
-    place = subprocess.run(where, cwd=folder, env=ALONE, capture_output=True, text=True, timeout=60).stdout
+    place = subprocess.run(where, cwd=folder, env=ALONE, capture_output=True, text=True, timeout=300).stdout
     assert str(home) in place, "the installed package ran, not the source folder"

@@ -7,6 +7,7 @@ the installed wheel start real commands.
 """
 
 import atexit
+import gc
 import multiprocessing
 import multiprocessing.process
 import os
@@ -15,18 +16,26 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+OWN = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / "pipeline").rglob("[!_]*.py")]
+LATE = ["hydra.main", "hydra_plugins.hydra_joblib_launcher.joblib_launcher", "pydoc_data.topics", "pyarrow.compute"]
+LATE += ["torch._dynamo", "numpy.ma", "numpy.random", "pandas"]  # by optimizers, and by pyarrow
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "hydra", "pyarrow.parquet", "pipeline", "pipeline.cli.stages"])
+CONTEXT.set_forkserver_preload(["torch", *LATE, *OWN])
 
 
 def run_warm(*arguments, cwd, environment, timeout):
-    """Run `-m module ...`, `-c code ...` or `program.py ...`, and return what it did, as `subprocess.run` does."""
+    """Run `-m module ...`, `-c code ...` or `program.py ...`, and return what it did, as `subprocess.run` does.
+
+    `-W ignore` may come first.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "out", Path(folder) / "err"]
         process = CONTEXT.Process(target=_run, args=(arguments, cwd, environment, files))
@@ -96,12 +105,16 @@ def _serve(pipe, modules):
 
 def _run(arguments, cwd, environment, files):
     """Be the program: this is a fork that nothing else runs in."""
+    gc.freeze()  # what is there stays: it need not be looked through
     multiprocessing.process._parent_process = None  # noqa: SLF001 - it is nobody's worker
     multiprocessing.set_start_method(None, force=True)  # the system's own, as of a program that was just started
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    if os.environ.get("PYTHONWARNINGS") == "ignore":  # Python itself reads these two at its start
+        warnings.simplefilter("ignore")
+    sys.path[1:1] = os.environ["PYTHONPATH"].split(os.pathsep)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -117,14 +130,19 @@ def _run(arguments, cwd, environment, files):
         code = 1
     else:
         code = 0
-    with suppress(BrokenPipeError):
-        atexit._run_exitfuncs()  # noqa: SLF001 - a fork of multiprocessing ends without them
+    with suppress(BrokenPipeError):  # a fork of multiprocessing ends without what Python does at its end
+        threading._shutdown()  # noqa: SLF001
+        atexit._run_exitfuncs()  # noqa: SLF001
     sys.stdout.flush()
     os._exit(code or 0)
 
 
 def _run_program(first, *rest):
-    if first == "-m":
+    if first == "-W":
+        action, *given = rest
+        warnings.simplefilter(action)
+        _run_program(*given)
+    elif first == "-m":
         name, *given = rest
         sys.argv[:] = [name, *given]
         sys.path[0] = str(Path.cwd())

@@ -206,8 +206,9 @@ def check_command_line(
         loader = Hydra.create_main_hydra2("stridemill", folders).config_loader
         parser = OverridesParser.create(config_loader=loader)
         overrides = [_parse_override(line, parser) for line in given.overrides]
+        groups = [group for group in loader.list_groups("") if group != "hydra"]  # reads all folders each time
         for override in overrides:
-            _check_override(override, loader, kind=kind, multirun=given.multirun)
+            _check_override(override, loader, groups, kind=kind, multirun=given.multirun)
         fixed = [
             override.input_line for override in overrides if override.input_line and not override.is_sweep_override()
         ]
@@ -260,13 +261,14 @@ def _quote_value(key: str, value: str) -> tuple[str, str]:
     return quoted, shlex.quote(quoted) if outer in quoted else f"{outer}{quoted}{outer}"
 
 
-def _check_override(override: Override, loader: ConfigLoader, *, kind: type[Config], multirun: bool) -> None:
+def _check_override(
+    override: Override, loader: ConfigLoader, groups: Sequence[str], *, kind: type[Config], multirun: bool
+) -> None:
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         return
     if not key:
         raise ConfigError(f"an override is key=value, and this one has no key; got {override.input_line!r}")
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
     known = {*schema_keys(kind), *groups}
     line = override.input_line or ""
     if key not in known:
