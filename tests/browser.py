@@ -23,12 +23,16 @@ class Page:
         self._write, self._read = os.fdopen(theirs[1], "wb"), os.fdopen(ours[0], "rb")
         self._number, self._session, self._rest = 0, None, b""
         self.events = []
-        self._watch = threading.Timer(120, self._process.kill)  # then a read meets the end of the pipe
-        self._watch.start()
+        self._watch_again()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
+
+    def _watch_again(self):
+        self._watch = threading.Timer(300, self._process.kill)  # then a read meets the end of the pipe
+        self._watch.start()
 
     def __enter__(self):
         return self
@@ -68,9 +72,21 @@ class Page:
 
     def _load(self, address):
         self.events.clear()
-        self.call("Page.navigate", url=address)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        document = self.call("Page.navigate", url=address)["loaderId"]  # events of the one before may still come
+        while not any(
+            event.get("method") == "Page.lifecycleEvent"
+            and (event["params"]["loaderId"], event["params"]["name"]) == (document, "load")
+            for event in self.events
+        ):
             self.events.append(self._next())
+
+    def reset(self):
+        """Forget what one test has set, for the next."""
+        self._watch.cancel()
+        self._watch_again()
+        self._load("about:blank")
+        self.call("Emulation.clearDeviceMetricsOverride")
+        self.call("Emulation.setEmulatedMedia", features=[])
 
     def run(self, expression):
         """Return the value of a JavaScript expression."""

@@ -44,12 +44,18 @@ def write_page(path, file, window=0):
     return file.as_uri()
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
     if BROWSER is None:
         pytest.skip("no chromium on this machine (apt-get install chromium)")
-    with Page(BROWSER, tmp_path / "browser") as opened:
+    with Page(BROWSER, tmp_path_factory.mktemp("browser")) as opened:
         yield opened
+
+
+@pytest.fixture
+def browser(chromium):
+    chromium.reset()
+    return chromium
 
 
 def set_slider(browser, name, value):

@@ -1,7 +1,7 @@
 """A loader that Ctrl-C or a kill stops at any instant resumes with the first window that was not handed over."""
 
 import pytest
-from support import run_python
+from support import run_program
 
 SCRIPT = """
 import random, signal, sys
@@ -94,7 +94,7 @@ def shards(write_text):
     ],
 )
 def test_no_window_is_lost_or_comes_twice_whenever_ctrl_c_comes(shards, kind, trials):
-    done = run_python("-W", "ignore", "-c", SCRIPT, shards, kind, trials)
+    done = run_program("-W", "ignore", "-c", SCRIPT, shards, kind, trials)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -169,5 +169,5 @@ assert got == expected[: len(got)]
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "trials"), [("full", 5), ("streamed lanes", 5), ("mixture", 5), ("workers", 3)])
 def test_kills_of_a_training_program_cost_no_window_and_repeat_none(tmp_path, shards, kind, trials):
-    done = run_python("-W", "ignore", "-c", KILLED, shards, kind, tmp_path / "state.json", trials)
+    done = run_program("-W", "ignore", "-c", KILLED, shards, kind, tmp_path / "state.json", trials)
     assert done.returncode == 0, done.stderr[-3000:]

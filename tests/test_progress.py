@@ -1,5 +1,6 @@
 """A long stage says how far it is where there is no terminal, and a run's log and summary say how it went and ended."""
 
+import csv
 import importlib.util
 import json
 import logging
@@ -32,6 +33,11 @@ def said(caplog, monkeypatch):
     monkeypatch.setattr(progress.lines, "interval", 0.01)
     caplog.set_level(logging.INFO, progress.LOG.name)
     return lambda: [record.getMessage() for record in caplog.records]
+
+
+def table(folder):
+    with (folder / "sweep.csv").open(newline="") as rows:
+        return list(csv.DictReader(rows))
 
 
 def wait_for(found, limit=200):
@@ -223,6 +229,7 @@ def test_the_points_of_a_sweep_say_which_they_are_and_have_a_log_and_a_summary_e
         done = cli("-m", *points, *more, f"hydra.sweep.dir={folder}", PYTHONWARNINGS="ignore")
         assert done.returncode == 1
         assert "s3cret" not in done.stdout + done.stderr
+        assert [row["status"] for row in table(tmp_path / folder)] == ["done", "failed"]
         labels = {
             found[1] for line in done.stderr.splitlines() if (found := LINE.match(line)) and found[2] == "tokenize"
         }
