@@ -272,7 +272,8 @@ class Mixture:
         """Return a part, made from the one before it. The first and the latest are kept."""
         if (known := self._parts.get(number)) is not None:
             return known
-        part = self._parts[before := max(one for one in list(self._parts) if one < number)]
+        known_parts = dict(self._parts)  # other threads add and remove some
+        part = known_parts[before := max(one for one in known_parts if one < number)]
         for one in range(before + 1, number + 1):
             self._parts[one] = part = self._make_part(one, self._advance(part, int(self._starts[one])))
         for one in sorted(self._parts)[1:-_PARTS_KEPT]:

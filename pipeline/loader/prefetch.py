@@ -2,7 +2,8 @@
 
     fetching threads      row groups, as they are stored in an object store
     decoding threads      row groups, compact, into a fixed amount of memory, in the order in which they are needed
-    gathering thread      one unit ahead: the next indices -> windows -> rows of one array, still compact
+    asking thread         which windows come next, in large questions to the order (`pipeline.loader.lookahead`)
+    gathering thread      one unit ahead: the next windows -> rows of one array, still compact
     the caller            takes units
 
 Threads, not processes: decoding and gathering release the GIL, so threads use all cores, start in under a millisecond,
@@ -10,7 +11,7 @@ share memory by nature, and leave no process, shared memory or lock file. They l
 exception, Ctrl-C or the end of the program stops them.
 
 The first unit is a single batch, and each is twice as large as the one before: the first batch comes soon, and later a
-call costs little (asking the order for windows costs as much as 1,000 rows).
+call costs little.
 
 An exception may reach the caller's thread at any instant, as Ctrl-C does. Whatever it finds half done belongs to this
 one iteration and is dropped with it; row groups are kept for the next one only where an iteration ended in order.
@@ -22,6 +23,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -29,6 +31,7 @@ import numpy as np
 
 from pipeline.base.wording import counted
 from pipeline.loader.documents import DocumentTable
+from pipeline.loader.lookahead import Lookahead
 from pipeline.loader.metrics import Counters
 from pipeline.loader.row_group import RowBatch, batches_together
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
@@ -60,6 +63,7 @@ class Move(NamedTuple):
 class Pools(NamedTuple):
     """The threads of an iteration."""
 
+    asker: ThreadPoolExecutor
     decoders: ThreadPoolExecutor
     fetchers: ThreadPoolExecutor | None  # of a data set in an object store
 
@@ -120,10 +124,10 @@ class Prefetcher:
         # Looked up now: when the interpreter ends, modules may be empty before this generator is closed.
         is_finalizing, process, is_orderly = sys.is_finalizing, os.getpid(), False
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
-        gatherer = ThreadPoolExecutor(1, thread_name_prefix=THREADS)
+        gatherer, asker = (ThreadPoolExecutor(1, thread_name_prefix=THREADS) for _ in range(2))
         requests = self.reader.requests
         fetchers = ThreadPoolExecutor(requests, thread_name_prefix=THREADS) if requests else None
-        pools = Pools(decoders, fetchers)
+        pools = Pools(asker, decoders, fetchers)
         try:
             units = self._gather(cache, pools, Move(order, epoch, start, batches))
             coming = gatherer.submit(next, units, None)
@@ -146,7 +150,7 @@ class Prefetcher:
             return  # the interpreter ends, and with it the iteration of a daemon thread
         finally:
             if not is_finalizing() and os.getpid() == process:  # otherwise the threads have ended already
-                self._stop(*([fetchers] if fetchers else []), decoders, gatherer)
+                self._stop(*([fetchers] if fetchers else []), asker, decoders, gatherer)
                 # Not from one of the threads, which cannot wait for itself: the garbage collector may run anywhere.
                 if is_orderly and not threading.current_thread().name.startswith(THREADS):
                     cache.stop()
@@ -189,30 +193,21 @@ class Prefetcher:
     def _gather(self, cache: RowGroupCache, pools: Pools, move: Move) -> Iterator[PrefetchUnit]:
         """Yield the units, each gathered when it is asked for."""
         order, epoch, start, batches = move
-        cache.start(self._needs(order, epoch, start, batches), *pools)
+        cache.start(self._needs(order, epoch, start, batches), pools.decoders, pools.fetchers)
         change = order.next_change(start)
         part = self.part
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
         full, size = max(1, rows // self.batch_size), 1
-        windows, asked = np.empty(0, np.int64), 0  # of the batches done .. asked - 1
+        coming = Lookahead(partial(self._windows, order, epoch, start), batch_size=part.rows, thread=pools.asker)
         done, together = 0, batches_together(self.batch_size, self.reader.max_length)
         while done < batches:
             here = start + done * part.global_batch
             if change is not None and here >= change:  # other row groups are needed from here on
-                cache.start(self._needs(order, epoch, here, batches - done), *pools)
+                cache.start(self._needs(order, epoch, here, batches - done), pools.decoders, pools.fetchers)
                 change = order.next_change(here)
             stop = batches if change is None else min(batches, done - (here - change) // part.global_batch)
             take = min(size, stop - done)
-            if done + take > asked:
-                # First for a few batches, since a caller waits; then for many, since each question has a price.
-                more = min(max(take, UNIT_ROWS // self.batch_size if asked else 4 * size), stop - asked)
-                indices = part.indices(start + asked * part.global_batch, more).ravel()
-                if not order.endless:
-                    indices = indices[indices < order.stop(epoch)]  # the rest of the last step only fills it
-                windows = np.concatenate([windows, order.windows(indices, epoch)])
-                asked += more
-            count = take * part.rows
-            mine, windows = windows[:count], windows[count:]
+            mine, count = coming.take(take, stop=stop), take * part.rows
             gathered, damage = cache.gather(mine, passed=here)
             if missing := count - len(mine):
                 gathered = fill(gathered, missing)
@@ -221,6 +216,13 @@ class Prefetcher:
             documents = self.find_documents(gathered)
             yield PrefetchUnit(gathered, mine, take, damage, documents and documents.prepare(together))
             done, size = done + take, min(2 * size, full)
+
+    def _windows(self, order: Order | Mixture, epoch: int, start: int, first: int, batches: int) -> np.ndarray:
+        """Return the windows of batches, the `first` of them counted from an index."""
+        indices = self.part.indices(start + first * self.part.global_batch, batches).ravel()
+        if not order.endless:
+            indices = indices[indices < order.stop(epoch)]  # the rest of the last step only fills it
+        return order.windows(indices, epoch)
 
     def _needs(self, order: Order | Mixture, epoch: int, start: int, batches: int) -> Iterator[Need]:
         stop = start + batches * self.part.global_batch
