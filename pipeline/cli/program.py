@@ -1,8 +1,7 @@
 """What the commands have in common: check the command line, run a task under Hydra, end with one line and a code.
 
 Exit code 2 means a rejected config; 1 means bad data, or a defect; 75 means that a part of an array job waits for
-others; 130 means Ctrl-C and 143 SIGTERM. HYDRA_FULL_ERROR=1
-shows the traceback of every error.
+others; 130 means Ctrl-C and 143 SIGTERM. HYDRA_FULL_ERROR=1 shows the traceback of every error.
 """
 
 from __future__ import annotations

@@ -132,10 +132,7 @@ def table_of(points: Sequence[Point]) -> list[list[str]]:
                     _name(point),
                     *(shorten(point.given.get(key, "-"), MAX_CELL) for key in swept),
                     *("-" if value is None else show(value) for show, value in values),
-                    *(
-                        "-" if value is None else f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
-                        for value in times
-                    ),
+                    *map(_time, times),
                     point.status,
                 ]
             )
