@@ -26,7 +26,7 @@ from pipeline.base.scratch import own_folder, remove_abandoned, scratch_folder
 from pipeline.corpus.opened import TO_END, open_raw
 from pipeline.shards.complete import PLAN
 from pipeline.shards.entries import MANIFEST_NAME, ShardEntry
-from pipeline.shards.folder import record_shard, refuse_other_plan_at
+from pipeline.shards.folder import is_finished_by_now, record_shard
 from pipeline.shards.part import write_part
 from pipeline.shards.shard import publish_shard
 from pipeline.storage.open import open_storage
@@ -139,7 +139,7 @@ def test_a_kill_at_any_change_leaves_no_data_set_or_the_old_one_and_the_next_run
 ):
     given = {"cache_path": tmp_path / "cache", "windows_per_shard": 200}
     expected = write_shards(tmp_path / "local", **options(**given)).manifest
-    changes, is_over, step = 0, False, 1 if has_old else 3
+    changes, is_over, step = 0, False, 2 if has_old else 3
     while not is_over:
         uri = f"{bucket}/ds-{changes}"
         if has_old:
@@ -279,7 +279,9 @@ def test_of_two_runs_with_different_data_the_second_is_refused_by_the_plan_of_th
     write_shards(uri, **options(**given, max_length=32, overwrite=True))
     with pytest.raises(ValueError, match="by now written as another data set"):
         put(uri, PLAN, b'{"fingerprint": "another"}')
-        refuse_other_plan_at(open_storage(uri), "mine")
+        is_finished_by_now(open_storage(uri), "mine")
+    with pytest.raises(ValueError, match="its plan was removed while this run wrote there"):
+        is_finished_by_now(open_storage(f"{uri}/nothing"), "mine")
 
 
 def test_a_store_that_ignores_conditions_is_refused_for_several_writers_and_warned_of_for_one(
@@ -357,18 +359,19 @@ def test_what_an_overlapping_run_of_a_task_has_published_is_kept_if_it_has_the_r
 ):
     """The store's names are deterministic; its bytes are believed only after their hash was compared."""
 
-    def publish(content, **more):
+    def publish(content):
         folder = tmp_path / content.decode()
         (folder / ".writing").mkdir(parents=True)
         (folder / "data").mkdir()
         digest = hashlib.sha256(content).hexdigest()
         entry = ShardEntry(path="data/x.parquet", num_windows=1, bytes=len(content), sha256=digest, row_groups=[1])
         (folder / entry.path).write_bytes(content)
-        record_shard(folder, entry)
-        return publish_shard(open_storage(place), folder, entry, **more), entry
+        record_shard(folder, entry, "mine")
+        return publish_shard(open_storage(place), folder, entry, identity="mine"), entry
 
     place = f"{bucket}/ds" if is_remote else tmp_path / "ds"
     storage = open_storage(place)
+    storage.put(PLAN, b'{"fingerprint": "mine"}')
     if is_remote:
         monkeypatch.setattr("pipeline.shards.shard.PART_BYTES", 3)  # as of a large shard, uploaded in parts
     published, first = publish(b"first")
@@ -408,3 +411,71 @@ def test_parts_write_to_a_uri_and_a_call_without_part_commits(bucket, tmp_path, 
     with pytest.raises(ValueError, match="a part of an array job replaces nothing at a URI"):
         part_at(bucket, 0, 3, window=WindowConfig(max_length=32), shards=ShardsConfig(overwrite=True))
     assert contents(f"{bucket}/ds") == local_contents(tmp_path / "local")
+
+
+@contextmanager
+def before_a_change(number, action):
+    """Let something happen before a change of the store, after all looks that precede it. Yield whether it has."""
+    left, has_happened = [number], []
+
+    def wrap(method):
+        def call(self, *arguments, **more):
+            left[0] -= 1
+            if left[0] == -1:
+                action()
+                has_happened.append(True)
+            return method(self, *arguments, **more)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("put", "put_if_match", "delete"):
+            patch.setattr(RemoteStorage, name, wrap(getattr(RemoteStorage, name)))
+        yield has_happened
+
+
+MEANWHILE = {
+    "sequential": {"finished"},
+    "shuffled": {"by now another data set", "by now written as another data set"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("order", "is_large"), [("sequential", False), ("shuffled", False), ("shuffled", True)])
+def test_a_run_that_finishes_a_data_set_while_a_part_still_writes_loses_nothing_in_silence(
+    bucket, tmp_path, monkeypatch, order, is_large
+):
+    """Whenever it finishes the part's data set, or replaces it by one whose shards have the same names."""
+    if is_large:
+        monkeypatch.setattr("pipeline.shards.shard.PART_BYTES", 3)  # uploaded in parts, where no condition is set
+    shape = {"windows_per_shard": 200, "cache_path": tmp_path / "cache"}
+    other = {**options(**shape, order=order, overwrite=True), "executor": ExecutorConfig(workers=1)}
+    part = {**options(**shape), "executor": ExecutorConfig(part="0/1", workers=1)}
+    write_shards(tmp_path / "local", **other)
+    expected, change, said, has_happened = local_contents(tmp_path / "local"), 4, set(), True  # after the probe
+    while has_happened:
+        uri, refused = f"{bucket}/ds-{change}", []
+
+        def finish(uri=uri, refused=refused):
+            try:
+                write_shards(uri, **other)
+            except ValueError as error:
+                refused.append(str(error))
+
+        with before_a_change(change, finish) as has_happened:
+            try:
+                said.add("finished" if write_part(uri, **part).finished_meanwhile else "not finished")
+            except ValueError as error:
+                said.add(str(error).partition("; ")[0].rpartition(" is ")[2])
+        if refused:
+            assert "was changed by another run while this one wrote there; run the same command again" in refused[0]
+            write_shards(uri, **other)
+        if has_happened:
+            found = {name: content for name, content in contents(uri).items() if not name.startswith(".writing/")}
+            differing = {name for name in expected | found if expected.get(name) != found.get(name)}
+            faults = {fault.file for fault in verify_shards(uri, cache_path=tmp_path / "cache").faults}
+            assert differing == faults - {".writing"}, f"before change {change}"
+            assert not differing or is_large, f"before change {change}"
+        change += 1
+    assert change > 8
+    assert said - {"not finished"} <= MEANWHILE[order], "the last time nothing happened"

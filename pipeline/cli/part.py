@@ -30,7 +30,9 @@ def describe_part(report: PartReport) -> str:
     ]
     if report.chunks_mended:
         lines.append(_line("damaged", f"{counted(report.chunks_mended, 'chunk')} in the cache: check that disk"))
-    if report.waiting:
+    if report.finished_meanwhile:
+        lines.append(_line("complete", "a run without executor.part has finished the data set meanwhile"))
+    elif report.waiting:
         lines.append(_line("missing", f"{report.waiting}: run these parts, then this one again to write its shards"))
     else:
         lines += [

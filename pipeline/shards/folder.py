@@ -126,7 +126,7 @@ def prepare_folder(lock: FolderLock, files: set[str], *, is_shared: bool = False
         plan = {"fingerprint": lock.identity, "pyarrow": pa.__version__, "facts": lock.facts}
         write_json(working / "plan.json", sign(plan))
         for entry in lock.recorded.values():  # of a finished data set that has lost a file
-            record_shard(folder, entry)
+            record_shard(folder, entry, lock.identity)
         sync_folder(working)
         sync_folder(folder)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -146,10 +146,13 @@ def prepare_folder(lock: FolderLock, files: set[str], *, is_shared: bool = False
     sync_folder(folder)
 
 
-def record_shard(folder: Path, entry: ShardEntry) -> None:
-    """Record a shard's size and hash. Not flushed: if a power cut takes the record, that shard is written again."""
+def record_shard(folder: Path, entry: ShardEntry, identity: str) -> None:
+    """Record a shard's size and hash, and of which data set it is.
+
+    Not flushed: if a power cut takes the record, that shard is written again.
+    """
     path = folder / record_name(Path(entry.path).name)
-    write_json(path, sign({"shard": dataclasses.asdict(entry)}), sync=False)
+    write_json(path, sign({"shard": dataclasses.asdict(entry), "fingerprint": identity}), sync=False)
 
 
 def refuse_other_plan(folder: Path, identity: str) -> None:
@@ -164,19 +167,38 @@ def refuse_other_plan(folder: Path, identity: str) -> None:
         raise ValueError(f"{folder} is by now written as another data set; this run is over")
 
 
-def refuse_other_plan_at(storage: Storage, identity: str) -> None:
-    """Refuse to publish under a prefix whose plan is by now another data set's.
+def is_finished_by_now(storage: Storage, identity: str) -> bool:
+    """Tell whether another run has finished the data set `identity` under a prefix that this one writes to.
+
+    Then nothing is to be written there any more.
 
     Raises:
-        ValueError: it is.
+        ValueError: the prefix is by now another data set's, or its plan was removed.
 
     """
     try:
-        plan = parse_fields(storage.read(PLAN))
-    except (FileNotFoundError, ValueError):
-        return
-    if plan.get("fingerprint") != identity:
+        plan, found = storage.read(PLAN), None
+    except FileNotFoundError:  # whoever finishes a data set removes it last
+        plan, found = None, find_fingerprint(storage)
+        if found is None:
+            what = "its plan was removed while this run wrote there; run the same command again"
+            raise ValueError(f"{storage.uri}: {what}") from None
+    if plan is not None:
+        try:
+            found = parse_fields(plan).get("fingerprint")
+        except ValueError:
+            return False
+    if found != identity:
         raise ValueError(f"{storage.uri} is by now written as another data set; this run is over")
+    return plan is None
+
+
+def find_fingerprint(storage: Storage) -> str | None:
+    """Return the identity of the data set under a prefix; None if there is none."""
+    try:
+        return read_manifest(storage.uri).fingerprint
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager
@@ -223,7 +245,7 @@ def find_recorded(folder: Path, identity: str, *, overwrite: bool, job: Job | No
             why = explain(manifest, job) if job else "its fingerprint differs"
             raise ValueError(f"{folder} holds another data set: {why}. {_REMEDY}")
     elif _is_plan(plan, identity):
-        records = map(read_record, sorted((folder / WRITING).glob("*.parquet.json")))
+        records = (read_record(path, identity) for path in sorted((folder / WRITING).glob("*.parquet.json")))
         return {entry.path: entry for entry in records if entry}
     elif plan is not None and plan.get("fingerprint") != identity and not overwrite:
         found = len(list(folder.glob("data/*")))
@@ -271,25 +293,27 @@ def record_name(shard: str) -> str:
     return f"{WRITING}/{shard}.json"
 
 
-def read_record(path: Path) -> ShardEntry | None:
-    """Return what is recorded of a shard; None if nothing is, or if it is damaged."""
+def read_record(path: Path, identity: str) -> ShardEntry | None:
+    """Return what is recorded of a shard; None if nothing is, or it is damaged or another data set's."""
     try:
-        return _parse_record(path.read_bytes(), path.name)
+        return _parse_record(path.read_bytes(), path.name, identity)
     except OSError:
         return None
 
 
-def read_record_at(storage: Storage, name: str) -> ShardEntry | None:
-    """Return what is recorded of a shard at a URI; None if nothing is, or if it is damaged."""
+def read_record_at(storage: Storage, name: str, identity: str) -> ShardEntry | None:
+    """Return what is recorded of a shard at a URI; None if nothing is, or it is damaged or another data set's."""
     try:
-        return _parse_record(storage.read(name), Path(name).name)
+        return _parse_record(storage.read(name), Path(name).name, identity)
     except FileNotFoundError:
         return None
 
 
-def _parse_record(content: bytes, name: str) -> ShardEntry | None:
+def _parse_record(content: bytes, name: str, identity: str) -> ShardEntry | None:
     try:
-        entry = ShardEntry(**check_signature(parse_fields(content))["shard"])
+        fields = check_signature(parse_fields(content))
+        entry = ShardEntry(**fields["shard"])
     except (ValueError, TypeError, KeyError):  # truncated by a power cut, or of release 0.1.0, which has no hash
         return None
-    return entry if f"{Path(entry.path).name}.json" == name else None
+    is_ours = fields.get("fingerprint", identity) == identity  # earlier releases rely on the plan alone
+    return entry if is_ours and f"{Path(entry.path).name}.json" == name else None

@@ -21,6 +21,7 @@ from pipeline.base.progress import ProgressBar
 from pipeline.base.wording import counted
 from pipeline.executor.choose import UPLOADS
 from pipeline.executor.local import LocalExecutor
+from pipeline.shards.folder import is_finished_by_now
 from pipeline.shards.job import as_sections, cut_split, list_files, prepare_job
 from pipeline.shards.outline import working_folder
 from pipeline.shards.shard import plan_shard_tasks, run_shard_tasks
@@ -58,6 +59,7 @@ class PartReport:
     part: int
     parts: int
     finished_before: bool  # the data set was there already, so nothing was done
+    finished_meanwhile: bool  # a call without executor.part has finished it while this part ran (at a URI)
     chunks: int  # of all parts
     own_chunks: int
     chunks_made: int  # the others of its own were found in the cache
@@ -149,6 +151,7 @@ def _report(
         part=part,
         parts=parts,
         finished_before=tokens is None,
+        finished_meanwhile=tokens is not None and tokens.store is not None and written is None,
         chunks=tokens.chunks if tokens else 0,
         own_chunks=tokens.own_chunks if tokens else 0,
         chunks_made=origins["made"] + origins["mended"],
@@ -183,15 +186,18 @@ def _tokenize(job: Job) -> PartOfTokens:
         )
 
 
-def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written:
-    """Write this part's shards: shard i of a split belongs to part `i % parts`."""
+def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written | None:
+    """Write this part's shards: shard i of a split belongs to part `i % parts`.
+
+    Return None if a call without `executor.part` has finished the data set by now.
+    """
     part, parts = job.sections.executor.share
     executor = _executor(job)
     plans = {name: cut_split(job, store, name) for name in store.splits()}
     if lock.storage is None:
         lock = prepare_share(lock, job, list_files(job, plans))
-    else:
-        prepare_shared_prefix(lock, list_files(job, plans))
+    elif not prepare_shared_prefix(lock, list_files(job, plans)):
+        return None
     tasks = {
         name: plan_shard_tasks(name, len(stored), job.layout, recorded=lock.recorded) for name, stored in plans.items()
     }
@@ -204,6 +210,8 @@ def _write(job: Job, store: TokenStore, lock: FolderLock) -> _Written:
             for task, entry in zip(mine, run, strict=True):
                 written += entry is not task.known
                 bar.update(entry.num_windows)
+    if lock.storage is not None and is_finished_by_now(lock.storage, lock.identity):
+        return None
     there = find_written(lock, job) if lock.storage is None else find_written_at(lock.storage)
     missing = Counter(
         at % parts for every in tasks.values() for at, task in enumerate(every) if f"data/{task.name}" not in there

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from pipeline.shards.complete import PLAN, WRITING, list_missing
 from pipeline.shards.differences import job_facts
 from pipeline.shards.entries import MANIFEST_NAME
-from pipeline.shards.folder import FolderLock, find_recorded, prepare_folder, refuse_other_plan_at
+from pipeline.shards.folder import FolderLock, find_recorded, is_finished_by_now, prepare_folder
 from pipeline.shards.manifest import read_manifest, write_manifest
 from pipeline.shards.outline import fetch_outline, list_outline
 from pipeline.storage.probe import honours_conditions
@@ -130,7 +130,7 @@ def publish(lock: FolderLock, manifest: Manifest) -> Manifest:
         The manifest as written.
 
     Raises:
-        ValueError: another run has made it another data set.
+        ValueError: another run has made it another data set, or has changed a shard.
 
     """
     storage, folder = lock.storage, lock.folder
@@ -139,7 +139,8 @@ def publish(lock: FolderLock, manifest: Manifest) -> Manifest:
     for name in sorted(list_outline(folder)):
         if name != MANIFEST_NAME and not name.startswith((f"{WRITING}/", "data/")):
             storage.put(name, folder / name, if_absent=False)
-    refuse_other_plan_at(storage, lock.identity)
+    is_finished_by_now(storage, lock.identity)
+    _check_shards(storage, manifest)
     try:
         storage.put(MANIFEST_NAME, (folder / MANIFEST_NAME).read_bytes())
     except FileExistsError:
@@ -147,6 +148,22 @@ def publish(lock: FolderLock, manifest: Manifest) -> Manifest:
             raise ValueError(f"{storage.uri} was made another data set while this run wrote there") from None
     remove_working(storage)
     return written
+
+
+def _check_shards(storage: Storage, manifest: Manifest) -> None:
+    """Compare the sizes of all shards with the manifest: a late upload of another run may have replaced one.
+
+    Raises:
+        ValueError: it has, or has added one.
+
+    """
+    expected = {shard.path: shard.bytes for split in manifest.splits.values() for shard in split.shards}
+    found = {entry.name: entry.size for entry in storage.list("data")}
+    if differing := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+        raise ValueError(
+            f"{storage.uri}/{differing[0]} was changed by another run while this one wrote there; run the same command "
+            "again when no other run writes there"
+        )
 
 
 def remove_working(storage: Storage) -> None:

@@ -28,12 +28,12 @@ from pipeline.packing import PackedWindows
 from pipeline.shards.complete import WRITING
 from pipeline.shards.entries import ShardEntry
 from pipeline.shards.folder import (
+    is_finished_by_now,
     read_record,
     read_record_at,
     record_name,
     record_shard,
     refuse_other_plan,
-    refuse_other_plan_at,
 )
 from pipeline.shards.format import find_footer, group_table, shard_schema
 from pipeline.shards.shard_writer import ShardWriter
@@ -188,11 +188,11 @@ def write_shard(
             footer_sha256=hashlib.sha256(footer).hexdigest(),
         )
         refuse_other_plan(folder, identity)
-        published = read_record(folder / record_name(task.name))
+        published = read_record(folder / record_name(task.name), identity)
         if published and is_intact(folder, published):
             temporary.unlink()
             return published
-        record_shard(folder, entry)
+        record_shard(folder, entry, identity)
         temporary.rename(final)
     except BaseException:
         with suppress(OSError):  # the first error says what happened
@@ -231,18 +231,23 @@ def keep_or_upload(
 
     def upload() -> ShardEntry:
         with still_there:
-            refuse_other_plan_at(storage, identity)
-            return publish_shard(storage, folder, entry)
+            return publish_shard(storage, folder, entry, identity=identity)
 
     return upload
 
 
-def publish_shard(storage: Storage, folder: Path, entry: ShardEntry) -> ShardEntry:
+def publish_shard(storage: Storage, folder: Path, entry: ShardEntry, *, identity: str) -> ShardEntry:
     """Upload a shard and its record from a folder. Return the entry of what is at the URI after that.
 
     Something may be there already: of an overlapping run of this task, whose record has its hash. It is kept if it has
-    that hash, and replaced if not.
+    that hash, and replaced if not. Nothing is uploaded once another run has finished the data set `identity`.
+
+    Raises:
+        ValueError: the prefix is by now another data set's.
+
     """
+    if is_finished_by_now(storage, identity):
+        return entry
     name = record_name(Path(entry.path).name)
     is_large = entry.bytes > PART_BYTES  # uploaded in parts, where no condition is set
     try:
@@ -250,9 +255,11 @@ def publish_shard(storage: Storage, folder: Path, entry: ShardEntry) -> ShardEnt
             raise FileExistsError  # noqa: TRY301 - as the store would say
         storage.put(entry.path, folder / entry.path, if_absent=not is_large)
     except FileExistsError:
-        published = read_record_at(storage, name)
+        published = read_record_at(storage, name, identity)
         if published and is_intact_at(storage, published):
             return published
+        if is_finished_by_now(storage, identity):  # which removes the records, so it was no damage
+            return entry
         storage.put(entry.path, folder / entry.path, if_absent=False)
     storage.put(name, (folder / name).read_bytes(), if_absent=False)
     return entry

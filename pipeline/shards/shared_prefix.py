@@ -2,7 +2,8 @@
 
 Parts create the same plan and upload different shards, each with its record, as a single writer does (`prefix.py`).
 Nothing is locked there, so a part removes nothing: it refuses a prefix that holds anything but its own data set, or a
-finished one that has lost an object. Both are the business of the call without `executor.part`.
+finished one that has lost an object. Both are the business of the call without `executor.part`. If that call finishes
+the data set while a part still runs, the part notices before its next upload and writes nothing more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.shards.complete import PLAN, WRITING
 from pipeline.shards.entries import MANIFEST_NAME
-from pipeline.shards.folder import prepare_folder, record_name
+from pipeline.shards.folder import find_fingerprint, prepare_folder, record_name
 from pipeline.shards.outline import list_outline
 from pipeline.shards.prefix import claim_prefix
 
@@ -43,8 +44,8 @@ def share_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLoc
         yield lock
 
 
-def prepare_shared_prefix(lock: FolderLock, files: set[str]) -> None:
-    """Create the plan, unless a part has done so.
+def prepare_shared_prefix(lock: FolderLock, files: set[str]) -> bool:
+    """Create the plan, unless a part has done so. Return False if another run has finished the data set by now.
 
     Raises:
         ValueError: another data set is written there.
@@ -63,6 +64,11 @@ def prepare_shared_prefix(lock: FolderLock, files: set[str]) -> None:
             f"{storage.uri} holds what another run has begun to write, and a part of an array job replaces nothing at "
             "a URI; choose another shards.path"
         ) from None
+    if (found := find_fingerprint(storage)) is None:
+        return True
+    if found != lock.identity:
+        raise ValueError(f"{storage.uri} is by now another data set; this run is over")
+    return False
 
 
 def find_written_at(storage: Storage) -> set[str]:
