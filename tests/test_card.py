@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from support import run_python, sections
+from support import run_program, sections
 
 from pipeline import verify_shards, write_shards
 from pipeline.cli.summary import describe_write
@@ -25,7 +25,7 @@ def report(write_books, books):
 
 def run_apart(code, folder):
     """Run code in the data set's folder, with no network and no cache of the user's."""
-    done = run_python("-c", code, cwd=folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder.parent / "hf"))
+    done = run_program("-c", code, cwd=folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder.parent / "hf"))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

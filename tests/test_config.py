@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from support import ROOT, run_python
+from support import ROOT, run_program
 
 from pipeline import load_tokenizer, plan_shards, read_manifest, verify_shards, write_shards
 from pipeline.cli.compose import check_command_line, find_conf, hydra_options, read_config, register_schema, schema_keys
@@ -325,7 +325,7 @@ def test_every_group_composes_under_any_package_of_another_program(tmp_path):
     search = f"hydra:\n  searchpath: ['file://{find_conf()}']\n  run: {{dir: out}}\n"
     (tmp_path / "conf/config.yaml").write_text("\n".join(["defaults:", *lines, "  - _self_", search]))
     (tmp_path / "app.py").write_text(APP)
-    done = run_python("app.py", "a.b.corpus.path=x.jsonl", "a.b.window.max_length=8", cwd=tmp_path)
+    done = run_program("app.py", "a.b.corpus.path=x.jsonl", "a.b.window.max_length=8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "max_length=8, stride=8" in done.stdout
     assert "path='x.jsonl'" in done.stdout

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import run_python, sections
+from support import run_program, sections
 
 from pipeline import ShardLoader, WindowDataset, write_shards
 from pipeline.loader.disk_cache import FOLDER, DiskCache
@@ -153,7 +153,7 @@ for _ in range(1500):
 print(hits)
 """
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda seed: run_python("-c", code, tmp_path, seed), range(3)))
+        done = list(pool.map(lambda seed: run_program("-c", code, tmp_path, seed), range(3)))
     for one in done:
         assert one.returncode == 0, one.stderr
         assert int(one.stdout) > 100

@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.types import escape_special_characters
 from hypothesis import given
 from hypothesis import strategies as st
-from support import environment, errors_of, run_python
+from support import environment, errors_of, run_program
 
 from pipeline import ConfigError, LoaderConfig
 from pipeline.base.wording import visible
@@ -219,7 +219,7 @@ def test_no_process_of_a_sweep_logs_a_secret(tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     (tmp_path / "program.py").write_text(LOGS_A_SECRET)
-    done = run_python("program.py", SECRET, f"hydra/launcher={launcher}", cwd=tmp_path, PYTHONWARNINGS="ignore")
+    done = run_program("program.py", SECRET, f"hydra/launcher={launcher}", cwd=tmp_path, PYTHONWARNINGS="ignore")
     logs = [path.read_text() for path in sorted(tmp_path.rglob("stridemill.log"))]
     assert [log.count("https://localhost:9/v.txt") for log in logs] == [2, 2], done.stderr
     assert all("s3cret" not in text and "token=abc" not in text for text in [*logs, done.stdout, done.stderr])

@@ -1,7 +1,7 @@
 """The examples as a user runs them: stopped by kill -9, started again on another number of processes.
 
 Importing the frameworks takes ten seconds, so one process imports them once and is forked for each process of a job.
-What a launcher gives to its processes is in their environment. `ddp.py` is started by torchrun itself.
+What a launcher gives to its processes is in their environment. torchrun itself starts `ddp.py` in `test_how_to.py`.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support import ROOT, environment, open_ranks, run_program
+from support import ROOT, environment, open_ranks
 from torch import nn
 from warm import Server
 
@@ -156,11 +156,6 @@ def run(server, start):
     return run_all
 
 
-def torchrun(program, *arguments, ranks):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return run_program(*launcher, program, *arguments, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
-
-
 def lines_of(seen):
     """The losses and windows that each step wrote, a line of each rank."""
     steps = {}
@@ -203,8 +198,6 @@ def test_a_job_killed_and_started_again_goes_on_with_the_windows_that_were_due(
 ):
     whole, validation = request.getfixturevalue(twin)
     name, *options = program.split()
-    if name == "ddp.py" and "--fsdp" not in options:  # as users start it
-        run = torchrun
     options += ["--eval-batch=12"] if program != "stateful_dataloader.py" else []  # 25 windows: one rank has 13
     arguments = [
         ROOT / "examples" / name,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import run_python, sections
+from support import run_program, run_python, sections
 
 from pipeline import read_manifest, write_shards
 from pipeline.base.reading import sign
@@ -192,7 +192,7 @@ def write_apart(folder, options, before=""):
     """Write in a process of its own, which `before` has restricted; what it printed."""
     code = WRITE.format(before=before)
     arguments = [str(folder), repr({**options, "cache_path": str(options["cache_path"])})]
-    done = run_python("-c", code, *arguments)
+    done = run_program("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

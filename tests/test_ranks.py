@@ -215,9 +215,7 @@ def test_a_loader_of_a_mesh_is_not_read_by_a_process_elsewhere_in_it(shards, mon
 
 
 def test_what_has_no_mesh_does_not_import_meshes(shards):
-    code = (
-        f"import sys; from pipeline import ShardLoader; next(iter(ShardLoader({str(shards)!r}))); print(*sys.modules)"
-    )
-    modules = run_python("-c", code).stdout.split()
-    plain = run_python("-c", "import sys, torch, torch.utils.data; print(*sys.modules)").stdout.split()
+    code = "import sys, torch.utils.data; print(*sys.modules); from pipeline import ShardLoader; "
+    code += f"next(iter(ShardLoader({str(shards)!r}))); print(*sys.modules)"
+    plain, modules = (line.split() for line in run_python("-c", code).stdout.splitlines())
     assert {name for name in modules if name.startswith("torch.distributed")} <= set(plain)

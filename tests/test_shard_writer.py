@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import run_python
+from support import run_program
 
 from pipeline import ExecutorConfig, ShardsConfig, WindowConfig, verify_shards, write_shards
 from pipeline.packing import Segments
@@ -298,6 +298,6 @@ def test_datasets_reads_the_same_ids(tmp_path):
         "print(sum(map(sum, rows['input_ids'])), sum(map(sum, rows['target_ids'])))"
     )
     sums = [int(table.column(name).combine_chunks().flatten().to_numpy().sum()) for name in ("input_ids", "target_ids")]
-    done = run_python("-c", code, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    done = run_program("-c", code, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr
     assert [int(word) for word in done.stdout.split()] == sums

