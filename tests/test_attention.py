@@ -1,16 +1,18 @@
 """Attention that stays within documents: each document has the loss and the gradient that it has alone."""
 
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from pipeline import ShardLoader, ShardsConfig, WindowConfig, write_shards
 
-transformers = pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[examples]'")
+pytestmark = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="needs transformers: pip install -e '.[examples]'"
+)
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -156,6 +158,8 @@ def test_without_a_mask_they_are_not_apart(batch, model):
 @pytest.mark.slow
 def test_a_block_mask_of_flex_attention_keeps_documents_apart(batch, model):
     """FlexAttention has no backward on CPUs: the gradient is shown with the same function as a mask of SDPA."""
+    from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+
     rows = len(batch.input_ids)
     given = (document_mask_mod(batch.document_ids), rows, None, LENGTH, LENGTH)
     blocks = create_block_mask(*given, device="cpu")
@@ -213,10 +217,16 @@ def varlen_of_llama(module, query, key, value, attention_mask, *, scaling, **nam
     return out.unflatten(0, (len(query), -1)), None
 
 
-transformers.AttentionInterface.register("stridemill_test_varlen", varlen_of_llama)
+@pytest.fixture(scope="module")
+def transformers():
+    """The package, imported by the process that runs these tests alone: it takes seconds."""
+    import transformers
+
+    transformers.AttentionInterface.register("stridemill_test_varlen", varlen_of_llama)
+    return transformers
 
 
-def llama(attention="sdpa"):
+def llama(transformers, attention="sdpa"):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=257,
@@ -232,8 +242,8 @@ def llama(attention="sdpa"):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "stridemill_test_varlen"])
-def test_huggingface_arguments_keep_documents_apart(batch, attention):
-    model, plain = llama(attention), llama()
+def test_huggingface_arguments_keep_documents_apart(batch, attention, transformers):
+    model, plain = llama(transformers, attention), llama(transformers)
     plain.load_state_dict(model.state_dict())
     logits = model(batch.input_ids, **batch.huggingface_arguments(), use_cache=False).logits
     alone = loss_alone(lambda ids, positions: plain(ids, position_ids=positions).logits, batch)
@@ -245,9 +255,9 @@ def test_huggingface_arguments_keep_documents_apart(batch, attention):
 
 
 @of_several_documents
-def test_huggingface_models_leak_unless_told_twice(batch):
+def test_huggingface_models_leak_unless_told_twice(batch, transformers):
     """Both halves: with a release of transformers that needs less, or more, this fails and the page must change."""
-    model, given = llama(), batch.huggingface_arguments()
+    model, given = llama(transformers), batch.huggingface_arguments()
     alone = loss_alone(lambda ids, positions: model(ids, position_ids=positions).logits, batch)
     ones = torch.ones_like(batch.input_ids)
     leaks = {}
@@ -262,7 +272,7 @@ def test_huggingface_models_leak_unless_told_twice(batch):
     assert leaks == {"neither": True, "no cache": False, "no cache, a mask": True}
 
 
-def test_the_trainer_keeps_documents_apart(batch, tmp_path):
+def test_the_trainer_keeps_documents_apart(batch, tmp_path, transformers):
     """With the items of examples/trainer.py, which sets `use_cache` in the model's config."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 257, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}

@@ -5,7 +5,6 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from pipeline import ShardLoader, TokenEmbedding, WindowConfig, embed_batches, write_shards
@@ -151,6 +150,8 @@ def test_kernels_with_our_cu_seqlens_give_what_the_mask_gives(documents, dtype):
 @CUDA
 def test_compiled_flex_attention_gives_what_the_mask_gives(documents):
     """In float32, with its gradient, which FlexAttention computes on a GPU alone."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
     ids = documents.document_ids
     rows, length = ids.shape
     torch.manual_seed(0)

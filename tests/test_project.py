@@ -1,5 +1,6 @@
 """The project's own files agree: what pyproject.toml declares is what the jobs install and test."""
 
+import ast
 import re
 import tomllib
 
@@ -39,6 +40,16 @@ def test_the_lowest_release_of_each_dependency_is_the_one_that_is_tested(require
 
 def test_the_job_of_lowest_releases_pins_nothing_but_dependencies():
     assert set(pins("constraints-lowest.txt")) == {requirement.name for requirement in DECLARED}
+
+
+def test_what_the_job_of_lowest_releases_leaves_out_calls_no_package_itself():
+    (names,) = re.findall(r"^ARITHMETIC = (.*(?:\\\n.*)*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    own = {requirement.name.replace("-", "_") for requirement in DECLARED} - {"numpy", "torch"} | {"omegaconf", "hydra"}
+    for name in names.replace("\\", "").split():
+        tree = ast.parse((ROOT / f"tests/test_{name}.py").read_text())
+        found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        found |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {module.partition(".")[0] for module in found} & own, name
 
 
 def test_the_pythons_that_are_promised_are_tested():

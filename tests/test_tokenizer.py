@@ -50,11 +50,13 @@ texts = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(max_size=8), runs)
 batches = st.lists(texts, max_size=5)
 
 
+RANKS = read_ranks(PACKAGED_RANKS)
+
+
 def gpt2_ranks(pattern: str = "gpt2", special_tokens: dict[str, int] | None = None) -> tiktoken.Encoding:
     """A tiktoken encoding made apart from the project's own loader, for comparison."""
-    ranks = read_ranks(PACKAGED_RANKS)
     return tiktoken.Encoding(
-        "test", pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special_tokens or {END_OF_TEXT: 50256}
+        "test", pat_str=PATTERNS[pattern], mergeable_ranks=RANKS, special_tokens=special_tokens or {END_OF_TEXT: 50256}
     )
 
 
