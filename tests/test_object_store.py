@@ -1,7 +1,9 @@
 """The tests' own S3 servers and proxy do what other tests rely on."""
 
 import os
+import sys
 
+import local_s3
 import obstore
 import pytest
 from fault_proxy import Fault, Request, count_round_trips
@@ -90,3 +92,16 @@ def test_round_trips_are_requests_one_after_the_other():
     times = [(0, 2), (0, 3), (2, 4), (3.5, 5), (4, 6), (6, 7)]
     log = [Request(method="GET", path="", range=None, start=start, stop=stop) for start, stop in times]
     assert count_round_trips(log) == 4  # 0-2, 2-4, 4-6, 6-7
+
+
+def test_a_server_whose_port_is_taken_starts_on_another_one():
+    ports = []
+
+    def command(port):
+        ports.append(port)
+        return ["false"] if len(ports) == 1 else [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+
+    with local_s3.run(command) as server:
+        assert server.endpoint == f"http://127.0.0.1:{ports[1]}"
+    with pytest.raises(AssertionError, match="false ended with 1"), local_s3.run(lambda _: ["false"]):
+        pass
