@@ -212,7 +212,7 @@ def test_each_document_is_known_by_its_source_and_line(tmp_path, tiny):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     parts=st.lists(
         st.sampled_from(["word", " ", "  ", "\n", "\u3000", "\xa0", "漢字", "é", ".", "42", "'s", "\x1c "]), max_size=80
@@ -1119,8 +1119,14 @@ CHANGES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize(("kind", "validation"), [("text", 0.0), ("jsonl", 0.4)])
+@pytest.mark.parametrize(
+    ("kind", "validation", "change"),
+    [
+        *(("jsonl", 0.4, change) for change in CHANGES),
+        ("text", 0.0, "some move into a folder"),
+        ("text", 0.0, "a glob"),
+    ],
+)
 def test_files_are_known_by_their_content_whatever_their_names(tmp_path, tiny, kind, validation, change):
     tiny()
     write_many(tmp_path / "in", kind)
@@ -1138,8 +1144,9 @@ def test_files_are_known_by_their_content_whatever_their_names(tmp_path, tiny, k
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "jsonl"])
-@pytest.mark.parametrize("name", ["before", "in the middle", "z after"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("jsonl", "before"), ("text", "in the middle"), ("jsonl", "in the middle"), ("jsonl", "z after")]
+)
 def test_a_folder_that_is_added_costs_its_own_files_alone(tmp_path, tiny, kind, name):
     tiny()
     write_many(tmp_path / "in" / "c", kind)
@@ -1337,7 +1344,7 @@ for one in find_partitions(corpus, cache=Path("x"), cut_safe=True, workers=1).pa
 DELIMITERS = ["<|endoftext|>", "\n", "\n\n", "aba", "aa", "\u3042"]
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(data=st.data(), delimiter=st.sampled_from(DELIMITERS), sizes=st.tuples(st.integers(4, 60), st.integers(1, 40)))
 def test_documents_between_delimiters_are_those_of_a_split_wherever_a_file_is_cut(
     data, delimiter, sizes, tmp_path_factory

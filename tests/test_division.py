@@ -160,7 +160,7 @@ shapes = st.tuples(st.integers(1, 7), st.integers(1, 6))  # world size, batch si
     drop_last=st.booleans(),
     keep=st.booleans(),
 )
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_any_ranks_read_the_steps_of_one_and_resume_on_any_others(
     data_sets, shuffle, is_mixture, lanes, head, tail, stop, drop_last, keep
 ):

@@ -154,7 +154,7 @@ def corpora(draw):
     score_document_starts=st.booleans(),
     batch_size=st.integers(1, 5),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_batches_say_where_the_documents_of_the_corpus_are(
     tmp_path_factory, corpus, score, score_document_starts, batch_size
 ):

@@ -92,7 +92,7 @@ blocks = st.builds(
 
 
 @pytest.mark.slow
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(block=blocks)
 @example(block=b'{"text": "a"}{"text": "b"}\n{"text":\n"c"}\n')
 @example(block=b'{"text": "a"}{"text": "b"}\n{"text": {}\n')
@@ -136,7 +136,7 @@ ODD_PATHS = [
 ]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(
     rows=st.lists(outer.map(json.dumps) | st.sampled_from(ODD_PATHS), max_size=4),
     field=st.sampled_from(["a.b", "a.b.c"]),

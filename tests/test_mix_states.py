@@ -91,7 +91,7 @@ hops = st.lists(
 
 @pytest.mark.slow
 @given(hops=hops, shuffle=st.sampled_from(["none", "full", "lanes"]), lanes=st.sampled_from([1, 4, 7]), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_each_source_that_stays_goes_on_with_no_window_lost_or_repeated(folder, hops, shuffle, lanes, data):
     """Through any chain of mixtures and single data sets, added, left out, in another order and twice."""
     seen, before, state = {}, [], None
@@ -382,7 +382,7 @@ def test_a_schedule_is_followed_by_step_as_if_the_weights_were_set_there(folder,
         assert found[-1] == samples(by_hand, 8)
         assert planned.source_samples == by_hand.source_samples
     assert {source for source, _ in itertools.chain(*found[6:30])} == {0}
-    for step in (3, 5, 6, 20, 40):
+    for step in (5, 6, 30):
         other = ShardLoader(paths, weights=schedule, **options)
         assert resume(other, states[step]) == [], "the same schedule goes on"
         assert [samples(other, 8) for _ in range(step, 45)] == found[step:]
@@ -442,7 +442,7 @@ def test_threads_and_decoded_row_groups_stay_through_changes_of_weights(folder, 
             if window < 5:
                 assert ids.tolist() == rows[paths[source]][window]
         loader.set_weights([1 + step % 3 / 10, 1, 1])
-    assert started["pools"] == 2, "one that decodes and one that gathers, for the epoch"
+    assert started["pools"] == 3, "one that decodes, one that gathers and one that asks for the order, for the epoch"
     in_all = len(loader.reader.groups)
     if budget > 10**8:
         assert loader.metrics()["row_groups_decoded"] == in_all

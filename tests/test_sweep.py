@@ -405,7 +405,7 @@ def test_a_sweeper_that_optimizes_gets_a_number_and_its_points_are_reported(cli,
 @pytest.mark.slow
 def test_sigterm_leaves_no_point_of_a_parallel_sweep_running(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    keys = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=range(40)", "window.stride=8"]
+    keys = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=range(40)", "window.stride=1"]
     command = ["-m", "tokenizer=bytes", "window.max_length=64", *keys, "hydra.sweep.dir=D"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *command], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
