@@ -399,7 +399,7 @@ def test_a_table_tells_what_reading_token_by_token_tells(width, gaps, padding, b
     bounds_B2 = np.stack([np.zeros(4, np.int32), to_B], axis=1)
     looked_at = {"document_ids", "position_ids"} if is_prepared else set()
     rows, rule = RowBatch(ids_BT1, bounds_B2, None), DocumentRule(9)
-    table = DocumentTable(rows, rule, batch_size=batch_size, looked_at=looked_at).prepare(1)
+    table = DocumentTable(rows, rule, batch_size=batch_size, looked_at=looked_at).prepare()
     for number in range(4 // batch_size):
         found, sizes = table.documents(number), []
         for row in range(batch_size):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from pipeline.loader.documents import DocumentBlock
     from pipeline.loader.row_group import DocumentRule, RowBatch
 
 
@@ -47,8 +46,8 @@ class Batch(NotCollated):
         x, y = batch                  # inputs and targets
         batch["input_ids"]            # every field that is set; `dict(batch)` and `model(**batch)` work too
 
-    Batches are views of memory that some of them share, at most half a megabyte for each tensor if a batch is smaller:
-    clone the tensors of a batch that you keep, save or send elsewhere.
+    Batches are views of memory that some of them share, at most half a megabyte for each tensor if a batch is smaller,
+    and four for `document_ids` and `position_ids`: clone the tensors of a batch that you keep, save or send elsewhere.
     """
 
     input_ids: torch.Tensor  # int64 [B, T]
@@ -174,7 +173,6 @@ class Int64Block:
         self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
         self._batches = batches_together(batch_size, rows.ids.shape[1] - 1)
         self._first, self._tensors = -1, dict[str, torch.Tensor]()  # the first of those, and their fields
-        self._block: DocumentBlock | None = None
 
     def batch(self, rows: slice) -> Batch:
         """Return the batch in these rows of the unit."""
@@ -182,7 +180,7 @@ class Int64Block:
         if (first := number // self._batches * self._batches) != self._first:
             self._convert(first)
         here = number - first
-        documents = None if self._block is None else Documents(self._block, here)
+        documents = None if self._documents is None else self._documents.documents(number)
         within = slice(here * self._batch_size, (here + 1) * self._batch_size)
         return Batch(**{name: tensor[within] for name, tensor in self._tensors.items()}, documents=documents)
 
@@ -193,7 +191,6 @@ class Int64Block:
         unscored = None if table is None else table.unscored(rows)
         several = to_int64(self._rows, rows, samples=self._samples, unscored=unscored)
         self._tensors = {name: tensor for name in TENSORS if (tensor := getattr(several, name)) is not None}
-        self._block = None if table is None else table.block(first, count)
         self._first = first
 
 

@@ -10,13 +10,13 @@ only fills a batch is padding from end to end. By eye, a row of 9 inputs, of whi
     cu_seqlens      0        3     5     7     9    (and so on in the next row)
 
 Cost: the thread that gathers a prefetch unit finds its documents in the compact IDs (0.3 ns a token), and makes the
-tensors that were looked at before for all batches of the unit. So the caller's thread only picks its batch's.
+tensors that were looked at before, each for all batches of the unit at once. So the caller's thread only picks its
+batch's. Few operations for many tokens, since each that lets go of the interpreter's lock waits to get it back.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -64,32 +64,33 @@ def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
         found = np.sort(np.concatenate([found, find_ends(rows.ends, max_length=width)]))
     if rows.bounds is not None:  # padding may consist of end-of-text tokens
         row, column = np.divmod(found, width)
-        found = found[column < padding_starts(rows)[row]]
+        found = found[column < padding_starts(rows.bounds)[row]]
     return found
 
 
-def padding_starts(rows: RowBatch) -> np.ndarray:
+def padding_starts(bounds_B2: np.ndarray) -> np.ndarray:
     """Return where the padding of each row starts: int32 [B], the row's length if it has none, 0 if it only fills."""
-    if rows.bounds is None:
-        return np.full(len(rows.ids), rows.ids.shape[1] - 1, np.int32)
-    from_B, to_B = rows.bounds.T
+    from_B, to_B = bounds_B2.T
     return np.where(from_B < to_B, to_B, np.int32(0))
 
 
 def find_pieces(rows: RowBatch, first_targets: np.ndarray) -> Pieces:
     """Return the pieces of rows, of which `find_first_targets` has told the documents' first tokens."""
     height, width = len(rows.ids), rows.ids.shape[1] - 1
-    stops_B = padding_starts(rows).astype(np.int64)
-    row_starts_B = np.arange(height) * width
-    firsts = first_targets + 1
-    inside = first_targets % width + 1 < stops_B[first_targets // width]  # the last target is no input of its row
-    padding = (row_starts_B + stops_B)[(stops_B > 0) & (stops_B < width)]
-    starts = np.sort(np.concatenate([row_starts_B, firsts[inside], padding]))
-    rows_of = starts // width
-    first_pieces = np.searchsorted(starts, np.arange(height + 1) * width)
-    numbers = np.arange(len(starts)) - first_pieces[rows_of]
-    numbers[starts - row_starts_B[rows_of] >= stops_B[rows_of]] = -1
-    return Pieces(starts, np.diff(starts, append=height * width), numbers, first_pieces)
+    firsts, row_starts_B1 = first_targets + 1, np.arange(height + 1) * width
+    if rows.bounds is None:
+        inner = firsts[firsts % width > 0]  # the last target is no input of its row
+    else:
+        stops_B = padding_starts(rows.bounds).astype(np.int64)
+        padding = (row_starts_B1[:-1] + stops_B)[(stops_B > 0) & (stops_B < width)]
+        inner = np.concatenate([firsts[first_targets % width + 1 < stops_B[first_targets // width]], padding])
+    starts = np.sort(np.concatenate([row_starts_B1, inner]))  # and the end
+    first_pieces = np.searchsorted(starts, row_starts_B1)
+    numbers = np.arange(len(starts) - 1) - np.repeat(first_pieces[:-1], np.diff(first_pieces))
+    if rows.bounds is not None:
+        rows_of = starts[:-1] // width
+        numbers[starts[:-1] - row_starts_B1[rows_of] >= stops_B[rows_of]] = -1
+    return Pieces(starts[:-1], np.diff(starts), numbers, first_pieces)
 
 
 class DocumentTable:
@@ -109,33 +110,18 @@ class DocumentTable:
         self.rule, self.width = rule, int(rows.ids.shape[1]) - 1
         self.batch_size = batch_size or len(rows.ids)
         self.looked_at = set[str]() if looked_at is None else looked_at
-        self._rows, self._prepared = rows, dict[tuple[int, int], DocumentBlock]()
+        self._rows = rows
 
-    def prepare(self, together: int) -> Self:
-        """Make what readers look at before they do: in the thread that gathers the rows.
-
-        `together`: batches whose tensors are made together.
-        """
+    def prepare(self) -> Self:
+        """Make what readers look at before they do: in the thread that gathers the rows."""
         _ = (self.cu_seqlens, self.max_seqlen) if self.rule.ids else self._first_targets
-        batches = len(self._rows.ids) // self.batch_size
-        for first in range(0, batches if self.looked_at else 0, together):
-            count = min(together, batches - first)
-            block = self._prepared[first, count] = DocumentBlock(self, first, count)
-            for name in tuple(self.looked_at):
-                getattr(block, name)
+        for name in tuple(self.looked_at):
+            getattr(self, name)
         return self
 
     def documents(self, number: int, device: torch.device | None = None) -> Documents | None:
         """Return the documents of one of the batches, on a device or in main memory; None if they are not wanted."""
-        block = self.block(number, 1, device)
-        return None if block is None else Documents(block, 0)
-
-    def block(self, first: int, batches: int, device: torch.device | str | None = None) -> DocumentBlock | None:
-        """Return the documents of several batches; None if they are not wanted."""
-        if not self.rule.ids:
-            return None
-        prepared = self._prepared.pop((first, batches), None) if device is None else None
-        return prepared or DocumentBlock(self, first, batches, device)
+        return Documents(self, number, device) if self.rule.ids else None
 
     def unscored(self, rows: slice) -> np.ndarray | None:
         """Return the targets of some rows that shall not count, as positions in these rows; None if all may count."""
@@ -145,20 +131,38 @@ class DocumentTable:
         found: np.ndarray = self._first_targets[first:last] - rows.start * self.width
         return found
 
+    def slice_of(self, number: int) -> slice:
+        """Return where the rows of one of the batches are."""
+        return slice(number * self.batch_size, (number + 1) * self.batch_size)
+
     def rows_of(self, number: int) -> RowBatch:
         """Return the compact rows of one of the batches."""
-        here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        here = self.slice_of(number)
         ids, *others = self._rows
         return RowBatch(ids[here], *(None if one is None else one[here] for one in others))
-
-    def pieces_of(self, first: int, batches: int) -> Pieces:
-        """Return the pieces of some of the batches."""
-        return self.pieces.cut(slice(first * self.batch_size, (first + batches) * self.batch_size), self.width)
 
     @cached_property
     def pieces(self) -> Pieces:
         """The pieces of all rows."""
         return find_pieces(self._rows, self._first_targets)
+
+    @cached_property
+    def document_ids(self) -> np.ndarray:
+        """The document of each input, counted within its row, -1 for padding: int64 [B, T] for all rows.
+
+        Repeated as int16 (or int8) and then converted: `np.repeat` keeps the interpreter's lock, for which the caller's
+        thread waits, and takes a fifth of the time for it; `astype` does not keep it.
+        """
+        numbers_BT = np.repeat(self.pieces.numbers.astype(self._compact), self.pieces.sizes)
+        return numbers_BT.astype(np.int64).reshape(-1, self.width)
+
+    @cached_property
+    def position_ids(self) -> np.ndarray:
+        """The position of each input in its piece: int64 [B, T] for all rows."""
+        firsts = (self.pieces.starts % self.width).astype(self._compact)
+        firsts_BT = np.repeat(firsts, self.pieces.sizes).reshape(-1, self.width)
+        np.subtract(np.arange(self.width, dtype=self._compact), firsts_BT, out=firsts_BT)
+        return firsts_BT.astype(np.int64)
 
     @cached_property
     def cu_seqlens(self) -> tuple[np.ndarray, list[int]]:
@@ -180,119 +184,78 @@ class DocumentTable:
     def _first_targets(self) -> np.ndarray:
         return find_first_targets(self._rows, self.rule.end_of_text)
 
-
-class DocumentBlock:
-    """The documents of batches whose tensors are made together, when one of them is first looked at.
-
-    Args:
-        table: the documents of the unit.
-        first: the first of the batches.
-        batches: how many.
-        device: where the tensors are made; None: in main memory.
-
-    """
-
-    def __init__(
-        self, table: DocumentTable, first: int, batches: int, device: torch.device | str | None = None
-    ) -> None:
-        self.table, self.first, self.device = table, first, device
-        self._batches = batches
-
-    @cached_property
-    def document_ids(self) -> tuple[torch.Tensor, ...]:
-        """The document of each input, counted within its row, -1 for padding: int64 [B, T] for each batch."""
-        if self.device is not None:
-            return self._split(self._spread(self._pieces.numbers))
-        self.table.looked_at.add("document_ids")
-        numbers = np.repeat(self._pieces.numbers.astype(self._compact), self._pieces.sizes)
-        return self._split(torch.from_numpy(numbers.astype(np.int64)))
-
-    @cached_property
-    def position_ids(self) -> tuple[torch.Tensor, ...]:
-        """The position of each input in its piece: int64 [B, T] for each batch."""
-        width, pieces = self.table.width, self._pieces
-        if self.device is not None:
-            starts = self._spread(pieces.starts)
-            return self._split(torch.arange(len(starts), device=self.device) - starts)
-        self.table.looked_at.add("position_ids")
-        starts_BT = np.repeat((pieces.starts % width).astype(self._compact), pieces.sizes).reshape(-1, width)
-        positions_BT = np.subtract(np.arange(width, dtype=self._compact), starts_BT, out=starts_BT)
-        return self._split(torch.from_numpy(positions_BT.astype(np.int64)))
-
-    @cached_property
-    def cu_seqlens(self) -> tuple[torch.Tensor, ...]:
-        """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1] for each batch."""
-        bounds, firsts = self.table.cu_seqlens
-        here = firsts[self.first : self.first + self._batches + 1]
-        found = (torch.from_numpy(bounds[start:stop]) for start, stop in pairwise(here))
-        return tuple(found if self.device is None else (one.to(self.device, non_blocking=True) for one in found))
-
-    @cached_property
-    def _pieces(self) -> Pieces:
-        return self.table.pieces_of(self.first, self._batches)
-
     @property
     def _compact(self) -> np.dtype[Any]:
-        """The type of numbers from -1 to less than a row's length: a pass over int16 takes a fifth of one over int64.
-
-        `np.repeat` keeps the interpreter's lock, so the caller's thread waits for it; `astype` does not.
-        """
-        return np.min_scalar_type(-self.table.width)
-
-    def _spread(self, values_S: np.ndarray) -> torch.Tensor:
-        """Return each piece's value at each of its tokens, flat, on the device."""
-        sizes_S = self._pieces.sizes
-        values, sizes = (torch.from_numpy(one).to(self.device) for one in (values_S, sizes_S))
-        tokens = self._batches * self.table.batch_size * self.table.width
-        return values.repeat_interleave(sizes, output_size=tokens)
-
-    def _split(self, numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return numbers.view(self._batches, self.table.batch_size, self.table.width).unbind()
+        """The type of numbers from -1 to less than a row's length."""
+        return np.min_scalar_type(-self.width)
 
 
 class Documents:
     """Where the documents of a batch are; computed when it is first looked at.
 
     Args:
-        block: the documents of some batches.
-        number: which of these.
+        table: the documents of a unit.
+        number: which of its batches.
+        device: where tensors are made; None: in main memory, for all batches of the unit at once.
 
     """
 
-    __slots__ = ("_block", "_number")
-
-    def __init__(self, block: DocumentBlock, number: int) -> None:
-        self._block, self._number = block, number
+    def __init__(self, table: DocumentTable, number: int, device: torch.device | str | None = None) -> None:
+        self._table, self._number, self._device = table, number, device
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle this batch's rows alone, not those that were read with it."""
-        table, number = self._block.table, self._block.first + self._number
-        return _restore, (table.rows_of(number), table.rule, self._block.device)
+        return _restore, (self._table.rows_of(self._number), self._table.rule, self._device)
 
     def to(self, device: torch.device | str) -> Documents:
         """Return the same with tensors that are made on a device."""
-        return Documents(DocumentBlock(self._block.table, self._block.first + self._number, 1, device), 0)
+        return Documents(self._table, self._number, device)
 
-    @property
+    @cached_property
     def document_ids(self) -> torch.Tensor:
         """The document of each input, counted within its row, -1 for padding: int64 [B, T]."""
-        return self._block.document_ids[self._number]
+        if self._device is not None:
+            pieces = self._pieces
+            return self._spread(pieces.numbers, pieces.sizes)
+        return self._pick("document_ids")
 
-    @property
+    @cached_property
     def position_ids(self) -> torch.Tensor:
         """The position of each input in its piece: int64 [B, T]."""
-        return self._block.position_ids[self._number]
+        if self._device is not None:
+            pieces = self._pieces
+            starts_BT = self._spread(pieces.starts, pieces.sizes)
+            return torch.arange(starts_BT.numel(), device=self._device).view_as(starts_BT) - starts_BT
+        return self._pick("position_ids")
 
-    @property
+    @cached_property
     def cu_seqlens(self) -> torch.Tensor:
         """Where each piece starts in the flattened batch, and the batch's size: int32 [S + 1]."""
-        return self._block.cu_seqlens[self._number]
+        bounds, firsts = self._table.cu_seqlens
+        found = torch.from_numpy(bounds[firsts[self._number] : firsts[self._number + 1]])
+        return found if self._device is None else found.to(self._device, non_blocking=True)
 
     @property
     def max_seqlen(self) -> int:
         """The tokens of the longest piece."""
-        return self._block.table.max_seqlen[self._block.first + self._number]
+        return self._table.max_seqlen[self._number]
+
+    @property
+    def _pieces(self) -> Pieces:
+        return self._table.pieces.cut(self._table.slice_of(self._number), self._table.width)
+
+    def _pick(self, name: str) -> torch.Tensor:
+        """Return the batch's rows of a tensor of all batches, and have it made ahead of time from the next unit on."""
+        self._table.looked_at.add(name)
+        numbers_BT: np.ndarray = getattr(self._table, name)
+        return torch.from_numpy(numbers_BT[self._table.slice_of(self._number)])
+
+    def _spread(self, values_S: np.ndarray, sizes_S: np.ndarray) -> torch.Tensor:
+        """Return each piece's value at each of its tokens, [B, T], on the device."""
+        values, sizes = (torch.from_numpy(one).to(self._device) for one in (values_S, sizes_S))
+        rows, width = self._table.batch_size, self._table.width
+        return values.repeat_interleave(sizes, output_size=rows * width).view(rows, width)
 
 
 def _restore(rows: RowBatch, rule: DocumentRule, device: torch.device | str | None) -> Documents:
-    return Documents(DocumentBlock(DocumentTable(rows, rule), 0, 1, device), 0)
+    return Documents(DocumentTable(rows, rule), 0, device)

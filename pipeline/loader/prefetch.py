@@ -33,7 +33,7 @@ from pipeline.base.wording import counted
 from pipeline.loader.documents import DocumentTable
 from pipeline.loader.lookahead import Lookahead
 from pipeline.loader.metrics import Counters
-from pipeline.loader.row_group import RowBatch, batches_together
+from pipeline.loader.row_group import RowBatch
 from pipeline.loader.row_group_cache import Need, RowGroupCache, slot_bytes
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Prefetcher:
         rows = min(UNIT_ROWS, UNIT_TOKENS // self.reader.max_length)
         full, size = max(1, rows // self.batch_size), 1
         coming = Lookahead(partial(self._windows, order, epoch, start), batch_size=part.rows, thread=pools.asker)
-        done, together = 0, batches_together(self.batch_size, self.reader.max_length)
+        done = 0
         while done < batches:
             here = start + done * part.global_batch
             if change is not None and here >= change:  # other row groups are needed from here on
@@ -214,7 +214,7 @@ class Prefetcher:
                 mine = np.pad(mine, (0, missing), constant_values=-1)
                 damage = damage and damage._replace(groups=np.pad(damage.groups, (0, missing), constant_values=-1))
             documents = self.find_documents(gathered)
-            yield PrefetchUnit(gathered, mine, take, damage, documents and documents.prepare(together))
+            yield PrefetchUnit(gathered, mine, take, damage, documents and documents.prepare())
             done, size = done + take, min(2 * size, full)
 
     def _windows(self, order: Order | Mixture, epoch: int, start: int, first: int, batches: int) -> np.ndarray:
