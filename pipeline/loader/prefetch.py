@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 UNIT_TOKENS, UNIT_ROWS = 1 << 19, 1 << 13  # a unit is gathered at once: 1 MiB as uint16, at most this many windows
 THREADS = "stridemill-load"
+MOST_REQUESTS = 128  # at once, if a first batch needs so many row groups: each further round trip would delay it
 FORKED = "this iteration was started before a fork, which took its threads; start another"
 
 
@@ -125,7 +126,7 @@ class Prefetcher:
         is_finalizing, process, is_orderly = sys.is_finalizing, os.getpid(), False
         decoders = ThreadPoolExecutor(self.threads, thread_name_prefix=THREADS)
         gatherer, asker = (ThreadPoolExecutor(1, thread_name_prefix=THREADS) for _ in range(2))
-        requests = self.reader.requests
+        requests = self.reader.requests and max(self.reader.requests, min(self.batch_size, MOST_REQUESTS))
         fetchers = ThreadPoolExecutor(requests, thread_name_prefix=THREADS) if requests else None
         pools = Pools(asker, decoders, fetchers)
         try:
