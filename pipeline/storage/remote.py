@@ -170,7 +170,7 @@ class RemoteStorage:
         if name or not is_prefix:
             check_name(name, self.uri)
         check_process(self.uri)
-        upload = 1 << upload.bit_length() if upload > SMALL_BYTES else 0  # few clients, for sizes up to double
+        upload = 1 << (upload - 1).bit_length() if upload > SMALL_BYTES else 0  # few clients
         if upload not in self._clients:
             self._clients[upload] = open_client(self._location, upload=upload)
         client = self._clients[upload]
