@@ -366,7 +366,9 @@ def test_a_driver_that_ends_costs_only_unfinished_tasks(number, code, cluster, l
     report = write(tmp_path / "there", "local", corpus=long_text, **LONG)
     assert 0 < report.chunks_made < report.chunks
     assert report.chunks_mended == 0
+    until = time.monotonic() + 120
     while leftovers(tmp_path / "there"):  # workers of a killed driver end a little later
+        assert time.monotonic() < until, leftovers(tmp_path / "there")
         time.sleep(0.1)
         remove_leftovers(tmp_path / "there" / "cache")
 

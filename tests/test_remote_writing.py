@@ -479,3 +479,17 @@ def test_a_run_that_finishes_a_data_set_while_a_part_still_writes_loses_nothing_
         change += 1
     assert change > 8
     assert said - {"not finished"} <= MEANWHILE[order], "the last time nothing happened"
+
+
+@pytest.mark.parametrize("number", [0, 7])  # a shard of the data set, and one that it does not have
+def test_what_a_late_upload_has_changed_is_noticed_before_the_manifest(bucket, tmp_path, number):
+    uri, given = f"{bucket}/ds", options(cache_path=tmp_path / "cache")
+    name = f"data/train-{number:05d}-of-00001.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.shards.write.write_card", lambda *_: put(uri, name, b"late"))  # before the commit
+        with pytest.raises(ValueError, match=f"{name} was changed by another run while this one wrote there"):
+            write_shards(uri, **given)
+    assert MANIFEST_NAME not in contents(uri)
+    write_shards(uri, **given)
+    write_shards(tmp_path / "local", **given)
+    assert contents(uri) == local_contents(tmp_path / "local")
