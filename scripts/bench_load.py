@@ -8,7 +8,8 @@ Baselines, interleaved with the loader in every round:
 * embedding: `nn.Embedding` alone on ready batches, compared with embedded batches from the loader.
 
 "documents" is a loader with `document_ids=True` of which each batch's `document_ids`, `cu_seqlens` and `max_seqlen` are
-looked at, "positions" one of which `position_ids` is looked at instead of the first; compare them with "loader".
+looked at, "positions" one of which `position_ids` is looked at instead of the first, and "bounds" one of which only the
+last two are; compare them with "loader".
 
 Under `lanes` a loader keeps row groups that fit into half of its memory budget: those of 287 MB of text, not those of
 1 GB. "always decoding" is then the rate of the first epoch, and of every epoch of larger data.
@@ -103,7 +104,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
-    with_documents = [ShardLoader(shards, batch_size=batch, shuffle=shuffle, document_ids=True) for _ in range(2)]
+    with_documents = [ShardLoader(shards, batch_size=batch, shuffle=shuffle, document_ids=True) for _ in range(3)]
     # Many batches: a single one would find its few vectors in the processor's cache, unlike in training.
     ready = [one.input_ids for one in islice(ShardLoader(shards, batch_size=batch, shuffle=shuffle), 64)]
 
@@ -119,6 +120,9 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
             ),
             "positions": lambda: rate(
                 forever(with_documents[1]), batch * length, options.seconds, look="position_ids cu_seqlens max_seqlen"
+            ),
+            "bounds": lambda: rate(
+                forever(with_documents[2]), batch * length, options.seconds, look="cu_seqlens max_seqlen"
             ),
             "loader, always decoding": lambda: rate(forever(decoding), batch * length, options.seconds),
             "documents, always decoding": lambda: rate(
@@ -152,7 +156,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
         spread = f"{min(rates[name]) / 1e6:.0f} to {max(rates[name]) / 1e6:.0f}"
         print(f"  {name:<28}{value / 1e6:8.1f} Mtok/s  ({spread})   {value / middle['slices']:.2f} x slices")
     always, pairs = "loader, always decoding", [("embedded batches", "embedding alone")]
-    pairs += [(name, "loader") for name in ("documents", "positions")]
+    pairs += [(name, "loader") for name in ("documents", "positions", "bounds")]
     if always in ways:
         pairs += [(always, other) for other in ("slices", "integer slices", "copy")]
         pairs.append(("documents, always decoding", always))
