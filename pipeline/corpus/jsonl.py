@@ -3,6 +3,7 @@ r"""Read JSON lines: Arrow parses a block of lines at once, and Python's json ju
 Guarantee: both give the same documents. Arrow's answer is used for a block only if the block is UTF-8 without NUL
 bytes, each line that is not blank starts with `{` and ends with `}`, and Arrow finds as many objects as there are such
 lines. Between `}` and a following `{` JSON allows nothing but the top level, so each line is then exactly one object.
+The texts of such a block are UTF-8, since Arrow refuses the only escape that would not be: half a surrogate pair.
 In a dotted path no key may be spelled in another way that leads to the text (`"a.b":`, or a key with an escape).
 Any other block goes to Python's json, line by line, which gives each bad line its reason. A line that Python refuses
 but Arrow accepts by itself (nesting deeper than Python's recursion, `-NaN`) is accepted, as it is in a good block.
@@ -283,8 +284,6 @@ def _ask_arrow(block: bytes, field: str) -> tuple[pa.Array, np.ndarray, np.ndarr
     if as_utf8(pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(block)])) is None:
         return None
     texts = _read_column(block, field)
-    if texts is not None and rb"\u" in block:  # other escapes than these leave UTF-8 as it is
-        texts = as_utf8(texts)
     if texts is None or len(texts) != len(rows):
         return None
     return texts.cast(pa.large_string()), starts, stops, rows, num_lines
