@@ -100,8 +100,6 @@ def _find(corpus: CorpusConfig) -> Callable[..., FoundFiles]:
 
 def _is_meant(file: str, field: str) -> bool:
     """Tell whether a folder's file is input: one that ends in `.json` may be anything, so its first line decides."""
-    if ".json" not in file.lower():
-        return True
     name = Path(file).with_suffix("").name if is_packed(file) else file
     return not name.lower().endswith(".json") or has_json_lines(file, field)
 

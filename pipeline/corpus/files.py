@@ -88,8 +88,8 @@ def find_files(
     """Return the files that paths, folders and globs name, and count those that are passed over.
 
     A folder is searched at any depth for files with one of the `suffixes` in small or capital letters, followed by
-    that of a compression if `packed`; links are followed. Files with such a name that are not `is_meant` are passed
-    over, too. Folders that stridemill wrote are skipped without being counted.
+    that of a compression if `packed`; links are followed. Files with `.json` in such a name that are not `is_meant` are
+    passed over, too. Folders that stridemill wrote are skipped without being counted.
 
     Raises:
         ValueError: one of `paths` does not exist, or is a folder without a file of the `suffixes`; a folder cannot be
@@ -156,6 +156,7 @@ def _each_once(paths: Sequence[_Path], shared: str) -> list[FoundFile]:
     """Return files with their names below a folder; of several paths to one file the first."""
     first: dict[str, FoundFile] = {}
     folders: dict[str, str] = {}  # with links resolved
+    start = len(shared.rstrip("/")) + 1
     for path, is_link, _ in paths:
         if is_link:
             file = os.path.realpath(path)
@@ -165,7 +166,7 @@ def _each_once(paths: Sequence[_Path], shared: str) -> list[FoundFile]:
                 folders[folder] = os.path.realpath(folder or "/").rstrip("/")
             file = f"{folders[folder]}/{name}"
         if file not in first:  # a link's name says how its file is packed, so it is read by that name
-            first[file] = FoundFile(path, _relative(path, shared), _status(path))
+            first[file] = FoundFile(path, path[start:], _status(path))
     return list(first.values())
 
 
@@ -184,7 +185,7 @@ def _kind(file: _Path, endings: tuple[str, ...], is_meant: Callable[[str], bool]
 def name_kind(name: str, path: str, endings: tuple[str, ...], is_meant: Callable[[str], bool]) -> str:
     """Return the kind under which a file of that name is passed over; nothing if it is taken."""
     name = name.lower()
-    if name.endswith(endings) and is_meant(path):
+    if name.endswith(endings) and (".json" not in name or is_meant(path)):
         return ""
     suffixes = Path(name).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in SUFFIXES else suffixes[-1:]) or "no ending"
