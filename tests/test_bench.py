@@ -160,7 +160,7 @@ def test_load_compares_the_loader_with_slices_and_an_embedding(bench):
     ]
     lines = bench("load", *options)
     yardsticks = ["slices", "integer slices", "copy"]
-    ways = ["loader", "documents", "positions", "loader, 1 workers", "DataLoader, 1 workers"]
+    ways = ["loader", "documents", "positions", "bounds", "loader, 1 workers", "DataLoader, 1 workers"]
     assert rows(lines, "Mtok/s") == [*yardsticks, *ways, "embedding alone", "embedded batches"]
     assert [line.split(":")[0] for line in lines[-2:]] == [f"memory, full, after {n} epochs" for n in (1, 2)]
 
