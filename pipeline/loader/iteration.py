@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch.utils.data import get_worker_info
 
 from pipeline.loader.batch import DeviceBlock, Int64Block
+from pipeline.loader.daemon_threads import note_daemon_thread, wait_if_program_ends
 from pipeline.loader.prefetch import Move
 from pipeline.loader.workers import make_parcel, read_in_workers
 
@@ -51,6 +52,8 @@ class Iteration:
 
     def run(self, convert: Callable[[Batch], Item]) -> Generator[Item, None, None]:
         """Yield `convert(batch)` for the remaining batches of this epoch. A batch counts once it is converted."""
+        note_daemon_thread()
+        wait_if_program_ends()
         before, reader = self.cursor.progress, object() if self.epochs.restart else None
         start, left = self._enter(reader)
         units: Units | None = None
@@ -95,6 +98,7 @@ class Iteration:
             assert unit is not None, "None answers a move alone"
             make = self._batch_maker(unit)
             for number in range(unit.batches):
+                wait_if_program_ends()
                 if is_mine := (first - left) % turns == turn:
                     which = slice(number * self.prefetcher.batch_size, (number + 1) * self.prefetcher.batch_size)
                     if unit.damage is not None:
