@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from pipeline import ShardLoader, TokenEmbedding, WindowConfig, embed_batches, write_shards
-from pipeline.loader.batch import DeviceBlock
+from pipeline.loader.batch import DeviceRows
 from pipeline.loader.row_group import RowBatch, SampleIds
 
 DEVICES = [
@@ -46,7 +46,7 @@ def test_batches_on_a_device_are_those_in_memory(shards, device):
 def test_the_largest_ids_survive_the_narrow_copy(device, dtype):
     highest = 65_535 if dtype == np.uint16 else 2**31 - 1
     ids = np.array([[0, 32_767, 32_768, highest]], dtype)
-    batch = DeviceBlock(RowBatch(ids, None), torch.device(device)).to_int64(
+    batch = DeviceRows(RowBatch(ids, None), torch.device(device)).to_int64(
         slice(0, 1), samples=SampleIds(np.zeros(1, np.int64))
     )
     assert batch.input_ids.tolist() == [[0, 32_767, 32_768]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ShardLoader
-from pipeline.loader.batch import DeviceBlock
+from pipeline.loader.batch import Int64Block
 
 WINDOWS_PER_GROUP = 10
 
@@ -221,15 +221,15 @@ def test_a_batch_that_could_not_be_made_does_not_count(shards, monkeypatch):
     whole = windows_of(ShardLoader(shards, batch_size=8))
     loader = ShardLoader(shards, batch_size=8, device="cpu")
     made = []
-    to_int64 = DeviceBlock.to_int64
+    make = Int64Block.batch
 
-    def fail_once(self, rows, **more):
+    def fail_once(self, rows):
         made.append(rows)
         if len(made) == 4:
             raise MemoryError("no memory on the device")
-        return to_int64(self, rows, **more)
+        return make(self, rows)
 
-    monkeypatch.setattr(DeviceBlock, "to_int64", fail_once)
+    monkeypatch.setattr(Int64Block, "batch", fail_once)
     seen = []
     with pytest.raises(MemoryError):
         seen.extend(batch.window_ids.tolist() for batch in loader)

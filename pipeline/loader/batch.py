@@ -165,12 +165,22 @@ def refuse_to_collate(*_: object, **__: object) -> NoReturn:
 
 
 class Int64Block:
-    """A prefetch unit in main memory, converted `INT64_TOKENS` at a time."""
+    """A prefetch unit, in main memory or on a device, converted `INT64_TOKENS` at a time.
+
+    Few operations for many tokens: each has a price of its own, above all on a device.
+    """
 
     def __init__(
-        self, rows: RowBatch, *, samples: SampleIds, batch_size: int, documents: DocumentTable | None = None
+        self,
+        rows: RowBatch,
+        *,
+        samples: SampleIds,
+        batch_size: int,
+        documents: DocumentTable | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._rows, self._samples, self._documents, self._batch_size = rows, samples, documents, batch_size
+        self._device, self._on_device = device, None if device is None else DeviceRows(rows, device)
         self._batches = batches_together(batch_size, rows.ids.shape[1] - 1)
         self._first, self._tensors = -1, dict[str, torch.Tensor]()  # the first of those, and their fields
 
@@ -180,7 +190,7 @@ class Int64Block:
         if (first := number // self._batches * self._batches) != self._first:
             self._convert(first)
         here = number - first
-        documents = None if self._documents is None else self._documents.documents(number)
+        documents = None if self._documents is None else self._documents.documents(number, self._device)
         within = slice(here * self._batch_size, (here + 1) * self._batch_size)
         return Batch(**{name: tensor[within] for name, tensor in self._tensors.items()}, documents=documents)
 
@@ -189,37 +199,30 @@ class Int64Block:
         count = min(self._batches, len(self._rows.ids) // size - first)
         rows = slice(first * size, (first + count) * size)
         unscored = None if table is None else table.unscored(rows)
-        several = to_int64(self._rows, rows, samples=self._samples, unscored=unscored)
+        if self._on_device is None:
+            several = to_int64(self._rows, rows, samples=self._samples, unscored=unscored)
+        else:
+            several = self._on_device.to_int64(rows, samples=self._samples, unscored=unscored)
         self._tensors = {name: tensor for name in TENSORS if (tensor := getattr(several, name)) is not None}
         self._first = first
 
 
-class DeviceBlock:
-    """A prefetch unit on a device."""
+class DeviceRows:
+    """The compact rows of a prefetch unit, copied to a device."""
 
-    def __init__(self, rows: RowBatch, device: torch.device, *, documents: DocumentTable | None = None) -> None:
+    def __init__(self, rows: RowBatch, device: torch.device) -> None:
         ids = rows.ids
         self._is_unsigned = ids.dtype == np.uint16  # torch computes with int16, not with uint16
         self._ids = _copy(torch.from_numpy(ids.view(np.int16) if self._is_unsigned else ids), device)
         self._bounds = None if rows.bounds is None else _copy(torch.from_numpy(rows.bounds), device)
         self._ends = None if rows.ends is None else _copy(torch.from_numpy(rows.ends), device)
-        self._device, self._documents = device, documents
 
-    def to_int64(self, rows: slice, *, samples: SampleIds) -> Batch:
-        """Return rows of the unit as a batch of int64 on the device; what names samples stays in main memory."""
-        bounds_B2 = None if self._bounds is None else self._bounds[rows]
-        ends_BE = None if self._ends is None else self._ends[rows]
-        inputs_BT, targets_BT = self._converted(self._ids[rows, :-1]), self._converted(self._ids[rows, 1:])
-        table = self._documents
-        return build_batch(
-            inputs_BT,
-            targets_BT,
-            bounds_B2,
-            _slice(samples, rows),
-            ends_BE=ends_BE,
-            unscored=None if table is None else table.unscored(rows),
-            documents=None if table is None else table.documents(rows.start // table.batch_size, self._device),
-        )
+    def to_int64(self, which: slice, *, samples: SampleIds, unscored: np.ndarray | None = None) -> Batch:
+        """Return some of the rows as a batch of int64 on the device; what names samples stays in main memory."""
+        bounds_B2 = None if self._bounds is None else self._bounds[which]
+        ends_BE = None if self._ends is None else self._ends[which]
+        inputs_BT, targets_BT = self._converted(self._ids[which, :-1]), self._converted(self._ids[which, 1:])
+        return build_batch(inputs_BT, targets_BT, bounds_B2, _slice(samples, which), ends_BE=ends_BE, unscored=unscored)
 
     def _converted(self, ids_BT: torch.Tensor) -> torch.Tensor:
         int64_BT = ids_BT.to(torch.int64, memory_format=torch.contiguous_format)

@@ -36,13 +36,6 @@ class Pieces(NamedTuple):
     numbers: np.ndarray  # int64 [S], its document, counted within the row; -1 for padding
     first_pieces: np.ndarray  # int64 [B + 1], the number of each row's first piece, and S
 
-    def cut(self, rows: slice, width: int) -> Pieces:
-        """Return the pieces of some of the rows, each of `width` tokens."""
-        first, last = int(self.first_pieces[rows.start]), int(self.first_pieces[rows.stop])
-        firsts = self.first_pieces[rows.start : rows.stop + 1] - first
-        starts = self.starts[first:last] - rows.start * width
-        return Pieces(starts, self.sizes[first:last], self.numbers[first:last], firsts)
-
 
 def find_first_targets(rows: RowBatch, end_of_text: int | None) -> np.ndarray:
     """Return which targets are a document's first token, as positions in the flattened rows: int64, ascending.
@@ -110,7 +103,7 @@ class DocumentTable:
         self.rule, self.width = rule, int(rows.ids.shape[1]) - 1
         self.batch_size = batch_size or len(rows.ids)
         self.looked_at = set[str]() if looked_at is None else looked_at
-        self._rows = rows
+        self._rows, self._on_device = rows, dict[tuple[str, torch.device | str], torch.Tensor]()
 
     def prepare(self) -> Self:
         """Make what readers look at before they do: in the thread that gathers the rows."""
@@ -164,6 +157,18 @@ class DocumentTable:
         np.subtract(np.arange(self.width, dtype=self._compact), firsts_BT, out=firsts_BT)
         return firsts_BT.astype(np.int64)
 
+    def on_device(self, name: str, device: torch.device | str) -> torch.Tensor:
+        """Return `document_ids` or `position_ids`, int64 [B, T] for all rows, made on a device from the pieces."""
+        if (name, device) not in self._on_device:
+            pieces = self.pieces
+            values = pieces.numbers if name == "document_ids" else pieces.starts
+            values_S, sizes_S = (torch.from_numpy(one).to(device) for one in (values, pieces.sizes))
+            found = values_S.repeat_interleave(sizes_S, output_size=len(self._rows.ids) * self.width)
+            if name == "position_ids":
+                found = torch.arange(len(found), device=device) - found
+            self._on_device[name, device] = found.view(-1, self.width)
+        return self._on_device[name, device]
+
     @cached_property
     def cu_seqlens(self) -> tuple[np.ndarray, list[int]]:
         """The batches' `cu_seqlens` one after the other, int32, and where each starts, with the end."""
@@ -196,7 +201,7 @@ class Documents:
     Args:
         table: the documents of a unit.
         number: which of its batches.
-        device: where tensors are made; None: in main memory, for all batches of the unit at once.
+        device: where tensors are made, for all batches of the unit at once; None: in main memory.
 
     """
 
@@ -214,18 +219,11 @@ class Documents:
     @cached_property
     def document_ids(self) -> torch.Tensor:
         """The document of each input, counted within its row, -1 for padding: int64 [B, T]."""
-        if self._device is not None:
-            pieces = self._pieces
-            return self._spread(pieces.numbers, pieces.sizes)
         return self._pick("document_ids")
 
     @cached_property
     def position_ids(self) -> torch.Tensor:
         """The position of each input in its piece: int64 [B, T]."""
-        if self._device is not None:
-            pieces = self._pieces
-            starts_BT = self._spread(pieces.starts, pieces.sizes)
-            return torch.arange(starts_BT.numel(), device=self._device).view_as(starts_BT) - starts_BT
         return self._pick("position_ids")
 
     @cached_property
@@ -240,21 +238,14 @@ class Documents:
         """The tokens of the longest piece."""
         return self._table.max_seqlen[self._number]
 
-    @property
-    def _pieces(self) -> Pieces:
-        return self._table.pieces.cut(self._table.slice_of(self._number), self._table.width)
-
     def _pick(self, name: str) -> torch.Tensor:
-        """Return the batch's rows of a tensor of all batches, and have it made ahead of time from the next unit on."""
+        """Return the batch's rows of a tensor of all batches; in main memory, it is made ahead of time from now on."""
+        here = self._table.slice_of(self._number)
+        if self._device is not None:
+            return self._table.on_device(name, self._device)[here]
         self._table.looked_at.add(name)
         numbers_BT: np.ndarray = getattr(self._table, name)
-        return torch.from_numpy(numbers_BT[self._table.slice_of(self._number)])
-
-    def _spread(self, values_S: np.ndarray, sizes_S: np.ndarray) -> torch.Tensor:
-        """Return each piece's value at each of its tokens, [B, T], on the device."""
-        values, sizes = (torch.from_numpy(one).to(self._device) for one in (values_S, sizes_S))
-        rows, width = self._table.batch_size, self._table.width
-        return values.repeat_interleave(sizes, output_size=rows * width).view(rows, width)
+        return torch.from_numpy(numbers_BT[here])
 
 
 def _restore(rows: RowBatch, rule: DocumentRule, device: torch.device | str | None) -> Documents:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import get_worker_info
 
-from pipeline.loader.batch import DeviceBlock, Int64Block
+from pipeline.loader.batch import Int64Block
 from pipeline.loader.daemon_threads import note_daemon_thread, wait_if_program_ends
 from pipeline.loader.prefetch import Move
 from pipeline.loader.workers import make_parcel, read_in_workers
@@ -125,10 +125,8 @@ class Iteration:
         if get_worker_info() is not None:
             rule = self.prefetcher.documents
             return lambda which: make_parcel(rows, which, samples=samples, rule=rule)
-        if self.device is not None:
-            on_device = DeviceBlock(rows, self.device, documents=documents)
-            return lambda which: on_device.to_int64(which, samples=samples)
-        return Int64Block(rows, samples=samples, batch_size=self.prefetcher.batch_size, documents=documents).batch
+        size = self.prefetcher.batch_size
+        return Int64Block(rows, samples=samples, batch_size=size, documents=documents, device=self.device).batch
 
     def _read_units(self, progress: Progress, batches: int, before: Units | None) -> Units:
         """Return the units of the next batches: those of `before`, if it can go there with its threads and cache."""
