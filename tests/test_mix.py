@@ -18,6 +18,7 @@ from pipeline import ShardLoader, embed_batches, write_shards
 from pipeline.base.permutation import make_key
 from pipeline.embedding import TokenEmbedding
 from pipeline.loader.division import divide
+from pipeline.loader.draws import sort_by_row, sort_in_runs
 from pipeline.loader.mixture import Mixture
 from pipeline.loader.order import Order
 from pipeline.loader.weights import find_shares
@@ -54,6 +55,23 @@ def alone(path, count, **options):
     loader = ShardLoader(path, batch_size=1, **options)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     return [batch.window_ids.item() for batch in itertools.islice(batches, count)]
+
+
+# --- sorting draws ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0**60, math.inf]) | st.floats(0, 9), max_size=8)))
+def test_times_are_sorted_within_each_run_and_equal_ones_stay_in_order(runs):
+    times = np.array([time for run in runs for time in run], float)
+    run = np.repeat(np.arange(len(runs)), [len(one) for one in runs])
+    found = sort_in_runs(times, run, np.array([len(one) for one in runs], np.int64))
+    assert found.tolist() == np.lexsort((times, run)).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3) | st.just(1 << 16), st.integers(0, 5))))
+def test_draws_are_sorted_by_row_whatever_order_they_come_in(pairs):
+    row, draw = np.array(pairs, np.int64).reshape(-1, 2).T
+    assert sort_by_row(row, draw).tolist() == np.lexsort((draw, row)).tolist()
 
 
 # --- proportions ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.base.permutation import Int64, make_key
+from pipeline.base.permutation import Int64, UInt64, extend_key, make_key
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -45,6 +45,7 @@ class Draws:
     drawn: Int64 = field(init=False, repr=False)  # [C, S] the origin's
     due: Float64 = field(init=False, repr=False)  # [C, S]
     firsts: Int64 = field(init=False, repr=False)  # [C] each row's first draw at or after `start`
+    _keys: UInt64 = field(init=False, repr=False)  # [C, A] of each row and active source: those of a draw go on from it
     # Where the last call ended: the number of each row's next draw, and what it had drawn [C, A].
     _last: list[tuple[Int64, Int64]] = field(init=False, repr=False, default_factory=list)
 
@@ -53,6 +54,7 @@ class Draws:
         object.__setattr__(self, "drawn", drawn)
         object.__setattr__(self, "due", drawn.astype(np.float64) if due is None else np.broadcast_to(due, drawn.shape))
         object.__setattr__(self, "firsts", -((np.arange(len(drawn)) - start) // len(drawn)))
+        object.__setattr__(self, "_keys", make_key(self.seed, _DRAW, np.arange(len(drawn))[:, None], self.active))
 
     def before(self, index: int) -> Int64:
         """Return how often each row has drawn each source before an index: int64 [C, S]."""
@@ -72,7 +74,7 @@ class Draws:
         Draws of a row that are close to one another are found together, by sorting the times of all draws that may be
         among them.
         """
-        by_row = np.lexsort((draw, row))
+        by_row = sort_by_row(row, draw)
         sorted_row, sorted_draw = row[by_row], draw[by_row]
         is_first = np.ones(len(row), bool)
         is_first[1:] = (np.diff(sorted_row) != 0) | (np.diff(sorted_draw) > _RUN)
@@ -121,8 +123,8 @@ class Draws:
         run, which = np.divmod(np.repeat(np.arange(len(sizes)), sizes), active)
         ahead = np.arange(len(run)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         draws = self.drawn[rows[run], self.active[which]] + before[run, which] + ahead
-        by_time = np.lexsort((self._times(rows[run], which, draws), run))  # stable: then by source and draw
         in_run = sizes_QA.sum(axis=1)
+        by_time = sort_in_runs(self._times(rows[run], which, draws), run, in_run)
         return _Coming(np.cumsum(in_run) - in_run, run, which[by_time], draws[by_time], active)
 
     def _count_near(self, rows: Int64, numbers: Int64, *, above: bool) -> Int64:
@@ -150,10 +152,9 @@ class Draws:
 
     def _times(self, row: Int64, which: Int64, draw: Int64) -> Float64:
         """Return the times, counted from the part's start, at which rows draw active sources for the `draw`-th time."""
-        source = self.active[which]
-        hashed = (make_key(self.seed, _DRAW, row, source, draw) >> np.uint64(11)).astype(np.float64)
+        hashed = (extend_key(self._keys[row, which], draw) >> np.uint64(11)).astype(np.float64)
         with np.errstate(over="ignore"):  # of a share near 0: never
-            times = (draw - self.due[row, source] + hashed * 2.0**-53) / self.shares[which]
+            times = (draw - self.due[row, self.active[which]] + hashed * 2.0**-53) / self.shares[which]
             return np.asarray(np.maximum(times, 0), np.float64)
 
 
@@ -172,6 +173,33 @@ class _Coming(NamedTuple):
         among = self.run[is_among] * self.active + self.which[is_among]
         counts: Int64 = np.bincount(among, minlength=len(numbers) * self.active).reshape(-1, self.active)
         return counts
+
+
+def sort_by_row(row: Int64, draw: Int64) -> Int64:
+    """Return what sorts draws [P] by row, then by draw. Draws that already rise in each row are only dealt out."""
+    by_row = np.argsort(row.astype(np.uint16), kind="stable") if row.max(initial=0) < 1 << 16 else None
+    if by_row is None or ((np.diff(draw[by_row]) < 0) & (np.diff(row[by_row]) == 0)).any():
+        by_row = np.lexsort((draw, row))
+    return by_row
+
+
+def sort_in_runs(times: Float64, run: Int64, sizes: Int64) -> Int64:
+    """Return what sorts times [P] within each run [Q] of them, which lie end to end; equal times stay as they are.
+
+    As rows of a table they take a third of the time of one sort by run and time. That sort is for equal times, which
+    are rare but after a change of weights, and for runs of very different sizes.
+    """
+    starts, width = np.cumsum(sizes) - sizes, int(sizes.max(initial=0))
+    if width * len(sizes) > 4 * len(run):
+        return np.lexsort((times, run))
+    times_QW = np.full((len(sizes), width), np.inf)
+    times_QW[run, np.arange(len(run)) - starts[run]] = times
+    is_inside = np.arange(times_QW.shape[1]) < sizes[:, None]
+    by_time = np.argsort(times_QW, axis=1)
+    sorted_QW = np.take_along_axis(times_QW, by_time, axis=1)
+    if ((sorted_QW[:, 1:] == sorted_QW[:, :-1]) & is_inside[:, 1:]).any():
+        return np.lexsort((times, run))
+    return (by_time + starts[:, None])[is_inside]
 
 
 def _reach(part: Draws, rows: Int64, numbers: Int64) -> tuple[Float64, Float64]:

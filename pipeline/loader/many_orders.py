@@ -29,8 +29,9 @@ def windows_of_many(orders: Sequence[Order], sources: Int64, sizes: Int64, indic
     """
     numbers = _numbers_of_many(orders, sources, sizes, indices, epochs)
     selecting = [source for source, order in enumerate(orders) if order.selection is not None]
-    if selecting:
-        numbers = numbers.copy()
+    if not selecting:
+        return numbers
+    numbers = numbers.copy()
     for source in np.intersect1d(sources, selecting).tolist():
         here, selection = sources == source, orders[source].selection
         assert selection is not None, "one of those that select"

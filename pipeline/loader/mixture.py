@@ -206,8 +206,8 @@ class Mixture:
         part_of = np.searchsorted(self._starts, i, side="right") - 1
         for number in np.unique(part_of).tolist():
             mine = np.flatnonzero(part_of == number)
-            row = i[mine] % self.num_rows
-            source, draw = self._part(number).find(row, i[mine] // self.num_rows)
+            nth, row = np.divmod(i[mine], self.num_rows)
+            source, draw = self._part(number).find(row, nth)
             sizes = self._sizes[source]
             epochs, indices = np.divmod(draw * self.num_rows + row, sizes)
             found[mine] = windows_of_many(self.orders, source, sizes, indices, epochs) + self.offsets[source]

@@ -196,6 +196,7 @@ class JoinedRowGroups:
         self.num_windows, self.largest = int(self.first_windows[-1]), max(one.largest for one in self.parts)
         # [S] the size of a row group, 0 where that is not one
         self._per_group = np.array([one.per_group if isinstance(one, EvenRowGroups) else 0 for one in self.parts])
+        self._has_listed = not self._per_group.all()
 
     def __len__(self) -> int:
         return int(self.first_groups[-1])
@@ -220,7 +221,8 @@ class JoinedRowGroups:
         per_group = self._per_group[sources]
         group = within // np.maximum(per_group, 1)
         row = within - group * per_group
-        for source in np.unique(sources[per_group == 0]).tolist():
-            here = sources == source
-            group[here], row[here] = self.parts[source].locate(within[here])
+        if self._has_listed:
+            for source in np.unique(sources[per_group == 0]).tolist():
+                here = sources == source
+                group[here], row[here] = self.parts[source].locate(within[here])
         return self.first_groups[sources] + group, row
