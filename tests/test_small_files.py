@@ -1,9 +1,9 @@
 """Small files are opened once, grouped by bytes, and found again however they are grouped."""
 
+import itertools
 import os
 import pickle
 import sys
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.documents import hash_each, hash_parts
 from pipeline.corpus.hashed import HeldFiles, read_file
 from pipeline.corpus.reader import read_partition
-from pipeline.corpus.small_files import HashedFile, group_files
+from pipeline.corpus.small_files import find_ends
 from pipeline.settings import CorpusConfig
 
 OPENED: list[str] = []
@@ -130,8 +130,10 @@ def test_tokens_of_small_files_are_found_however_they_were_grouped(files, tmp_pa
     assert write(files, tmp_path / "cache", "third").chunks_made == 1
 
 
-def as_hashed(number, size):
-    return HashedFile(SimpleNamespace(number=number), hash_parts([number]), (size, 0), None)
+def group(files):
+    """Return the groups of files that are known by a number and a size."""
+    ends = [0, *find_ends([hash_parts([number]) for number, _ in files], [size for _, size in files])]
+    return [[number for number, _ in files[start:stop]] for start, stop in itertools.pairwise(ends)]
 
 
 @hypothesis_settings(deadline=None, max_examples=50)
@@ -140,16 +142,14 @@ def test_a_file_that_is_added_moves_few_borders_of_groups(sizes, data):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"FILE_BYTES": 10, "GROUP_BYTES": 8000, "LEAST_BYTES": 2000, "MOST_BYTES": 30_000}.items():
             patch.setattr(small_files, name, value)
-        files = [as_hashed(number, size) for number, size in enumerate(sizes)]
-        groups = [one for one, _ in group_files(files)]
-        numbers = [[file.number for file in group.files] for group in groups]
-        assert [number for group in numbers for number in group] == list(range(len(sizes)))
-        costs = [sum(sizes[number] + 10 for number in group) for group in numbers]
+        files = list(enumerate(sizes))
+        numbers = group(files)
+        assert list(itertools.chain(*numbers)) == list(range(len(sizes)))
+        costs = [sum(sizes[number] + 10 for number in one) for one in numbers]
         assert all(2000 <= cost < 30_000 + 3010 for cost in costs[:-1])
         at = data.draw(st.integers(0, len(files)))
-        more = [*files[:at], as_hashed(-1, 500), *files[at:]]
-        others = [[file.number for file in group.files] for group, _ in group_files(more)]
-        before = [group for group in numbers[:-1] if group[-1] < at]
+        others = group([*files[:at], (-1, 500), *files[at:]])
+        before = [one for one in numbers[:-1] if one[-1] < at]
         assert others[: len(before)] == before, "groups before it stay"
 
 
@@ -157,11 +157,8 @@ def test_a_file_that_is_added_moves_few_borders_of_groups(sizes, data):
 def test_a_file_that_is_added_leaves_most_groups_after_it_as_they_were(monkeypatch, at):
     divide_small_files(monkeypatch, 8)
     monkeypatch.setattr(small_files, "LEAST_BYTES", 3 << 20)
-    files = [as_hashed(number, 2000) for number in range(2000)]
-    before, after = (
-        {tuple(file.number for file in group.files) for group, _ in group_files(some)}
-        for some in (files, [*files[:at], as_hashed(-1, 500), *files[at:]])
-    )
+    files = [(number, 2000) for number in range(2000)]
+    before, after = (set(map(tuple, group(some))) for some in (files, [*files[:at], (-1, 500), *files[at:]]))
     assert len(before) > 150
     assert len(before - after) <= 20
 

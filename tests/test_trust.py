@@ -124,6 +124,25 @@ def test_damaged_hashes_are_not_used(files, tmp_path, read, damage):
     assert len(set(read)) == 22
 
 
+def keep(path, known):
+    """Write known hashes as the module does."""
+    content = json.dumps(known).encode() + b"\n"
+    path.write_bytes(known_hashes._sum(content) + b"\n" + content)  # noqa: SLF001
+
+
+def test_hashes_of_an_earlier_release_are_not_used(files, tmp_path, read):
+    expected = find(files, tmp_path)
+    (kept,) = (tmp_path / "cache" / "files").glob("*.hashes")
+    known = json.loads(kept.read_bytes().split(b"\n")[1])
+    paths, *columns = known["files"]
+    before = {path: [*row[:-1], {"": row[-1]}] for path, *row in zip(paths, *columns, strict=True)}
+    for other in (before, {**known, "format": 3}, {**known, "format": 1}):
+        keep(kept, other)
+        read.clear()
+        assert find(files, tmp_path) == expected
+        assert len(set(read)) == 22
+
+
 def test_a_false_hash_never_gets_tokens(files, tmp_path):
     options = sections(cache_path=tmp_path / "cache", corpus="text", corpus_path=files, tokenizer="bytes", max_length=8)
     options["corpus"].trust_mtime = True
@@ -136,9 +155,10 @@ def test_a_false_hash_never_gets_tokens(files, tmp_path):
         path.write_text("X" + content[1:])  # and what is known now says that this is the old content
         known = json.loads(kept.read_text().split("\n")[1])
         status = path.stat()
-        known[str(path)][1:3] = [status.st_mtime_ns, status.st_ctime_ns]
-        now = json.dumps(known)
-        kept.write_text(f"{known_hashes._sum(now)}\n{now}\n")  # noqa: SLF001 - as the module writes it
+        paths, _, written, changed, *_ = known["files"]
+        number = paths.index(str(path))
+        written[number], changed[number] = status.st_mtime_ns, status.st_ctime_ns
+        keep(kept, known)
         with pytest.raises(ValueError, match=rf"{name}: was changed, but its size and its times.*`touch` the file"):
             write_shards(tmp_path / "second", **options)
         path.touch()

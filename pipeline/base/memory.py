@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import resource
 import sys
 from typing import TYPE_CHECKING
@@ -28,6 +29,18 @@ def keep_freed_memory() -> None:
     the tokenizer's. A training job soon frees a large block; here one is freed at once, without touching its pages.
     """
     np.empty(3 << 23, np.uint8)
+
+
+@contextlib.contextmanager
+def pause_collection() -> Iterator[None]:
+    """Do not search for reference cycles, which takes a third of the time where many objects are made and kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from pipeline.base.paths import allow_read_only, expand_user
 from pipeline.corpus.compression import SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from pipeline.corpus.opened import Status
 
@@ -70,14 +70,6 @@ class FoundFiles(NamedTuple):
     passed_over: dict[str, PassedOver]  # by kind: an ending in small letters, `hidden`, `no ending` or `other`
 
 
-class _Path(NamedTuple):
-    """A path to a file; a `Path` object takes several times as long."""
-
-    path: str
-    is_link: bool
-    is_hidden: bool = False
-
-
 def find_files(
     paths: Sequence[str],
     suffixes: tuple[str, ...],
@@ -98,33 +90,46 @@ def find_files(
     """
     endings = list_endings(suffixes, packed=packed)
     roots: list[str] = []
-    found: list[_Path] = []
+    found: list[str] = []
     others: dict[str, list[str]] = defaultdict(list)
+    links: set[str] = set()  # of the files found
+    can_repeat = len(paths) > 1
     for path in paths:
         location = os.path.abspath(expand_user(path))  # noqa: PTH100 - keeps links, which give files their names
         mode = _mode(path, location)
         if mode and stat.S_ISDIR(mode):
             root = location
-            kinds: dict[str, list[_Path]] = defaultdict(list)
-            for file in _walk(location):
-                kinds[_kind(file, endings, is_meant)].append(file)
-            matches = kinds.pop("", [])
+            kinds: dict[str, list[str]] = defaultdict(list)
+            matches = []
+            for entry, is_hidden in _walk(location):
+                kind = "hidden" if is_hidden else name_kind(entry.name, entry.path, endings, is_meant)
+                if kind:
+                    kinds[kind].append(entry.path)
+                else:
+                    matches.append(entry.path)
+                    if entry.is_symlink():
+                        links.add(entry.path)
             if not matches:
                 counts = {kind: len(files) for kind, files in kinds.items()}
                 refuse_without_files(path, suffixes, counts, packed=packed)
             for kind, files in kinds.items():
-                others[kind] += [file.path for file in files]
+                others[kind] += files
         elif mode:
-            root, matches = os.path.split(location)[0], [_as_path(location)]
+            root, matches = os.path.split(location)[0], [location]
+            links.update(filter(os.path.islink, matches))
         else:
-            root = _fixed_part(location)
+            root, can_repeat = _fixed_part(location), True
             matches = list(_match(location, root))
             if not matches:
                 raise ValueError(f"corpus.path={path!r}: no such file or folder, and no file matches it as a glob")
+            links.update(filter(os.path.islink, matches))
         roots.append(root)
         found += matches
     shared = os.path.commonpath(roots)
-    taken = _each_once(sorted(found), shared)  # all start with `shared`, so this is the order of their names
+    found.sort()  # all start with `shared`, so this is the order of their names
+    start = len(shared.rstrip("/")) + 1
+    once = _each_once(found, links) if can_repeat or links else found  # a folder is entered once
+    taken = [FoundFile(path, path[start:], _status(path)) for path in once]
     return FoundFiles(taken, _count_passed_over(others, taken, shared))
 
 
@@ -148,38 +153,25 @@ def found_file(path: Path, name: str) -> FoundFile:
     return FoundFile(str(path), name, _status(str(path)))
 
 
-def _as_path(path: str) -> _Path:
-    return _Path(path, os.path.islink(path))  # noqa: PTH114 - without a `Path`
-
-
-def _each_once(paths: Sequence[_Path], shared: str) -> list[FoundFile]:
-    """Return files with their names below a folder; of several paths to one file the first."""
-    first: dict[str, FoundFile] = {}
+def _each_once(paths: Sequence[str], links: Container[str]) -> list[str]:
+    """Return the paths of files, of several paths to one file the first."""
+    first: dict[str, str] = {}
     folders: dict[str, str] = {}  # with links resolved
-    start = len(shared.rstrip("/")) + 1
-    for path, is_link, _ in paths:
-        if is_link:
+    for path in paths:
+        if path in links:
             file = os.path.realpath(path)
         else:
             folder, _, name = path.rpartition("/")
             if folder not in folders:
                 folders[folder] = os.path.realpath(folder or "/").rstrip("/")
             file = f"{folders[folder]}/{name}"
-        if file not in first:  # a link's name says how its file is packed, so it is read by that name
-            first[file] = FoundFile(path, path[start:], _status(path))
+        first.setdefault(file, path)  # a link's name says how its file is packed, so it is read by that name
     return list(first.values())
 
 
 def _relative(path: str, folder: str) -> str:
     """Return the path below a folder that it starts with."""
     return path[len(folder.rstrip("/")) + 1 :]
-
-
-def _kind(file: _Path, endings: tuple[str, ...], is_meant: Callable[[str], bool]) -> str:
-    """Return the kind under which a folder's file is passed over; nothing if it is taken."""
-    if file.is_hidden:
-        return "hidden"
-    return name_kind(file.path[file.path.rindex("/") + 1 :], file.path, endings, is_meant)
 
 
 def name_kind(name: str, path: str, endings: tuple[str, ...], is_meant: Callable[[str], bool]) -> str:
@@ -260,7 +252,7 @@ def _status(path: str) -> os.stat_result:
     try:
         status = os.stat(path)  # noqa: PTH116 - without a `Path`
     except OSError as error:
-        what = "is a link to nothing" if _as_path(path).is_link else f"cannot be read: {error.strerror}"
+        what = "is a link to nothing" if Path(path).is_symlink() else f"cannot be read: {error.strerror}"
         raise ValueError(f"corpus.path: {path} {what}; mend or remove it") from error
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"corpus.path: {path} is not a regular file but a pipe or a device; remove it")
@@ -271,8 +263,8 @@ def _refuse(error: OSError) -> None:
     raise ValueError(f"corpus.path: the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _walk(root: str, *, onerror: Callable[[OSError], None] = _refuse) -> Iterator[_Path]:
-    """Yield every file below a folder, links followed, each folder once.
+def _walk(root: str, *, onerror: Callable[[OSError], None] = _refuse) -> Iterator[tuple[os.DirEntry[str], bool]]:
+    """Yield every file below a folder, and whether it is hidden; links are followed, and each folder is entered once.
 
     Hidden folders come last, so that a folder with two paths is entered by the visible one; their errors are ignored.
     """
@@ -301,7 +293,7 @@ def _walk(root: str, *, onerror: Callable[[OSError], None] = _refuse) -> Iterato
                 if _is_folder(entry):
                     (hidden if is_hidden else below).append(entry.path)
                 else:
-                    yield _Path(entry.path, entry.is_symlink(), in_hidden or is_hidden)
+                    yield entry, in_hidden or is_hidden
             tops += sorted(hidden)
             folders += sorted(below, reverse=True)
         onerror, in_hidden = (lambda _: None), True
@@ -314,14 +306,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _match(pattern: str, root: str) -> Iterator[_Path]:
+def _match(pattern: str, root: str) -> Iterator[str]:
     """Yield the files that a glob names. As in a shell, hidden names and folders that cannot be read are skipped."""
     if "**" in pattern.split(
         "/"
     ):  # Python's glob enters a folder through each link to it: for ever if two lead upwards
         wanted = tuple(_relative(pattern, root).split("/"))
-        files = _walk(root, onerror=lambda _: None)
-        yield from (file for file in files if fits(tuple(_relative(file.path, root).split("/")), wanted))
+        paths = (entry.path for entry, _ in _walk(root, onerror=lambda _: None))
+        yield from (path for path in paths if fits(tuple(_relative(path, root).split("/")), wanted))
         return
     own: dict[Path, bool] = {}
     for match in map(Path, glob.iglob(pattern, recursive=True)):
@@ -330,7 +322,7 @@ def _match(pattern: str, root: str) -> Iterator[_Path]:
             if folder not in own:
                 own[folder] = is_own_output(folder)
         if not match.is_dir() and not any(own[folder] for folder in parents):
-            yield _as_path(str(match))
+            yield str(match)
 
 
 def fits(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
-from pipeline.corpus.compression import is_packed, packing_of, read_raw
+from pipeline.corpus.compression import SUFFIXES, is_packed, packing_of, read_raw
 from pipeline.corpus.delimited import DelimiterCount, find_delimiter
 from pipeline.corpus.documents import (
     BATCH_BYTES,
@@ -242,11 +242,11 @@ def _partition(
     continues: bool = False,
 ) -> Partition:
     what = [first_row, field, is_segment, files.start > 0, continues, head]
-    paths = tuple(file.path for file in files.files)
+    paths, names, _ = zip(*files.files, strict=True)
     return Partition(
         reader=reader,
         paths=paths,
-        names=tuple(file.name for file in files.files),
+        names=names,
         keys=_keys(reader, what, paths, hashed.digests),
         is_group=files.is_group,
         num_bytes=hashed.num_bytes,
@@ -265,9 +265,10 @@ def _partition(
 
 def _keys(reader: str, what: list[object], paths: Sequence[str], digests: Sequence[str]) -> tuple[str, ...]:
     """Hash what decides each file's documents."""
+    joined = "\0".join(paths).lower()
+    if not any(suffix in joined for suffix in SUFFIXES):  # of many files most groups have none
+        return hash_each([reader, None, *what], digests)
     packings = [packing_of(path) for path in paths]
-    if len(set(packings)) == 1:
-        return hash_each([reader, packings[0], *what], digests)
     return tuple(hash_parts([reader, packing, *what, one]) for packing, one in zip(packings, digests, strict=True))
 
 

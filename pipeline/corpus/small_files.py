@@ -18,7 +18,7 @@ from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, Trusted, read_c
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from pipeline.corpus.files import FoundFile
     from pipeline.corpus.known_hashes import KnownHashes
@@ -33,6 +33,8 @@ GROUP_BYTES = 4 << 20  # after that much more than `LEAST_BYTES` a group ends, o
 LEAST_BYTES = 2 << 20
 MOST_BYTES = 16 << 20
 
+_ReadFile = tuple[str, "Stamp", bytes | None]  # a file's hash, its stamp, and its content if that is held
+
 
 class Budget:
     """How many bytes of files may still be held."""
@@ -41,80 +43,90 @@ class Budget:
         self.left = left
 
 
-class HashedFile(NamedTuple):
-    """A small file that was read."""
+class HashedFiles(NamedTuple):
+    """Small files that were hashed, one column for each fact: an object for each file takes longer than its hash."""
 
-    file: FoundFile
-    digest: str
-    stamp: Stamp
-    content: bytes | None
-    is_trusted: bool = False
+    files: Sequence[FoundFile]
+    digests: list[str]
+    stamps: list[Stamp]
+    contents: list[bytes | None]  # what is held
 
 
 def hash_small_files(
     runs: Sequence[Sequence[FoundFile]], budget: Budget, known: KnownHashes
 ) -> Iterator[Iterator[tuple[FileRange, Hashed]]]:
     """Yield for each run of neighbouring files its groups, hashed. Use up each before the next."""
-    batches = [list(_divide(run)) for run in runs]
-    read = run_tasks(partial(_read, budget=budget, known=known), chain.from_iterable(batches), workers=READ_THREADS)
-    for run in batches:
-        yield group_files(chain.from_iterable(_keep(next(read), budget, known) for _ in run))
+    found = [known.find_digests(run) for run in runs]
+    unknown = [[at for at, digest in enumerate(digests) if digest is None] for digests in found]
+    batches = [list(_divide([run[at] for at in missing])) for run, missing in zip(runs, unknown, strict=True)]
+    read = run_tasks(partial(_read, budget=budget), chain.from_iterable(batches), workers=READ_THREADS)
+    for run, digests, missing, divided in zip(runs, found, unknown, batches, strict=True):
+        stamps = [(status.st_size, status.st_mtime_ns) for _, _, status in run]
+        hashed = HashedFiles(run, [digest or "" for digest in digests], stamps, [None] * len(run))
+        new = chain.from_iterable(_keep(next(read), budget) for _ in divided)
+        for at, one in zip(missing, new, strict=True):
+            hashed.digests[at], hashed.stamps[at], hashed.contents[at] = one
+            known.add_digest(run[at], one[0])
+        yield _group(hashed, set(missing))
     assert next(read, None) is None, "each batch is read once"
 
 
-def _divide(files: Sequence[FoundFile]) -> Iterator[list[FoundFile]]:
+def _divide(files: Sequence[FoundFile]) -> Iterator[Sequence[FoundFile]]:
     """Divide files into what a thread reads in one step."""
-    batch: list[FoundFile] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) == READ_FILES or size + file.status.st_size > READ_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
+    start = size = 0
+    for at, file in enumerate(files):
+        if at > start and (at - start == READ_FILES or size + file.status.st_size > READ_BYTES):
+            yield files[start:at]
+            start, size = at, 0
         size += file.status.st_size
-    yield batch
+    if files:
+        yield files[start:]
 
 
-def _read(files: Sequence[FoundFile], budget: Budget, known: KnownHashes) -> list[HashedFile]:
-    hashed = []
+def _read(files: Sequence[FoundFile], budget: Budget) -> list[_ReadFile]:
+    read: list[_ReadFile] = []
     for file in files:
-        if digest := known.find(file, ""):
-            stamp = file.status.st_size, file.status.st_mtime_ns
-            hashed.append(HashedFile(file, digest, stamp, None, is_trusted=True))
-            continue
         content, stamp = read_complete(file.path, None)
-        digest = hashlib.sha256(content).hexdigest()
-        hashed.append(HashedFile(file, digest, stamp, content if budget.left > 0 else None))
-    return hashed
+        read.append((hashlib.sha256(content).hexdigest(), stamp, content if budget.left > 0 else None))
+    return read
 
 
-def _keep(files: list[HashedFile], budget: Budget, known: KnownHashes) -> list[HashedFile]:
-    """Charge what the files of a batch hold, or let go of it; and keep their hashes."""
-    for file in files:
-        if not file.is_trusted:
-            known.add(file.file, "", file.digest)
-    size = sum(file.stamp[0] for file in files if file.content is not None)
-    budget.left -= size
-    return files if budget.left >= 0 else [file._replace(content=None) for file in files]
+def _keep(files: list[_ReadFile], budget: Budget) -> Iterable[_ReadFile]:
+    """Charge what the files of a batch hold, or let go of it."""
+    budget.left -= sum(size for _, (size, _), content in files if content is not None)
+    return files if budget.left >= 0 else [(digest, stamp, None) for digest, stamp, _ in files]
 
 
-def group_files(files: Iterable[HashedFile]) -> Iterator[tuple[FileRange, Hashed]]:
-    """Yield groups of neighbouring files, ended by their hashes and sizes."""
-    group: list[HashedFile] = []
-    size = 0
-    for file in files:
-        group.append(file)
-        cost = file.stamp[0] + FILE_BYTES
-        size += cost
-        if size >= MOST_BYTES or (size >= LEAST_BYTES and int(file.digest[:8], 16) * GROUP_BYTES < cost << 32):
-            yield _as_group(group)
-            group, size = [], 0
-    if group:
-        yield _as_group(group)
+def _group(hashed: HashedFiles, was_read: Container[int]) -> Iterator[tuple[FileRange, Hashed]]:
+    """Yield groups of neighbouring files; those that were not read are trusted."""
+    sizes = [size for size, _ in hashed.stamps]
+    start = 0
+    for stop in find_ends(hashed.digests, sizes):
+        chosen = slice(start, stop)
+        digests, stamps, contents = hashed.digests[chosen], hashed.stamps[chosen], hashed.contents[chosen]
+        yield (
+            FileRange(tuple(hashed.files[chosen]), is_group=True),
+            Hashed(
+                tuple(digests),
+                tuple(stamps),
+                sum(sizes[chosen]),
+                held=HeldFiles(contents if any(contents) else ()),
+                trusted=tuple(
+                    Trusted(at, 0, None, one) for at, one in enumerate(digests) if start + at not in was_read
+                ),
+            ),
+        )
+        start = stop
 
 
-def _as_group(group: Sequence[HashedFile]) -> tuple[FileRange, Hashed]:
-    files, digests, stamps, contents, _ = zip(*group, strict=True)
-    trusted = tuple(Trusted(at, 0, None, one.digest) for at, one in enumerate(group) if one.is_trusted)
-    size = sum(size for size, _ in stamps)
-    return FileRange(files, is_group=True), Hashed(digests, stamps, size, held=HeldFiles(contents), trusted=trusted)
+def find_ends(digests: Sequence[str], sizes: Sequence[int]) -> Iterator[int]:
+    """Yield the end of each group of files, which their hashes and sizes decide."""
+    total = 0
+    for stop, (digest, size) in enumerate(zip(digests, sizes, strict=True), start=1):
+        cost = size + FILE_BYTES
+        total += cost
+        if total >= LEAST_BYTES and (total >= MOST_BYTES or int(digest[:8], 16) * GROUP_BYTES < cost << 32):
+            yield stop
+            total = 0
+    if total:
+        yield len(digests)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.hashing import hash_json
+from pipeline.base.memory import pause_collection
 from pipeline.base.paths import strip_folders
 from pipeline.base.wording import counted
 from pipeline.corpus.corpora import find_partitions
@@ -143,8 +144,9 @@ class Job:
     def fingerprints(self) -> list[str]:
         """The identity, and that of the same config in format 1, which allowed row groups of other sizes."""
         sections = self.sections
-        layout = choose_layout(sections.window, sections.shards, is_even=False)
-        return list(dict.fromkeys([self.fingerprint, _fingerprint(self.store_id, self.stored, layout)]))
+        layouts = [self.layout, choose_layout(sections.window, sections.shards, is_even=False)]
+        store = self.store_id  # takes long of many files
+        return list(dict.fromkeys(_fingerprint(store, self.stored, layout) for layout in layouts))
 
     def cut(self, store: TokenStore, split: str) -> StoredWindows:
         """Return a split's windows in their stored order."""
@@ -215,6 +217,7 @@ def as_sections(
     )
 
 
+@pause_collection()
 def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
     """Load the tokenizer, find the input and hash it.
 
