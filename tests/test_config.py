@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from support import ROOT, run_program
 
@@ -289,6 +290,52 @@ def test_the_help_has_a_line_for_each_key_with_its_default_and_its_meaning(cli):
     assert "tokenizer=gpt2" in told["tokenizer"]
     assert "drop, pad: what happens to the last tokens" in told["window.tail"][1]
     assert "stride_study" not in done.stdout, "it offers what works"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["window.stride=3", "tokenizer=bytes", "hydra.run.dir=x"], ["experiment=notebook", "hydra.verbose=true"]],
+)
+def test_what_is_composed_to_check_a_run_is_what_hydra_composes_for_it(arguments):
+    checked = check_command_line(arguments)
+    assert checked.mode == RunMode.RUN
+    with initialize_config_dir(config_dir=str(find_conf()), **hydra_options()):
+        expected = compose("config", overrides=arguments, return_hydra_config=True)
+    assert OmegaConf.to_yaml(checked.composed) == OmegaConf.to_yaml(expected)
+    assert checked.config == read(*arguments)
+
+
+COUNTED = """
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from pipeline.__main__ import main
+
+composed, load = [], ConfigLoaderImpl._load_configuration_impl
+
+def note(self, *arguments, **options):
+    composed.append(options["overrides"])
+    return load(self, *arguments, **options)
+
+ConfigLoaderImpl._load_configuration_impl = note
+try:
+    main()
+finally:
+    print("composed", len(composed))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "times"),
+    [
+        ([], 1),
+        (["-m", "window.stride=16,32,64"], 2 + 3),  # to check it, to sweep, and for each point
+        (["-m", "window.stride=16", "corpus=python_docs,text"], 2 + 1 + 2 + 1),  # a choice is composed to check it
+    ],
+)
+def test_nothing_is_composed_twice(tmp_path, arguments, times):
+    given = ["stages=write", "tokenizer=bytes", "window.max_length=64"]
+    done = run_program("-c", COUNTED, *arguments, *given, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"composed {times}", done.stderr
 
 
 APP = """

@@ -8,12 +8,13 @@ full path, the rule, the value and, for a misspelled name, the closest valid one
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from pipeline.base.atomic import write_text
 from pipeline.base.hashing import hash_json
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 
 TRAINING = {"train": "train.py", "model": "train.py", "study": "study.py"}  # sections of the programs in scripts/
@@ -157,6 +159,14 @@ def hide_secrets_in_configs() -> None:
     OmegaConf.save = save_safe  # type: ignore[method-assign]
 
 
+class CheckedCommand(NamedTuple):
+    """What a command line asks for."""
+
+    config: Config | None  # of a single run
+    composed: DictConfig | None  # the same as Hydra composes it, with Hydra's own part
+    mode: RunMode | None  # whether it is a sweep, as far as the config says so
+
+
 def check_command_line(
     arguments: Sequence[str],
     *,
@@ -164,19 +174,18 @@ def check_command_line(
     config_name: str = "config",
     check: Callable[[Any], None] = lambda _: None,
     check_number: Callable[[Any], None] = lambda _: None,
-) -> Config | None:
+) -> CheckedCommand:
     """Compose and check what a command line asks for, before Hydra makes a folder or a log for it.
 
-    Returns the config of a single run. The values of a sweep are checked when their point runs, because one bad point
-    does not stop the others. `check` refuses what a command cannot use, and `check_number` what gives a sweeper of
-    others no number.
+    The values of a sweep are checked when their point runs, because one bad point does not stop the others. `check`
+    refuses what a command cannot use, and `check_number` what gives a sweeper of others no number.
 
     Raises:
         ConfigError: a misspelled key (after `+` too), an unknown choice, a wrong type or an impossible value, or what
             Hydra's grammar cannot parse.
 
     """
-    from hydra import compose
+    from hydra import compose, version
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path, get_args_parser
     from hydra.core.config_search_path import SearchPathQuery
@@ -184,8 +193,6 @@ def check_command_line(
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import open_dict
 
     known = set(schema_keys(kind))
     parser_of_options = get_args_parser()
@@ -195,13 +202,15 @@ def check_command_line(
             raise _unknown_option(option, value, known)
     given = parser_of_options.parse_args(list(arguments))
     if given.help or given.hydra_help or given.info or given.shell_completion:
-        return None
+        return CheckedCommand(None, None, None)
     folders = create_config_search_path(str(find_conf()))
     if given.config_dir:
         if not Path(given.config_dir).is_dir():
             raise ConfigError(f"--config-dir: no such folder; got {given.config_dir!r}")
         own = f"file://{Path(given.config_dir).resolve()}"
         folders.prepend("command-line", own, anchor=SearchPathQuery(provider="schema"))  # Hydra wants the schema last
+    if options := hydra_options():
+        version.setbase(options["version_base"])  # as `hydra.main` does
     try:
         loader = Hydra.create_main_hydra2("stridemill", folders).config_loader
         parser = OverridesParser.create(config_loader=loader)
@@ -213,25 +222,44 @@ def check_command_line(
             override.input_line for override in overrides if override.input_line and not override.is_sweep_override()
         ]
         composed = compose(given.config_name or config_name, overrides=fixed, return_hydra_config=True)
-        with open_dict(composed):
-            composed.hydra.job.num, composed.hydra.job.id = 0, "0"  # as interpolations of a sweep may ask for them
-        HydraConfig.instance().set_config(composed)
-        is_multirun = given.multirun or composed.hydra.mode == RunMode.MULTIRUN
-        is_foreign = given.multirun and composed.hydra.sweeper._target_ not in (SWEEPER["_target_"], BASIC_SWEEPER)
-        with open_dict(composed):
-            del composed["hydra"]
-        with contextlib.suppress(*[ConflictError] * given.multirun):  # the other value may be one of those swept
-            config = read_config(composed, kind)
-            check(config)
-            if is_foreign:
-                check_number(config)
-            return None if is_multirun else config
+        checked = _check_composed(composed, kind, check, check_number, multirun=given.multirun)
+        is_all = len(fixed) == len(overrides) and not given.config_path
+        return checked if is_all else checked._replace(composed=None)
     except HydraException as error:
         raise one_line(error) from error
     finally:
         GlobalHydra.instance().clear()
         HydraConfig.instance().cfg = None
-    return None
+
+
+def _check_composed(
+    composed: DictConfig,
+    kind: type[Config],
+    check: Callable[[Any], None],
+    check_number: Callable[[Any], None],
+    *,
+    multirun: bool,
+) -> CheckedCommand:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    mode = composed.hydra.mode  # None unless the config or the command line sets it
+    is_foreign = multirun and composed.hydra.sweeper._target_ not in (SWEEPER["_target_"], BASIC_SWEEPER)
+    sections = copy.deepcopy(composed)
+    with open_dict(sections):
+        sections.hydra.job.num, sections.hydra.job.id = 0, "0"  # as interpolations of a sweep may ask for them
+    HydraConfig.instance().set_config(sections)
+    with open_dict(sections):
+        del sections["hydra"]
+    with contextlib.suppress(*[ConflictError] * multirun):  # the other value may be one of those swept
+        config = read_config(sections, kind)
+        check(config)
+        if is_foreign:
+            check_number(config)
+        if not multirun and mode != RunMode.MULTIRUN:
+            return CheckedCommand(config, composed, RunMode.RUN)
+    return CheckedCommand(None, None, mode)
 
 
 def _parse_override(line: str, parser: OverridesParser) -> Override:

@@ -16,12 +16,20 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
 
 from pipeline.base.wording import visible
 from pipeline.cli.answer import answer
-from pipeline.cli.compose import check_command_line, find_conf, hide_secrets_in_configs, hydra_options, register_schema
+from pipeline.cli.compose import (
+    CheckedCommand,
+    check_command_line,
+    find_conf,
+    hide_secrets_in_configs,
+    hydra_options,
+    register_schema,
+)
 from pipeline.cli.config import Config
 from pipeline.cli.errors import TerminatedError, is_interrupt, report_error
 from pipeline.cli.log import hide_secrets_in_logs
@@ -67,10 +75,10 @@ def run_program(
     try:
         with reported_sweep(finish):
             register_schema(kind)
-            config = check_command_line(
+            checked = check_command_line(
                 sys.argv[1:], kind=kind, config_name=config_name, check=check, check_number=check_number
             )
-            _run(task, config, config_name)
+            _run(task, checked, config_name)
     except BrokenPipeError:  # the reader of the summary has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as error:
@@ -88,7 +96,7 @@ def run_program(
         sys.exit(report_error(error, program=program))
 
 
-def _run(task: Callable[[DictConfig], float | None], config: Config | None, config_name: str) -> None:
+def _run(task: Callable[[DictConfig], float | None], checked: CheckedCommand, config_name: str) -> None:
     """Run a task under Hydra, in a temporary folder if its own cannot be made and it has nothing to leave there."""
     started = False
     failures: list[BaseException] = []
@@ -107,11 +115,12 @@ def _run(task: Callable[[DictConfig], float | None], config: Config | None, conf
 
     main = hydra.main(config_path=str(find_conf()), config_name=config_name, **hydra_options())
     try:
-        with known_mode(RunMode.RUN if config is not None else None):
+        with known_to_hydra(checked):
             main(start)()
     except OSError as error:
         if started:
             raise
+        config = checked.config
         where = error.filename or "the run's folder"
         if config is None or set(config.stages) - READING:
             key = "hydra.run.dir" if config is not None else "hydra.sweep.dir"
@@ -119,7 +128,7 @@ def _run(task: Callable[[DictConfig], float | None], config: Config | None, conf
             raise ValueError(f"{key}: {where} cannot be created: {error.strerror}. {remedy}") from error
         with tempfile.TemporaryDirectory() as folder:
             sys.argv.append(f"hydra.run.dir={folder}")
-            with known_mode(RunMode.RUN):
+            with known_to_hydra(checked._replace(composed=None)):
                 main(start)()
             logging.shutdown()
     if failures:
@@ -127,20 +136,22 @@ def _run(task: Callable[[DictConfig], float | None], config: Config | None, conf
 
 
 @contextlib.contextmanager
-def known_mode(mode: RunMode | None) -> Iterator[None]:
-    """Tell Hydra whether it runs once: it would compose the config once more to know."""
-    get_mode = Hydra.get_mode
-    if mode is not None:
-        setattr(Hydra, "get_mode", lambda *_, **__: mode)  # noqa: B010 - mypy has no other way to set a method
+def known_to_hydra(checked: CheckedCommand) -> Iterator[None]:
+    """Give Hydra what is composed already, and whether it is a sweep: it would compose once more for each."""
+    get_mode, load = Hydra.get_mode, ConfigLoaderImpl.load_configuration
+    # mypy has no other way to set a method
+    setattr(Hydra, "get_mode", lambda *_, **__: checked.mode)  # noqa: B010
+    if checked.composed is not None:
+        setattr(ConfigLoaderImpl, "load_configuration", lambda *_, **__: checked.composed)  # noqa: B010
     try:
         yield
     finally:
         setattr(Hydra, "get_mode", get_mode)  # noqa: B010
+        setattr(ConfigLoaderImpl, "load_configuration", load)  # noqa: B010
 
 
 def _is_sweep() -> bool:
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     return HydraConfig.get().mode == RunMode.MULTIRUN
 

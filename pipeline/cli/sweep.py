@@ -78,7 +78,9 @@ class PointSweeper(Sweeper):
 
         fixed = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.loader)
-        batches = BasicSweeper.split_arguments(parser.parse_overrides([*fixed, *arguments]), self.max_batch_size)
+        parsed = parser.parse_overrides(arguments)
+        batches = BasicSweeper.split_arguments([*parser.parse_overrides(fixed), *parsed], self.max_batch_size)
+        self.composed_groups = self.groups & {one.key_or_group for one in parsed if not one.is_sweep_override()}
         folder = Path(self.composed.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         save_yaml(self.composed, folder / "multirun.yaml")
@@ -119,7 +121,8 @@ class PointSweeper(Sweeper):
         Composing takes a tenth of a second, so values alone are assigned to the sweep's own config instead.
         """
         try:
-            parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
+            parser = OverridesParser.create(config_loader=self.loader)
+            parsed = [one for one in parser.parse_overrides(overrides) if one.key_or_group not in self.composed_groups]
             if any(override.key_or_group in self.groups for override in parsed):
                 self.loader.load_sweep_config(self.composed, overrides)
             else:
