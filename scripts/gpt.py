@@ -18,6 +18,8 @@ from pipeline import TokenEmbedding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.loader.batch import Batch
+
 IGNORED = -100  # a target that counts in no loss
 STD = 0.02  # of initial weights, GPT-2's
 
@@ -39,11 +41,19 @@ class GPT(nn.Module):
                     deep = name.endswith(("out.weight", "shrink.weight"))  # they add to the residual stream
                     nn.init.normal_(weight, std=STD / (2 * layers) ** 0.5 if deep else STD)
 
-    def forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Return the score of every token of the vocabulary as the next one, at each position."""
-        vectors_BTD = self.embedding(ids_BT)
+    def forward(
+        self, ids_BT: torch.Tensor, document_ids: torch.Tensor | None = None, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the score of every token of the vocabulary as the next one, at each position.
+
+        With `document_ids`, each token sees the tokens of its own document alone.
+        """
+        sees_B1TT = None
+        if document_ids is not None:
+            sees_B1TT = (document_ids[:, None, :, None] == document_ids[:, None, None, :]).tril()
+        vectors_BTD = self.embedding(ids_BT, position_ids)
         for block in self.blocks:
-            vectors_BTD = block(vectors_BTD)
+            vectors_BTD = block(vectors_BTD, sees_B1TT)
         return functional.linear(self.norm(vectors_BTD), self.embedding.weight)
 
 
@@ -57,23 +67,31 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.widen, self.shrink = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
-    def forward(self, vectors_BTD: torch.Tensor) -> torch.Tensor:
-        """Add to each position what it takes from itself and the positions before it."""
+    def forward(self, vectors_BTD: torch.Tensor, sees_B1TT: torch.Tensor | None = None) -> torch.Tensor:
+        """Add to each position what it takes from itself and the positions before it, or those that it sees."""
         B, T, D = vectors_BTD.shape
         parts = self.qkv(self.norm_attention(vectors_BTD)).view(B, T, 3, self.heads, D // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=sees_B1TT, is_causal=sees_B1TT is None
+        )
         vectors_BTD = vectors_BTD + self.out(mixed.transpose(1, 2).reshape(B, T, D))
         wide = functional.gelu(self.widen(self.norm_mlp(vectors_BTD)))
         added: torch.Tensor = self.shrink(wide)
         return vectors_BTD + added
 
 
-def summed_loss(model: nn.Module, input_ids: torch.Tensor, target_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return the cross-entropy in nats, summed over the scored targets, and their number."""
-    scores = model(input_ids).flatten(0, 1).float()
-    loss = functional.cross_entropy(scores, target_ids.flatten(), ignore_index=IGNORED, reduction="sum")
-    return loss, int((target_ids != IGNORED).sum())
+def summed_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
+    """Return the cross-entropy in nats, summed over a batch's scored targets, and their number.
+
+    If the batch says where its documents are, the model is told so.
+    """
+    documents = {}
+    if batch.documents is not None:
+        documents = {"document_ids": batch.document_ids, "position_ids": batch.position_ids}
+    scores = model(batch.input_ids, **documents).flatten(0, 1).float()
+    loss = functional.cross_entropy(scores, batch.target_ids.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss, batch.num_targets
 
 
 def unigram_loss(counts_V: torch.Tensor, targets: Sequence[torch.Tensor]) -> float:

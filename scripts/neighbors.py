@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 UNUSED_KEYS = (
     "study",
-    "model.build",
+    *("model.build", "loader.sources", "loader.document_ids"),
     *(
         f"train.{name}"
         for name in ("checkpoint_every", "resume", "device", "bf16", "compile", "on_metrics", "tensorboard")

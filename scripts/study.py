@@ -40,6 +40,7 @@ UNUSED_KEYS = (
     *("window.stride", "window.allow_gaps", "loader.seed", "embedding.seed", "train.validate_every"),
     *("train.checkpoint_every", "train.resume", "train.device", "train.bf16", "train.compile"),
     *("model.build", "train.on_metrics", "train.tensorboard", "loader.cache_dir", "loader.cache_limit"),
+    *("loader.sources", "loader.document_ids"),
 )
 BUDGETS = {
     "updates": "equal updates: the same number of batches, and so of window tokens",

@@ -29,6 +29,7 @@ from training_hooks import load_function, metric_reporter
 from pipeline import ShardLoader, StoreWindows, load_tokenizer, read_manifest
 from pipeline.base.progress import lines
 from pipeline.base.wording import counted, percent, visible
+from pipeline.cli import sources
 from pipeline.cli.compose import read_config, save_config
 from pipeline.cli.finished import keep_finished
 from pipeline.cli.program import run_program
@@ -40,7 +41,7 @@ from pipeline.rules import ConfigError
 from pipeline.settings import SplitConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from hydra.core.config_search_path import ConfigSearchPath
     from omegaconf import DictConfig
@@ -58,8 +59,6 @@ NO_EFFECT = (
     "stages",
     "window.score",
     "loader.split",
-    "loader.sources",
-    "loader.document_ids",
     "sweep",
     "show",
     "prove",
@@ -170,39 +169,48 @@ def settings_of(config: TrainConfig, **changed: int) -> Settings:
 
 
 def open_loader(
-    config: TrainConfig, source: StoreWindows | None = None, *, seed: int | None = None, threads: int | None = None
+    config: TrainConfig,
+    source: StoreWindows | None = None,
+    *,
+    seed: int | None = None,
+    threads: int | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> ShardLoader:
-    """Open the train split for training, of the data set or of another source."""
-    loader = config.loader
-    assert isinstance(loader.batch_size, int), "TrainConfig refuses 'all'"
-    return ShardLoader(
-        source or config.shards_path,
-        batch_size=loader.batch_size,
-        shuffle=loader.shuffle,
-        seed=loader.seed if seed is None else seed,
-        lanes=loader.lanes,
-        limit=loader.limit,
-        exclude=loader.exclude,
-        step_size=loader.step_size,
-        drop_last=loader.drop_last,
-        score_document_starts=loader.score_document_starts,
-        threads=loader.threads or threads,
-        memory_budget=loader.memory_budget,
-        cache_dir=loader.cache_dir,
-        cache_limit=loader.cache_limit,
-        on_bad=loader.on_bad,
-    )
+    """Open the train split for training: of the data set, of another source, or of the mixture of `loader.sources`."""
+    options: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if config.loader.threads is None:
+        options["threads"] = threads
+    loader = sources.open_loader(source or config.shards_path, config.loader, tokenizer=tokenizer, **options)
+    if loader.reader.max_length != config.window.max_length:
+        found = counted(loader.reader.max_length, "token")
+        raise ConfigError(
+            f"window.max_length: must be that of loader.sources, for one model reads both and the validation split: "
+            f"their windows have {found}; got {config.window.max_length}"
+        )
+    return loader
 
 
 def open_evaluation(
-    source: str | StoreWindows, *, split: str = "validation", score: str = "all", threads: int | None = None
+    source: str | StoreWindows,
+    *,
+    split: str = "validation",
+    score: str = "all",
+    threads: int | None = None,
+    document_ids: bool = False,
 ) -> ShardLoader:
     """Open every window of a split once, in stored order, in batches of about 128 MiB of scores."""
     probe = ShardLoader(source, split=split, shuffle="none", drop_last=False)
     rows = SCORES_PER_BATCH // (probe.reader.tokenizer["vocab_size"] * probe.reader.max_length)
     batch_size = max(1, min(rows, 256, len(probe.order)))
     return ShardLoader(
-        source, split=split, batch_size=batch_size, shuffle="none", drop_last=False, score=score, threads=threads
+        source,
+        split=split,
+        batch_size=batch_size,
+        shuffle="none",
+        drop_last=False,
+        score=score,
+        threads=threads,
+        document_ids=document_ids,
     )
 
 
@@ -223,16 +231,16 @@ def run(config: TrainConfig, output: Path) -> dict[str, Any] | None:
         resume = Path(config.train.resume) if config.train.resume else None
         folder = resume.parent if resume else output
         manifest = read_manifest(config.shards_path)
-        validation = open_evaluation(find_validation(config, manifest))
+        validation = open_evaluation(find_validation(config, manifest), document_ids=config.loader.document_ids)
         baseline = (
             unigram(open_evaluation(config.shards_path, split="train"), validation)
-            if not distributed.is_initialized()
+            if not distributed.is_initialized() and config.loader.sources is None
             else None
         )
         started = time.perf_counter()
         build = load_function("model.build", config.model.build) if config.model.build else build_gpt
         model, metrics = train(
-            open_loader(config),
+            open_loader(config, tokenizer=manifest.tokenizer),
             validation,
             settings_of(config),
             folder=folder,

@@ -151,7 +151,7 @@ def train(
             rate = set_learning_rate(optimizer, learning_rate(step, settings))
             batch = next(batches)
             with precision:
-                loss, targets = summed_loss(stepped, batch.input_ids.to(device), batch.target_ids.to(device))
+                loss, targets = summed_loss(stepped, batch.to(device))
             loss_sum, targets_sum = take_step(model, optimizer, loss, targets, step=step, settings=settings)
             total += loss_sum
             count += targets_sum
@@ -252,7 +252,7 @@ def evaluate(model: nn.Module, loader: ShardLoader, *, device: str = "cpu") -> f
     loader.set_epoch(0)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for batch in loader:
-        loss, targets = summed_loss(model, batch.input_ids.to(device), batch.target_ids.to(device))
+        loss, targets = summed_loss(model, batch.to(device))
         total += loss.double().cpu()
         count += targets
     total_sum, count_sum = sum_over_ranks(total, count)

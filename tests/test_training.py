@@ -9,14 +9,15 @@ import shutil
 
 import pytest
 import torch
-from gpt import GPT, unigram_loss
+from gpt import GPT, summed_loss, unigram_loss
 from support import ROOT, run_program, run_ranks, sections
+from torch.nn import functional
 from train import NO_EFFECT, refuse_no_effect, register_configs
 from training import CHECKPOINT, Settings, learning_rate, train, unigram
 from training_config import TrainConfig
 from training_hooks import load_function
 
-from pipeline import ConfigError, ShardLoader, write_shards
+from pipeline import ConfigError, ShardLoader, WindowConfig, write_shards
 from pipeline.cli.compose import check_command_line, read_config, register_schema, schema_keys
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,23 @@ def test_no_place_sees_what_follows_it():
     assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-6)
 
 
+def test_the_loss_of_a_document_in_a_window_is_that_of_the_document_alone(tmp_path):
+    window = WindowConfig(max_length=48, documents="pack")
+    written = write_shards(
+        tmp_path / "a", corpus=["one text", "another text", "more"], tokenizer="bytes", window=window
+    )
+    (batch,) = ShardLoader(written.path, batch_size=1, shuffle="none", document_ids=True)
+    model = GPT(257, 48, dim=16, layers=2, heads=4, positions="learned", seed=0)
+    alone = 0.0
+    for document in range(3):
+        here = batch.document_ids == document
+        scores = model(batch.input_ids[here][None])[0]
+        alone += functional.cross_entropy(scores, batch.target_ids[here], ignore_index=-100, reduction="sum")
+    loss, targets = summed_loss(model, batch)
+    assert targets == (batch.target_ids != -100).sum()
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
 def test_the_learning_rate_rises_in_a_line_and_falls_to_a_tenth():
     rates = [learning_rate(step, TINY) for step in range(1, 13)]
     assert rates[:2] == pytest.approx([0.005, 0.01])
@@ -264,6 +282,28 @@ def test_the_command_trains_and_goes_on_from_its_checkpoint(tmp_path):
     assert wrong.returncode == 1
     assert "embedding.dim was 16, here it is 32" in wrong.stderr.splitlines()[-1]
     assert "Error executing job" not in wrong.stderr
+
+
+def test_a_mixture_is_trained_on_within_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"{k} text of a document"}) + "\n" for k in range(99))
+    )
+    for name, length in (("one", 32), ("two", 32), ("long", 48)):
+        options = {"tokenizer": "bytes", "corpus": "jsonl", "corpus_path": str(tmp_path / "a.jsonl")}
+        given = sections(**options, max_length=length, stride=length, cache_path=tmp_path / "cache")
+        write_shards(tmp_path / name, **given)
+    own = ["corpus=jsonl", "corpus.path=a.jsonl", "tokenizer=bytes", "split.validation=0.2", "loader.batch_size=4"]
+    run = [*TINY_RUN, *own, "loader.document_ids=true", "loader.score_document_starts=false", "loader.threads=1"]
+    sources = "loader.sources=[{path: one, weight: 3}, {path: %s, weight: 1}]"
+    done = command(tmp_path, *run, sources % "two")
+    assert done.returncode == 0, done.stderr
+    (checkpoint,) = tmp_path.rglob(CHECKPOINT)
+    state = torch.load(checkpoint, weights_only=True)["loader"]
+    assert state["weights"] == [[0, [3, 1]]]
+    assert state["consumed"] == 6 * 4
+    wrong = command(tmp_path, *TINY_RUN, *own, "loader.sources=[{path: long, weight: 1}]")
+    assert wrong.returncode == 2
+    assert "window.max_length: must be that of loader.sources" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -401,7 +441,7 @@ def spy_on(section, name, read):
 @pytest.mark.parametrize("program", ["train.py", "study.py", "neighbors.py"])
 @pytest.mark.parametrize(
     "override",
-    ["stages=plan", "window.score=new", "loader.document_ids=true", "loader.split=validation", "show.window=1"],
+    ["stages=plan", "window.score=new", "loader.split=validation", "show.window=1"],
 )
 def test_a_key_that_would_do_nothing_is_refused(program, override):
     register_configs()

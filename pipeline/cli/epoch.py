@@ -63,9 +63,6 @@ def load_batches(
         rank=0,  # whatever else runs beside it: this stage reads the complete epoch
         world_size=1,
         score=score,
-        document_ids=loader.document_ids,
-        score_document_starts=loader.score_document_starts,
-        threads=loader.threads,
         tokenizer=tokenizer,
     )
     batch_size, max_length = batches.batch_size, batches.reader.max_length

@@ -1,34 +1,22 @@
-"""What the stages `load`, `show` and `prove` read: one data set, or the mixture of `loader.sources`."""
+"""What the stages `load`, `show` and `prove` read, and training: one data set, or the mixture of `loader.sources`."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.loader.weights import merge_weights
+from pipeline.settings import LoaderConfig
 from pipeline.storage.names import is_uri
 
 if TYPE_CHECKING:
     import os
 
     from pipeline.loader.loader import ShardLoader
-    from pipeline.settings import LoaderConfig
+    from pipeline.loader.readers import Source
 
-PASSED_ON = (
-    "split",
-    "batch_size",
-    "shuffle",
-    "seed",
-    "lanes",
-    "limit",
-    "exclude",
-    "drop_last",
-    "step_size",
-    "memory_budget",
-    "cache_dir",
-    "cache_limit",
-    "on_bad",
-)
+PASSED_ON = tuple(key.name for key in fields(LoaderConfig) if key.name != "sources")
 
 
 def source_paths(path: str | os.PathLike[str], loader: LoaderConfig) -> list[str | os.PathLike[str]]:
@@ -41,7 +29,7 @@ def source_places(path: str | os.PathLike[str], loader: LoaderConfig) -> list[Pa
     return [str(one) if is_uri(one) else Path(one) for one in source_paths(path, loader)]
 
 
-def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: Any) -> ShardLoader:
+def open_loader(path: Source, loader: LoaderConfig, **options: Any) -> ShardLoader:
     """Return the loader of a data set or, if `loader.sources` is set, of the mixture; `batch_size="all"` takes all.
 
     Options beat what the section says.
@@ -52,10 +40,10 @@ def open_loader(path: str | os.PathLike[str], loader: LoaderConfig, **options: A
     if given["batch_size"] == "all":
         one = given | {"batch_size": 1, "shuffle": "none", "step_size": None, "rank": 0, "world_size": 1}
         given["batch_size"] = len(open_loader(path, loader, **one).order)
-    paths = source_paths(path, loader)
     try:
         if loader.sources is None:
             return ShardLoader(path, **given)
+        paths = [one["path"] for one in loader.sources]
         return ShardLoader(paths, weights=merge_weights([one["weight"] for one in loader.sources]), **given)
     except ValueError as error:
         if str(error).partition(":")[0] in PASSED_ON:  # an argument, which is a key here
