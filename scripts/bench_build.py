@@ -120,20 +120,11 @@ def count_requests(server: Server, bucket: str, max_length: int) -> None:
     """Print the requests and bytes of one build."""
     with FaultProxy(server.endpoint) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
-        forget_clients()
         build_remotely(bucket, max_length)
         log = proxy.log()
         os.environ["AWS_ENDPOINT_URL"] = server.endpoint
-        forget_clients()
     counts = Counter(one.method for one in log)
     print(
         f"  {len(log)} requests ({', '.join(f'{count} {method}' for method, count in counts.most_common())}), "
         f"{sum(one.sent for one in log) / 1e6:.0f} MB read, {sum(one.received for one in log) / 1e6:.0f} MB written"
     )
-
-
-def forget_clients() -> None:
-    """Let the next request ask the environment again where the server is."""
-    from pipeline.corpus.opened import _open_bucket
-
-    _open_bucket.cache_clear()

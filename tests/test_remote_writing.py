@@ -29,6 +29,7 @@ from pipeline.shards.entries import MANIFEST_NAME, ShardEntry
 from pipeline.shards.folder import is_finished_by_now, record_shard
 from pipeline.shards.part import write_part
 from pipeline.shards.shard import publish_shard
+from pipeline.storage import remote
 from pipeline.storage.open import open_storage
 from pipeline.storage.probe import honours_conditions
 from pipeline.storage.remote import RemoteStorage
@@ -308,6 +309,7 @@ def test_a_complete_object_store_honours_conditions_and_takes_a_data_set(new_buc
 @pytest.mark.parametrize("limit", [None, 1 << 20])
 def test_an_object_is_fetched_once_as_far_as_the_spool_goes(bucket, proxy, tmp_path, monkeypatch, limit):
     monkeypatch.setattr("pipeline.corpus.partitions.PARTITION_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.corpus.fetch.FETCH_BYTES", 700_001)
     lines = [json.dumps({"text": f"Line {at} of a large file. {'é' * (at % 50)}"}) for at in range(40_000)]
     (tmp_path / "large.jsonl").write_text("\n".join(lines) + "\n")
     size = (tmp_path / "large.jsonl").stat().st_size
@@ -325,6 +327,25 @@ def test_an_object_is_fetched_once_as_far_as_the_spool_goes(bucket, proxy, tmp_p
     searched = 2 * (size >> 20) << 18  # where it may be cut: small requests
     least = size if limit is None else 2 * size - limit
     assert least <= fetched <= least + searched + (1 << 20)
+
+
+def test_the_number_of_clients_does_not_grow_with_that_of_chunks_and_shards(bucket, tmp_path, monkeypatch):
+    opened = []
+    open_client = remote.open_client
+    monkeypatch.setattr(remote, "open_client", lambda *args, **more: opened.append(args) or open_client(*args, **more))
+    for files in (1, 12):
+        corpus = tmp_path / f"corpus-{files}"
+        corpus.mkdir()
+        for number in range(files):
+            (corpus / f"{number}.txt").write_text(f"file {number} of {files} " * 100_000)  # above 1 MB: a chunk each
+        shape = {"tokenizer": "bytes", "max_length": 1024, "corpus": "text", "windows_per_group": 64}
+        shape |= {"corpus_path": str(corpus), "windows_per_shard": 256, "cache_path": f"{bucket}/cache-{files}"}
+        report = write_shards(f"{bucket}/ds-{files}", **sections(**shape))
+        assert report.chunks == files
+        assert len(report.manifest.splits["train"].shards) > 4 * files
+        opened.append(None)
+    first = opened.index(None)
+    assert len(opened) - 2 - first <= first
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_noticed(bucket, tmp_path, monkeypatch):

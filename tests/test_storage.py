@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fault_proxy import Fault
 
 from pipeline.base import retry
 from pipeline.rules import ConfigError
 from pipeline.storage.names import is_uri, split_uri
-from pipeline.storage.open import open_storage
+from pipeline.storage.open import open_shared, open_storage
 from pipeline.storage.probe import honours_conditions
 
 SECRET = "wJalrXUtnFEMI"  # of the fixture's server
@@ -82,6 +83,62 @@ def test_a_range_beyond_the_end_is_an_error(storage):
     storage.put("x", b"0123456789")
     with pytest.raises(OSError, match="ends at byte 10"):
         storage.read_ranges("x", [(5, 15)])
+    with pytest.raises(OSError, match="ends at byte 10"):
+        storage.copy_range("x", 5, 15, lambda *_: None)
+
+
+def copy(storage, name, start, stop):
+    """The pieces that a storage hands on, joined; each begins where the one before ends."""
+    content, at = b"", start
+
+    def take(offset, piece):
+        nonlocal content, at
+        assert offset == at
+        content, at = content + bytes(piece), at + len(piece)
+
+    etag = storage.copy_range(name, start, stop, take)
+    return content, etag
+
+
+def test_a_range_that_is_copied_is_handed_on_in_order(storage):
+    content = os.urandom(3 << 20)
+    etag = storage.put("x", content)
+    for start, stop in ((0, len(content)), (1_000_000, 2_500_000), (len(content) - 1, len(content)), (7, 7)):
+        copied, version = copy(storage, "x", start, stop)
+        assert copied == content[start:stop]
+        assert version == (etag if start < stop else version)
+
+
+def test_after_a_lost_connection_only_the_missing_bytes_are_asked_for(bucket, proxy, monkeypatch):
+    monkeypatch.setattr(retry, "pause", lambda _: None)
+    storage, content = open_storage(bucket), os.urandom(8 << 20)
+    storage.put("large", content)
+    proxy.set(Fault(kind="truncate", match="large", times=2))
+    assert copy(storage, "large", 0, len(content))[0] == content
+    asked = [one.range for one in proxy.log() if one.method == "GET"]
+    starts = [int(one.removeprefix("bytes=").partition("-")[0]) for one in asked]
+    assert len(starts) == 3
+    assert 0 == starts[0] < starts[1] < starts[2]
+
+
+def test_an_object_that_is_replaced_between_two_tries_of_a_copy_is_noticed(bucket, proxy, monkeypatch):
+    storage, content = open_storage(bucket), os.urandom(8 << 20)
+    storage.put("large", content)
+    other = content[:-1] + bytes([content[-1] ^ 1])
+    monkeypatch.setattr(retry, "pause", lambda _: storage.put("large", other, if_absent=False))
+    proxy.set(Fault(kind="truncate", match="large", method="GET"))
+    with pytest.raises(OSError, match="was replaced while it was read"):
+        copy(storage, "large", 0, len(content))
+
+
+def test_a_shared_storage_is_one_until_the_settings_change(bucket, monkeypatch):
+    first = open_shared(bucket)
+    assert open_shared(bucket) is first
+    assert open_shared(f"{bucket}/x") is not first
+    with monkeypatch.context() as changed:
+        changed.setenv("AWS_ACCESS_KEY_ID", "another")
+        assert open_shared(bucket) is not first
+    assert open_shared(bucket) is first
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../b", "/x", "a//b", "./x", "a\nb", "a\0b", ""])

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pipeline.corpus.opened import Stamp
     from pipeline.corpus.spool import Spool, SpooledRange
 
-THREADS = 8  # each with a window in memory
+THREADS = 8
+# What a request asks for. Its bytes are handed on as they come, so it takes no memory; a store may read a whole object,
+# or a whole chunk of its own, for each.
+FETCH_BYTES = 32 << 20
 
 
 class Spooled(NamedTuple):
@@ -39,7 +42,7 @@ def fetch_objects(files: Sequence[FoundFile], spool: Spool) -> dict[str, Spooled
             raise changed(file.path)
         if (room := spool.reserve(stamp[0], WINDOW_BYTES)) is not None:
             found[file.path] = Spooled(file.path, stamp, room)
-    windows = [(one, start) for one in found.values() for start in range(0, one.range.stop, WINDOW_BYTES)]
+    windows = [(one, start) for one in found.values() for start in range(0, one.range.stop, FETCH_BYTES)]
     for _ in run_tasks(_fetch_window, windows, workers=THREADS):
         pass
     return found
@@ -47,9 +50,9 @@ def fetch_objects(files: Sequence[FoundFile], spool: Spool) -> dict[str, Spooled
 
 def _fetch_window(window: tuple[Spooled, int]) -> None:
     (path, stamp, room), start = window
-    stop = min(start + WINDOW_BYTES, room.stop)
+    stop = min(start + FETCH_BYTES, room.stop)
     try:
         with ObjectFile(path, stop=stop, stamp=stamp) as file:
-            room.put(start, file.read_window(start))
+            file.copy(start, room.put)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error

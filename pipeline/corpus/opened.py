@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.corpus.spool import PlacedFile, SpooledFile
 from pipeline.storage.interface import Entry
 from pipeline.storage.names import Location, is_uri, split_uri
-from pipeline.storage.open import open_storage
+from pipeline.storage.open import open_shared
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
 
     from pipeline.storage.interface import Buffer, Storage
 
@@ -78,12 +78,7 @@ def split_object(uri: str) -> tuple[Storage, str]:
 
 def bucket_of(location: Location) -> Storage:
     """Return the storage of a whole bucket."""
-    return _open_bucket(str(location._replace(key="")), os.getpid())
-
-
-@lru_cache(maxsize=64)
-def _open_bucket(uri: str, _: int) -> Storage:
-    return open_storage(uri)
+    return open_shared(str(location._replace(key="")))
 
 
 class ObjectFile(PlacedFile):
@@ -132,9 +127,21 @@ class ObjectFile(PlacedFile):
         """
         stop = min(self._stop if start < self._stop else self.size, start + max(self._step, least))
         content, etag = self._storage.read_range(self._object, start, stop)
+        self._check_version(etag)
+        return content
+
+    def copy(self, start: int, take: Callable[[int, Buffer], object]) -> None:
+        """Hand on all bytes from `start` to `stop` as they come, each piece with its offset, by one request.
+
+        Raises:
+            OSError: they cannot be read, or are of another version.
+
+        """
+        self._check_version(self._storage.copy_range(self._object, start, self._stop, take))
+
+    def _check_version(self, etag: str) -> None:
         if status_of(Entry(self._object, self.size, 0.0, etag))[:2] != self._stamp:
             raise OSError(errno.EINVAL, CHANGED, self.name)
-        return content
 
 
 def size_of(file: io.RawIOBase) -> int:

@@ -132,7 +132,6 @@ class SpooledFile(PlacedFile):
     def readinto(self, target: Any) -> int:
         """Copy the next bytes."""
         view = memoryview(target).cast("B")[: max(0, self.size - self._at)]
-        content = os.pread(self._file.descriptor, len(view), self._shift + self._at) if len(view) else b""
-        view[: len(content)] = content
-        self._at += len(content)
-        return len(content)
+        count = os.preadv(self._file.descriptor, [view], self._shift + self._at) if len(view) else 0
+        self._at += count
+        return count

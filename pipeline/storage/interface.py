@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Buffer = bytes | bytearray | memoryview
 Content = Buffer | Path  # what is put: bytes, or a local file
@@ -57,6 +57,16 @@ class Storage(Protocol):
 
         Raises:
             OSError: as the module says; or the object ends before `stop`.
+
+        """
+
+    def copy_range(self, name: str, start: int, stop: int, take: Callable[[int, Buffer], object]) -> str:
+        """Read like `read_range`, but hand the bytes on as they come, each piece with its offset. Return the etag.
+
+        So no more than a piece is in memory. After a lost connection the bytes that are missing are asked for.
+
+        Raises:
+            OSError: as `read_range`; or the object was replaced meanwhile.
 
         """
 

@@ -26,7 +26,7 @@ from pipeline.base.scratch import own_folder
 from pipeline.base.wording import visible
 from pipeline.storage.interface import exists
 from pipeline.storage.names import is_uri
-from pipeline.storage.open import open_storage
+from pipeline.storage.open import open_shared, open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,7 +80,7 @@ def find_store_file(path: str | os.PathLike[str]) -> Path:
 def storage_of(cache: Path) -> Storage | None:
     """Return the storage that a folder is the local copy of, or None if it is a cache itself."""
     uri = unquote(cache.name)
-    return open_storage(uri) if cache.parent.name.startswith("stridemill-") and is_uri(uri) else None
+    return open_shared(uri) if cache.parent.name.startswith("stridemill-") and is_uri(uri) else None
 
 
 def named_cache(cache: Path) -> AbstractContextManager[None]:
