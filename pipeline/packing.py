@@ -256,49 +256,58 @@ def sort_stably(values: np.ndarray) -> np.ndarray:
     return order
 
 
-def _best_fit(lengths: list[int], counts: list[int], max_length: int) -> tuple[list[int], int]:
+def _best_fit(  # noqa: C901, PLR0912 - functions would take a quarter of its time
+    lengths: list[int], counts: list[int], max_length: int
+) -> tuple[list[int], int]:
     """Place pieces, grouped by their lengths, from the longest to the shortest.
 
     Return the steps, flat (first piece, first window, pieces for each window), and the number of windows. The windows
     of a step, and its pieces, are consecutive; its last window may get fewer pieces. Of a small group, this loop takes
-    most of the time: it does without divisions where a window gets one piece.
+    most of the time: it divides nothing where a window gets one piece. A room that no window has any longer keeps an
+    empty list.
     """
     rooms, ranges, opened, large = _open_windows(lengths, counts, max_length)
     steps = [0, 0, 1] if opened else []
     piece, shortest = opened, lengths[-1] if lengths else 0
     for length, count in zip(lengths[large:], counts[large:], strict=True):
-        left = count
+        left, at = count, bisect_left(rooms, length)
         while left:
-            at = bisect_left(rooms, length)
             if at < len(rooms):
                 room = rooms[at]
                 same = ranges[room]
-                first, stop = same[-1]
+                first, stop = same.pop()
+                each = 1 if room < 2 * length else room // length
             else:
-                room, same, first = max_length, [], opened
-                stop = opened = first - (-left // (max_length // length))
-            if room < 2 * length:
-                each, more, space = 1, 0, room - length
-                full = min(first + left, stop)
+                room, same, first, each = max_length, [], opened, max_length // length
+                stop = opened = first - (-left // each)
+            steps += (piece, first, each)
+            if each == 1:
+                full, more, space = min(first + left, stop), 0, room - length
                 placed = full - first
             else:
-                each = room // length
                 placed = min(left, (stop - first) * each)
                 filled, more = divmod(placed, each)
                 full, space = first + filled, room - each * length
-            steps += (piece, first, each)
             piece, left = piece + placed, left - placed
-            used = full + (more > 0)
+            used = full + 1 if more else full
             if used < stop:
-                same[-1] = used, stop
-            elif len(same) > 1:
-                same.pop()
-            elif same:
-                del rooms[at], ranges[room]
+                same.append((used, stop))
+            elif not same and at < len(rooms):
+                del rooms[at]
             if space >= shortest and full > first:
-                _put(rooms, ranges, space, (first, full))
+                if known := ranges.get(space):
+                    known.append((first, full))
+                else:
+                    ranges[space] = [(first, full)]
+                    insort(rooms, space)
+                    at += 1  # this room is less than the length, so it comes before the best fit
             if more:  # the last window that is needed has got fewer pieces
-                _put(rooms, ranges, room - more * length, (full, full + 1))
+                space = room - more * length
+                if known := ranges.get(space):
+                    known.append((full, full + 1))
+                else:
+                    ranges[space] = [(full, full + 1)]
+                    insort(rooms, space)
     return steps, opened
 
 
@@ -321,14 +330,6 @@ def _open_windows(
             ranges[max_length - length] = [(opened, opened + count)]
         opened, large = opened + count, large + 1
     return rooms, ranges, opened, large
-
-
-def _put(rooms: list[int], ranges: dict[int, list[tuple[int, int]]], room: int, windows: tuple[int, int]) -> None:
-    if room in ranges:
-        ranges[room].append(windows)
-    else:
-        ranges[room] = [windows]
-        insort(rooms, room)
 
 
 def read_packed(stream: SpanStream, windows: PackedWindows, numbers: np.ndarray, *, pad_id: int) -> PackedRows:
