@@ -2,13 +2,15 @@
 
 import json
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import jsonl
-from pipeline.corpus.jsonl import parse_lines, parse_slowly
+from pipeline.corpus import compression, jsonl
+from pipeline.corpus.documents import Partition
+from pipeline.corpus.jsonl import parse_lines, parse_slowly, read_jsonl
 
 SURROGATE = "\\ud83d"
 # Whole lines, and pieces of which lines are made: what Arrow's and Python's readers take differently, among others.
@@ -210,3 +212,21 @@ def test_a_case_by_eye():
     ((row, fault, line),) = found.faults
     assert (row, fault.reason, line) == (2, "not_string", b'{"text":7}')
     assert fault.detail == "the field 'text' is a number, not a string"
+
+
+def test_while_a_batch_is_encoded_its_lines_are_not_kept(tmp_path, monkeypatch):
+    size = 1 << 20
+    monkeypatch.setattr(compression, "BLOCK_BYTES", size)
+    line = json.dumps({"text": "word " * 2000}) + "\n"
+    path = tmp_path / "a.jsonl"
+    path.write_text(line * 400)
+    partition = Partition(
+        reader="jsonl", paths=(str(path),), names=("a.jsonl",), keys=("",), num_bytes=path.stat().st_size, field="text"
+    )
+    tracemalloc.start()
+    try:
+        kept = [tracemalloc.get_traced_memory()[0] for _ in read_jsonl(partition, 1 << 30)]  # without Arrow's texts
+    finally:
+        tracemalloc.stop()
+    assert len(kept) >= 4
+    assert max(kept[1:]) < size // 2  # but those of a file's first batch, whose start is looked at

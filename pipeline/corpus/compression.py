@@ -168,8 +168,10 @@ def _plain(file: RawIOBase, start: int, stop: int | None, size: int) -> Iterator
     file.seek(start)
     left = stop - start if stop is not None else None
     while block := _read_full(file, size if left is None else min(left, size)):
-        yield block
         left = None if left is None else left - len(block)
+        blocks = [block]
+        del block  # while it is used here, it belongs to the caller alone
+        yield blocks.pop()
     if left:
         raise ValueError(
             f"{getattr(file, 'name', '')}: is {left} bytes shorter than when this run hashed it; run again"

@@ -67,6 +67,7 @@ def read_jsonl(partition: Partition, limit: int) -> Iterator[DocumentBatch]:
             lines = parse_lines(block, partition.field)
             faults = [one for one in lines.faults if one[1].reason != "null"]
             num_nulls = len(lines.faults) - len(faults)
+            del block  # not needed while the batch is encoded
             yield DocumentBatch(
                 texts=lines.texts,
                 sources=np.full(len(lines.texts), source, np.int32),
@@ -117,9 +118,10 @@ def _complete_lines(blocks: Iterator[bytes], limit: int, *, is_start: bool) -> I
         elif skipping:
             continue
         if end:
-            yield b"".join([*open_line, memoryview(block)[:end]]), 0  # one copy, not two
+            lines = [b"".join([*open_line, memoryview(block)[:end]])]  # one copy, not two
             open_line, size = [], 0
             block = block[end:]  # noqa: PLW2901
+            yield lines.pop(), 0
         if block:
             open_line.append(block)
             size += len(block)
@@ -136,6 +138,7 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
     while len(start) < len(BYTE_ORDER_MARK) and (block := next(blocks, None)) is not None:
         start += block
     yield start.removeprefix(BYTE_ORDER_MARK)
+    del start, block  # which are a complete block
     yield from blocks
 
 

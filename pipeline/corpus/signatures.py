@@ -87,6 +87,7 @@ def check_format(path: str, blocks: Iterator[bytes], *, text: bool = False) -> I
         raise ValueError(f"{path}: is {found.name}; {found.advice}")
     if head:
         yield head
+    del head  # which is a complete block
     yield from blocks
 
 
