@@ -374,27 +374,32 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     assert tmp_path in home.parents
 
 
-@pytest.mark.parametrize("is_remote", [False, True])
+def write_one(folder, content):
+    """Write a shard with these bytes, and its record, as a task does before it is uploaded."""
+    (folder / ".writing").mkdir(parents=True)
+    (folder / "data").mkdir()
+    digest = hashlib.sha256(content).hexdigest()
+    entry = ShardEntry(path="data/x.parquet", num_windows=1, bytes=len(content), sha256=digest, row_groups=[1])
+    (folder / entry.path).write_bytes(content)
+    record_shard(folder, entry, "mine")
+    return entry
+
+
+@pytest.mark.parametrize(("is_remote", "single"), [(False, 3), (True, 3), (True, 1 << 30)])
 def test_what_an_overlapping_run_of_a_task_has_published_is_kept_if_it_has_the_recorded_hash(
-    bucket, tmp_path, monkeypatch, is_remote
+    bucket, tmp_path, monkeypatch, is_remote, single
 ):
     """The store's names are deterministic; its bytes are believed only after their hash was compared."""
 
     def publish(content):
-        folder = tmp_path / content.decode()
-        (folder / ".writing").mkdir(parents=True)
-        (folder / "data").mkdir()
-        digest = hashlib.sha256(content).hexdigest()
-        entry = ShardEntry(path="data/x.parquet", num_windows=1, bytes=len(content), sha256=digest, row_groups=[1])
-        (folder / entry.path).write_bytes(content)
-        record_shard(folder, entry, "mine")
-        return publish_shard(open_storage(place), folder, entry, identity="mine"), entry
+        entry = write_one(tmp_path / content.decode(), content)
+        return publish_shard(open_storage(place), tmp_path / content.decode(), entry, identity="mine"), entry
 
     place = f"{bucket}/ds" if is_remote else tmp_path / "ds"
     storage = open_storage(place)
     storage.put(PLAN, b'{"fingerprint": "mine"}')
     if is_remote:
-        monkeypatch.setattr("pipeline.shards.shard.PART_BYTES", 3)  # as of a large shard, uploaded in parts
+        monkeypatch.setattr("pipeline.shards.shard.SINGLE_BYTES", single)
     published, first = publish(b"first")
     assert published == first
     published, _ = publish(b"other")
@@ -402,6 +407,38 @@ def test_what_an_overlapping_run_of_a_task_has_published_is_kept_if_it_has_the_r
     storage.put("data/x.parquet", b"hurt!", if_absent=False)
     published, third = publish(b"third")
     assert (published, storage.read("data/x.parquet")) == (third, b"third")
+
+
+def test_a_shard_above_the_size_of_a_part_is_uploaded_by_one_request_on_a_condition(bucket, proxy, tmp_path):
+    storage = open_storage(f"{bucket}/ds")
+    storage.put(PLAN, b'{"fingerprint": "mine"}')
+    entry = write_one(tmp_path / "large", os.urandom((16 << 20) + 1))
+    proxy.set()
+    assert publish_shard(storage, tmp_path / "large", entry, identity="mine") == entry
+    assert [(one.method, one.received) for one in proxy.log() if entry.path in one.path] == [("PUT", entry.bytes)]
+    with pytest.raises(FileExistsError, match="with another content"):
+        storage.put(entry.path, b"other")
+
+
+@pytest.mark.parametrize("there", [b"", b"hurt"])
+def test_a_shard_that_another_run_finishes_in_the_last_moment_is_not_replaced(bucket, tmp_path, there):
+    """Also not if what was there before had to be replaced, by the bytes of either."""
+    storage = open_storage(f"{bucket}/ds")
+    storage.put(PLAN, b'{"fingerprint": "mine"}')
+    entry = write_one(tmp_path / "mine", b"mine")
+    if there:
+        storage.put(entry.path, there)
+    put = RemoteStorage.put
+
+    def finish():
+        put(storage, PLAN, b'{"fingerprint": "theirs"}', if_absent=False)
+        put(storage, entry.path, b"theirs", if_absent=False)
+
+    refused = pytest.raises((FileExistsError, ValueError), match=r"changed by another run|by now written as another")
+    with before_a_change(1 if there else 0, finish) as has_happened, refused:
+        publish_shard(storage, tmp_path / "mine", entry, identity="mine")
+    assert has_happened
+    assert storage.read(entry.path) == b"theirs"
 
 
 def part_at(uri, part, parts, **more):
@@ -468,7 +505,7 @@ def test_a_run_that_finishes_a_data_set_while_a_part_still_writes_loses_nothing_
 ):
     """Whenever it finishes the part's data set, or replaces it by one whose shards have the same names."""
     if is_large:
-        monkeypatch.setattr("pipeline.shards.shard.PART_BYTES", 3)  # uploaded in parts, where no condition is set
+        monkeypatch.setattr("pipeline.shards.shard.SINGLE_BYTES", 3)  # uploaded in parts, where no condition is set
     shape = {"windows_per_shard": 200, "cache_path": tmp_path / "cache"}
     other = {**options(**shape, order=order, overwrite=True), "executor": ExecutorConfig(workers=1)}
     part = {**options(**shape), "executor": ExecutorConfig(part="0/1", workers=1)}

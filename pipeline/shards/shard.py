@@ -38,7 +38,7 @@ from pipeline.shards.folder import (
 from pipeline.shards.format import find_footer, group_table, shard_schema
 from pipeline.shards.shard_writer import ShardWriter
 from pipeline.storage.hashing import hash_object
-from pipeline.storage.interface import PART_BYTES, exists
+from pipeline.storage.interface import SINGLE_BYTES, exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -240,29 +240,42 @@ def publish_shard(storage: Storage, folder: Path, entry: ShardEntry, *, identity
     """Upload a shard and its record from a folder. Return the entry of what is at the URI after that.
 
     Something may be there already: of an overlapping run of this task, whose record has its hash. It is kept if it has
-    that hash, and replaced if not. Nothing is uploaded once another run has finished the data set `identity`.
+    that hash, and replaced if not, unless it was changed since. Nothing is uploaded once another run has finished the
+    data set `identity`.
 
     Raises:
         ValueError: the prefix is by now another data set's.
+        FileExistsError: another run has changed the object since this one looked.
 
     """
     if is_finished_by_now(storage, identity):
         return entry
     name = record_name(Path(entry.path).name)
-    is_large = entry.bytes > PART_BYTES  # uploaded in parts, where no condition is set
+    is_large = entry.bytes > SINGLE_BYTES  # uploaded in parts, where no condition is set
     try:
         if is_large and exists(storage, entry.path):
             raise FileExistsError  # noqa: TRY301 - as the store would say
         storage.put(entry.path, folder / entry.path, if_absent=not is_large)
     except FileExistsError:
+        seen = _etag_of(storage, entry.path)
         published = read_record_at(storage, name, identity)
         if published and is_intact_at(storage, published):
             return published
         if is_finished_by_now(storage, identity):  # which removes the records, so it was no damage
             return entry
-        storage.put(entry.path, folder / entry.path, if_absent=False)
+        if is_large or seen is None:
+            storage.put(entry.path, folder / entry.path, if_absent=not is_large)
+        else:
+            storage.put_if_match(entry.path, folder / entry.path, seen)
     storage.put(name, (folder / name).read_bytes(), if_absent=False)
     return entry
+
+
+def _etag_of(storage: Storage, name: str) -> str | None:
+    try:
+        return storage.stat(name).etag
+    except FileNotFoundError:
+        return None
 
 
 def is_intact_at(storage: Storage, entry: ShardEntry) -> bool:

@@ -19,6 +19,7 @@ Range = tuple[int, int]  # start and stop, in bytes
 
 
 PART_BYTES = 16 << 20  # larger objects that may replace others are uploaded in parts, where no condition is set
+SINGLE_BYTES = 1 << 30  # what is uploaded on a condition, which takes a single request; stores take 5 GB and more
 
 
 class Entry(NamedTuple):

@@ -135,7 +135,7 @@ def publish_chunk(cache: Path, chunk_id: str, files: Iterable[str], *, is_new: b
     if storage is None or (not is_new and exists(storage, f"{folder}/chunk.json")):
         return
     for name in (*files, "chunk.json"):
-        content = (cache / folder / name).read_bytes()
+        content = cache / folder / name
         try:
             storage.put(f"{folder}/{name}", content)
         except FileExistsError:
