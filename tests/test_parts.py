@@ -178,7 +178,8 @@ def test_the_part_of_a_chunk_does_not_depend_on_the_cache(tmp_path):
         cache=tmp_path / "cache",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.corpus.small_files.MOST_BYTES", 2500)  # three small files are a group
+        for name, value in {"MOST_BYTES": 2500, "LEAST_BYTES": 0}.items():  # three small files are a group
+            patch.setattr(f"pipeline.corpus.small_files.{name}", value)
         partitions = find_partitions(corpus, cache=tmp_path, cut_safe=True, workers=1).partitions
     job = job_of(tmp_path, corpus=corpus)
     rules = hash_rules(tokenizer=job.encoder, corpus=corpus, split=SplitConfig())
