@@ -21,6 +21,9 @@ pytest_plugins = ["object_store"]
 # A shell that starts a program in the background lets it ignore Ctrl-C, and the programs that it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The files that take longest, or prepare what all their tests use, come first: no process ends with them alone.
+FIRST = ("tutorial", "ray", "site", "stops", "study", "bench", "how_to", "notebook", "training", "examples", "wheel")
+
 # The machines that run these tests are shared: an example's duration says nothing.
 settings.register_profile("stridemill", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile("fast", settings.get_profile("stridemill"), max_examples=20)  # for `make fast`
@@ -29,10 +32,15 @@ settings.load_profile("stridemill")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """Mark as slow whatever starts the command line or a browser: a process takes a second to import and compose."""
+    """Mark as slow whatever starts the command line or a browser: a process takes a second to import and compose.
+
+    The longest files come first.
+    """
     for item in items:
         if {"cli", "browse"} & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    names = [f"test_{name}" for name in FIRST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
 
 @pytest.fixture(autouse=True)

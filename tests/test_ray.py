@@ -303,7 +303,7 @@ def long_text(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(12):
-        (folder / f"{number:02}.txt").write_text(f"file {number} has word {number}. " * 60_000)
+        (folder / f"{number:02}.txt").write_text(f"file {number} has word {number}. " * 42_000)
     return CorpusConfig(name="text", path=str(folder))
 
 

@@ -64,7 +64,7 @@ for line in sys.stdin:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGKILL, {-9, 0}), (signal.SIGINT, {130, 0})])
 def test_twenty_stops_at_random_instants_cost_no_byte(tmp_path, number, codes):
-    (tmp_path / "in.txt").write_text(" ".join(str(number) for number in range(20_000)))
+    (tmp_path / "in.txt").write_text(" ".join(str(number) for number in range(8_000)))
     options = {
         "corpus": "text",
         "corpus_path": str(tmp_path / "in.txt"),

@@ -68,7 +68,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("shuffle", ["none", "full", "lanes"])
 def test_a_bucket_gives_the_batches_of_the_folder(folder, uri, shuffle):
-    @settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow])
     @given(
         seed=st.integers(0, 9), world_size=st.integers(1, 3), batch_size=st.integers(1, 9), skipped=st.integers(0, 20)
     )

@@ -85,7 +85,7 @@ def test_points_that_make_sense_are_not_refused_for_the_value_that_a_sweep_repla
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_report_with_every_point(tmp_path):
-    points = ["-m", "loader.seed=range(40)", "window.stride=64", "tokenizer=bytes", "stages=[write,load]"]
+    points = ["-m", "loader.seed=range(12)", "window.stride=64", "tokenizer=bytes", "stages=[write,load]"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *points],
         cwd=tmp_path,
@@ -105,7 +105,7 @@ def test_ctrl_c_leaves_a_report_with_every_point(tmp_path):
     assert process.returncode == 130, errors
     assert "interrupted. Finished work is kept; run the same command again with hydra.sweep.dir=" in errors
     statuses = [row["status"] for row in table(tmp_path)]
-    assert len(statuses) == 40
+    assert len(statuses) == 12
     assert statuses[0] == "done"
     assert statuses[-1] == "not started"
     assert set(statuses) <= {"done", "interrupted", "not started"}
@@ -314,14 +314,6 @@ def test_points_that_differ_in_what_is_loaded_share_one_data_set(cli, tmp_path):
     assert len(list((tmp_path / "E/shards").iterdir())) == 2
 
 
-def test_points_with_one_path_of_their_own_take_turns(cli, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=1,2,3", "shards.path=ds"]
-    done = cli("-m", *TINY, *parallel, PYTHONWARNINGS="ignore")
-    assert done.returncode == 0, done.stderr
-    assert [row["status"] for row in table(tmp_path)] == ["done"] * 3
-
-
 def test_a_sweep_says_which_points_have_ended_and_how_much_time_is_left(cli):
     done = cli("-m", *TINY, "window.stride=16,32,abc")
     lines = [line for line in done.stderr.splitlines() if line.startswith("sweep  ")]
@@ -405,7 +397,7 @@ def test_a_sweeper_that_optimizes_gets_a_number_and_its_points_are_reported(cli,
 @pytest.mark.slow
 def test_sigterm_leaves_no_point_of_a_parallel_sweep_running(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
-    keys = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=range(40)", "window.stride=1"]
+    keys = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loader.seed=range(8)", "window.stride=1"]
     command = ["-m", "tokenizer=bytes", "window.max_length=64", *keys, "hydra.sweep.dir=D"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *command], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True

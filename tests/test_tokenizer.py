@@ -117,7 +117,7 @@ def test_the_docstring_tells_the_truth():
 
 
 @pytest.mark.parametrize("engine", ENGINES_HERE)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents=batches)
 @example(documents=[])
 @example(documents=["", "", ""])
@@ -136,7 +136,7 @@ def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, docum
 
 
 @pytest.mark.parametrize("engine", ENGINES_HERE)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents=batches)
 def test_control_gives_the_ids_of_encode_with_all_special_tokens_allowed(engine, documents):
     loaded = load_tokenizer("gpt2", engine=engine, special_text="control")
@@ -147,7 +147,7 @@ def test_control_gives_the_ids_of_encode_with_all_special_tokens_allowed(engine,
 @pytest.mark.slow
 @needs_gigatoken
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(documents=st.lists(texts, min_size=1, max_size=5))
 def test_gigatoken_follows_each_pattern_as_tiktoken_does(pattern, documents):
     ids, counts = PATTERN_ENCODERS[pattern](pa.array(documents, pa.large_string()))
@@ -163,7 +163,7 @@ def test_gigatoken_takes_several_special_tokens_as_tiktoken_does(documents):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=texts)
 @example(text="a\x1c b")
 @example(text="it's 's 12 345/ \n x")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +38,13 @@ def same(both, texts):
 
 
 @pytest.mark.slow
-def test_the_engines_agree_on_every_code_point(both):
-    for start in range(0, len(CODE_POINTS), 1 << 16):
-        assert same(both, [f"a{c}a {c}1{c}'s{c}!" for c in CODE_POINTS[start : start + (1 << 16)]]), hex(start)
+def test_the_engines_agree_on_every_code_point_that_has_a_meaning_and_on_some_others(both):
+    """Where they would differ is looked for among all of them below."""
+    others = {"Cn", "Co"}  # not assigned, or of private use
+    among = [c for n, c in enumerate(CODE_POINTS) if n % 64 == 0 or unicodedata.category(c) not in others]
+    among += DIFFERING["gpt2"]
+    for start in range(0, len(among), 1 << 16):
+        assert same(both, [f"a{c}a {c}1{c}'s{c}!" for c in among[start : start + (1 << 16)]]), start
 
 
 @pytest.mark.slow

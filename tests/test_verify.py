@@ -239,14 +239,14 @@ def same(found, expected):
 
 
 @pytest.mark.slow
-def test_of_1000_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, verify):
+def test_of_400_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, verify):
     folder = write(windows_per_group=40, windows_per_shard=120)
     files = [*sorted((folder / "data").iterdir()), folder / "manifest.json"]
     truth, manifest = batches(folder), read_manifest(folder)
     offsets = [(file, offset) for file in files for offset in range(file.stat().st_size)]
     picked = random.Random(11)
     counts = dict.fromkeys(("reported", "without meaning", "refused by the loader", "no harm to the loader"), 0)
-    for file, offset in picked.sample(offsets, 1000):
+    for file, offset in picked.sample(offsets, 400):
         intact = file.read_bytes()
         value = picked.choice([other for other in range(256) if other != intact[offset]])
         file.write_bytes(intact[:offset] + bytes([value]) + intact[offset + 1 :])
@@ -265,7 +265,7 @@ def test_of_1000_changed_bytes_none_goes_unseen_and_none_gives_wrong_ids(write, 
             counts["no harm to the loader"] += 1
         file.write_bytes(intact)
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
-    assert counts["reported"] > 900
+    assert counts["reported"] > 360
     assert problems(verify()) == []
 
 
