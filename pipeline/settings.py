@@ -337,6 +337,11 @@ class EmbeddingConfig(Section):
     seed: int = number(0, least=0, most=MAX_SEED)
 
 
+def count_cores() -> int:
+    """Return how many cores this process may use: those of the machine, or fewer if it is bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(kw_only=True, slots=True)
 class ExecutorConfig(Section):
     """Where the write stage's tasks run.
@@ -369,8 +374,12 @@ class ExecutorConfig(Section):
     @property
     def num_workers(self) -> int:
         """Threads of this process: `workers` with `local` if it was given, else the cores that it may use."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cores if self.workers is None or self.name == "ray" else self.workers
+        return count_cores() if self.workers is None or self.name == "ray" else self.workers
+
+    @property
+    def has_all_cores(self) -> bool:
+        """Whether this process may use all of its cores at any time."""
+        return self.name == "local" and self.num_workers >= count_cores()
 
     @property
     def share(self) -> tuple[int, int]:

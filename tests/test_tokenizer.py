@@ -7,8 +7,10 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,8 @@ from hypothesis import strategies as st
 from support import read_ranks, run_python
 from tiktoken_ext import openai_public
 
-from pipeline.settings import SPECIAL_TEXTS
+import pipeline.settings
+from pipeline.settings import SPECIAL_TEXTS, ExecutorConfig
 from pipeline.tokenizer import engines, load, rank_files
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokenizer.load import load_tokenizer
@@ -132,7 +135,8 @@ def test_each_engine_gives_the_ids_of_encode_ordinary_for_all_text(engine, docum
     for kind in (pa.string(), pa.large_string()):
         # A slice: neither its offsets nor its bytes are at the start of their buffers.
         sliced = pa.array(["before", *documents, "after"], kind).slice(1, len(documents))
-        assert as_lists(*loaded.encode_batch(sliced)) == expected
+        for one in (loaded, loaded.on_all_cores()):
+            assert as_lists(*one.encode_batch(sliced)) == expected
 
 
 @pytest.mark.parametrize("engine", ENGINES_HERE)
@@ -195,10 +199,16 @@ def test_bytes_give_the_text_back(documents):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("on_all_cores", [False, True])
 @pytest.mark.parametrize("engine", ENGINES_HERE)
-def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(engine, monkeypatch):
+def test_threads_give_the_ids_of_one_thread_also_when_encoders_are_replaced(
+    engine, on_all_cores, fresh_cache, monkeypatch
+):
     monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", 0.0)  # a fresh encoder for every batch
+    monkeypatch.setattr(engines, "SMALL_CACHE_BYTES", -(2**40))
     loaded = load_tokenizer("gpt2", engine=engine)
+    if on_all_cores:
+        loaded = loaded.on_all_cores()
     words = ["alpha ", "beta\n", "\u6f22", " 12", "  ", END_OF_TEXT]
     jobs = [["".join(words[(i * j) % len(words)] for j in range(k)) for k in range(30)] for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
@@ -235,6 +245,58 @@ def test_an_encoder_that_bounds_its_cache_itself_is_told_how_much_and_stays(monk
         ids, _ = encode(pa.array([text], pa.large_string()))
         assert ids.tolist() == REFERENCE.encode_ordinary(text)
     assert (len(made), told) == ((1, [engines.CACHE_BYTES]) if bounds_itself else (3, []))
+
+
+@needs_gigatoken
+@pytest.mark.parametrize(
+    ("memory", "made"),
+    [([10, 10, 20], 1), ([10, 10, 10 + 2**50], 2), ([None] * 3, 3)],
+    ids=["small", "grown", "not known"],
+)
+def test_threads_share_one_encoder_until_its_life_ends_and_memory_has_grown(monkeypatch, memory, made):
+    """Memory is looked at when an encoder is made, and when its life ends."""
+    from gigatoken import gigatoken_rs
+
+    original, encoders = gigatoken_rs.BPETokenizer, []
+
+    class Encoder:
+        @classmethod
+        def from_tiktoken(cls, *arguments):
+            encoders.append(original.from_tiktoken(*arguments))
+            return encoders[-1]
+
+    monkeypatch.setattr(gigatoken_rs, "BPETokenizer", Encoder)
+    monkeypatch.setattr(engines, "ENCODER_CPU_SECONDS", -1.0)
+    answers = iter(memory)
+    monkeypatch.setattr(engines, "anonymous_memory", lambda: next(answers, memory[-1]))
+    encode = engines.gigatoken_encoder(
+        rank_file=PACKAGED_RANKS.read_bytes(), pattern="gpt2", special_tokens={}, on_all_cores=True
+    )
+    for text in ("one text", "another", "a third"):
+        with ThreadPoolExecutor(1) as thread:
+            ids, _ = thread.submit(encode, pa.array([text], pa.large_string())).result()
+        assert ids.tolist() == REFERENCE.encode_ordinary(text)
+    assert len(encoders) == made
+
+
+@needs_gigatoken
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_encodes_without_the_threads_that_it_lacks():
+    encoder = load_tokenizer("gpt2").on_all_cores()
+    expected = encoder.encode("one text")
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # ends a child that waits for them
+        os._exit(encoder.encode("one text") != expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_engine_takes_all_cores_only_if_the_write_stage_may(monkeypatch):
+    monkeypatch.setattr(pipeline.settings, "count_cores", lambda: 4)
+    assert [ExecutorConfig(workers=count).has_all_cores for count in (None, 5, 4, 3, 1)] == [True] * 3 + [False] * 2
+    assert not ExecutorConfig(name="ray").has_all_cores
+    tiktoken_alone = load_tokenizer("gpt2", engine="tiktoken")
+    assert tiktoken_alone.on_all_cores() is tiktoken_alone
 
 
 def test_a_vocabulary_of_more_than_65536_ids_is_stored_as_uint32(tmp_path):

@@ -7,6 +7,7 @@ import errno
 import gc
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,15 @@ def peak_memory() -> int:
     """Return the largest resident memory of this process so far, in bytes; it includes mapped token stores."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def anonymous_memory() -> int | None:
+    """Return the resident memory of this process now, without mapped files, in bytes; None where no system tells."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_bytes().split()
+    except OSError:
+        return None
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def keep_freed_memory() -> None:

@@ -242,6 +242,8 @@ def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
     )
     if sections.tokenizer.engine == "auto" and sum(partition.num_bytes for partition in partitions) <= LITTLE_BYTES:
         encoder = encoder.by_reference()
+    elif sections.executor.has_all_cores:
+        encoder = encoder.on_all_cores()
     return Job(
         sections=sections,
         encoder=encoder,

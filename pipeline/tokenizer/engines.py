@@ -12,6 +12,7 @@ Cost on one core of an AMD EPYC, in MB of technical English per second: tiktoken
 """
 
 import math
+import os
 import re
 import tempfile
 import threading
@@ -24,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.base.memory import anonymous_memory
 from pipeline.rules import shorten
+from pipeline.settings import count_cores
 from pipeline.tokenizer.formats import is_library_error, reason
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -38,6 +41,7 @@ Encode = Callable[[pa.Array], tuple[Ids, Counts]]
 # on random words and CJK peaked at 970 MB together), enough for 500 MB of documentation. A new encoder takes 0.05 s
 # to load and 0.2 s to warm up: about a tenth.
 ENCODER_CPU_SECONDS = 2.0
+SMALL_CACHE_BYTES = 64 << 20  # for each core: an encoder that all threads share stays while memory grows by less
 CACHE_BYTES = 256 << 20  # of a thread's encoder, in releases of gigatoken that bound the cache themselves
 
 
@@ -132,8 +136,10 @@ def refuse_lost_text(encode: Encode, token_lengths: dict[int, int], pattern: str
     return encode_checked
 
 
-def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[str, int]) -> Encode:
-    """Encode with gigatoken, one encoder for each thread (threads that share one wait for each other).
+def gigatoken_encoder(
+    *, rank_file: bytes, pattern: str, special_tokens: dict[str, int], on_all_cores: bool = False
+) -> Encode:
+    """Encode with gigatoken: each thread with an encoder of its own, or all with one that uses every core.
 
     `pattern` is one of gigatoken's names: gpt2, cl100k, o200k. The names of `special_tokens` in the text become control
     tokens; without any the IDs are those of tiktoken's `encode_ordinary`.
@@ -141,8 +147,8 @@ def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[st
     import awkward
     from gigatoken.gigatoken_rs import BPETokenizer
 
-    local = threading.local()
     bounds_itself = hasattr(BPETokenizer, "set_max_cache_bytes")  # merged there after release 0.10
+    life = math.inf if bounds_itself else ENCODER_CPU_SECONDS
 
     def new_encoder() -> BPETokenizer:
         # It loads only from a path. Our own copy cannot have changed since its hash was checked.
@@ -154,23 +160,79 @@ def gigatoken_encoder(*, rank_file: bytes, pattern: str, special_tokens: dict[st
             set_limit(CACHE_BYTES)
         return encoder
 
+    own = OwnEncoders(new_encoder, life=life)
+    shared = SharedEncoder(new_encoder, life=life)
+
     def encode(texts: pa.Array) -> tuple[Ids, Counts]:
-        if getattr(local, "seconds_left", 0.0) <= 0.0:
-            local.encoder = None  # free the old cache before the new encoder is made
-            local.encoder, local.seconds_left = new_encoder(), math.inf if bounds_itself else ENCODER_CPU_SECONDS
         offsets_D1, data = string_buffers(texts)
         characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
         index = awkward.index.Index64(offsets_D1.astype(np.int64, copy=False))  # it refuses 32-bit offsets
         strings = awkward.contents.ListOffsetArray(index, characters, parameters={"__array__": "string"})
-        start = time.thread_time()
-        # parallel=False encodes on this thread: the threads of the write stage are the parallelism.
-        lists = local.encoder.encode_batch(awkward.Array(strings), parallel=False).layout
-        local.seconds_left -= time.thread_time() - start
+        encoders = shared if on_all_cores and not shared.is_forked else own
+        lists = encoders.encode(awkward.Array(strings)).layout
         starts_D1 = np.asarray(lists.offsets.data)
         ids = np.asarray(lists.content.data)[starts_D1[0] : starts_D1[-1]]
         return ids, np.diff(starts_D1).astype(np.int64, copy=False)
 
     return encode
+
+
+class OwnEncoders(threading.local):
+    """An encoder for each thread, which encodes on that thread; threads that share one would wait for each other."""
+
+    def __init__(self, make: Callable[[], Any], *, life: float) -> None:
+        self._make, self._life, self._left = make, life, 0.0
+        self._encoder: Any = None
+
+    def encode(self, strings: Any) -> Any:
+        """Encode with an encoder that has used less than its life's CPU seconds."""
+        if self._left <= 0.0:
+            self._encoder = None  # free the old cache before the new encoder is made
+            self._encoder, self._left = self._make(), self._life
+        start = time.thread_time()
+        lists = self._encoder.encode_batch(strings, parallel=False)
+        self._left -= time.thread_time() - start
+        return lists
+
+
+class SharedEncoder:
+    """One encoder for all threads. It encodes on gigatoken's own threads, one for each core, one batch after the other.
+
+    So it is loaded once, which keeps the interpreter's lock for 0.1 s, and not once for each thread; and a batch has
+    all cores while other threads read, join and write theirs.
+    """
+
+    def __init__(self, make: Callable[[], Any], *, life: float) -> None:
+        self._make, self._cores = make, count_cores()
+        self._life = life * self._cores
+        self._lock, self._process = threading.Lock(), os.getpid()
+        self._encoder: Any = None
+        self._ends, self._memory = 0.0, 0
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork: gigatoken's threads have stayed behind."""
+        return os.getpid() != self._process
+
+    def encode(self, strings: Any) -> Any:
+        """Encode with an encoder of which the process has used less than its life's CPU seconds, for whatever.
+
+        Another life follows where the process's memory tells that its cache is still small, as on most real text.
+        """
+        with self._lock:
+            if self._encoder is None or (time.process_time() > self._ends and not self._is_small()):
+                self._encoder = None
+                self._encoder, self._memory = self._make(), anonymous_memory() or 0
+                self._ends = time.process_time() + self._life
+            encoder = self._encoder
+        return encoder.encode_batch(strings, parallel=True)
+
+    def _is_small(self) -> bool:
+        now = anonymous_memory()
+        if now is None or now - self._memory > SMALL_CACHE_BYTES * self._cores:
+            return False
+        self._ends = time.process_time() + self._life
+        return True
 
 
 def bytes_encoder(special_tokens: dict[str, int], *, control: bool) -> Encode:

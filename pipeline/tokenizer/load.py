@@ -146,7 +146,7 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
         by_tiktoken = engines.made_when_used(lambda: engines.tiktoken_encoder(core(), control=control))
     else:  # at once, since tiktoken may refuse a user's own
         by_tiktoken = engines.tiktoken_encoder(core(), control=control)
-    encode = by_tiktoken
+    encode, on_all_cores = by_tiktoken, None
     if engine == "gigatoken":
         assert gigatoken_pattern is not None, "gigatoken is chosen for published encodings only"
         gigatoken = functools.partial(
@@ -155,7 +155,14 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
             pattern=gigatoken_pattern,
             special_tokens=special_tokens if control else {},
         )
-        encode = same_ids_encoder(engines.made_when_used(gigatoken), by_tiktoken, gigatoken_pattern)
+        encode, on_all_cores = (
+            same_ids_encoder(
+                engines.made_when_used(functools.partial(gigatoken, on_all_cores=shared)),
+                by_tiktoken,
+                gigatoken_pattern,
+            )
+            for shared in (False, True)
+        )
     elif regex not in PATTERNS.values():
         encode = engines.refuse_lost_text(encode, {token: len(text) for token, text in tokens.items()}, regex)
     vocab_size = max(tokens) + 1
@@ -177,6 +184,7 @@ def _load_ranks(section: TokenizerConfig) -> Tokenizer:
         cut_safe=regex in PATTERNS.values(),
         _encode=encode,
         _encode_reference=by_tiktoken if engine == "gigatoken" else None,
+        _encode_on_all_cores=on_all_cores,
         _token_texts=functools.partial(_look_up, name, tokens),
         _only_engine="tiktoken" if section.engine == "tiktoken" and gigatoken_pattern else "",
         _never_from_text=never_from_text,

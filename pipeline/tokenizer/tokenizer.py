@@ -46,6 +46,7 @@ class Tokenizer:
     _encode: Encode
     _token_texts: Callable[[list[int]], list[bytes]]
     _encode_reference: Encode | None = None
+    _encode_on_all_cores: Encode | None = None
     _decode: Callable[[list[int]], str] | None = None  # None: join the token texts
     _only_engine: str = ""  # the user asked for this one: tokens that another one made are not used
     _never_from_text: frozenset[int] = frozenset()  # control tokens that the engine could make out of a text
@@ -86,7 +87,13 @@ class Tokenizer:
         """Return the same tokenizer, encoding with tiktoken alone: the same IDs, a quicker start and a lower speed."""
         if self._encode_reference is None:
             return self
-        return replace(self, engine="tiktoken", _encode=self._encode_reference, _encode_reference=None)
+        return replace(
+            self, engine="tiktoken", _encode=self._encode_reference, _encode_reference=None, _encode_on_all_cores=None
+        )
+
+    def on_all_cores(self) -> "Tokenizer":
+        """Return the same tokenizer, which encodes each batch on every core of this process, if its engine can."""
+        return self if self._encode_on_all_cores is None else replace(self, _encode=self._encode_on_all_cores)
 
     def encode(self, text: str) -> list[int]:
         """Encode one text; no token is added. See `encode_batch` for what is refused."""
