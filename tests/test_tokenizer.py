@@ -283,11 +283,12 @@ def test_threads_share_one_encoder_until_its_life_ends_and_memory_has_grown(monk
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_encodes_without_the_threads_that_it_lacks():
     encoder = load_tokenizer("gpt2").on_all_cores()
-    expected = encoder.encode("one text")
+    documents = [f"document {number} " * 1000 for number in range(64)]
+    expected = as_lists(*encoder.encode_batch(documents))
     child = os.fork()
     if not child:
         signal.alarm(60)  # ends a child that waits for them
-        os._exit(encoder.encode("one text") != expected)
+        os._exit(as_lists(*encoder.encode_batch(documents)) != expected)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
