@@ -210,7 +210,8 @@ def check_file(path: Path, checksum: int) -> None:
 
 def chunk_fields(chunk: Chunk) -> dict[str, Any]:
     """Return what `chunk.json` holds: the chunk's fields and a checksum of them."""
-    fields = {name: value for name, value in dataclasses.asdict(chunk).items() if name not in ("first", "offsets")}
+    names = (one.name for one in dataclasses.fields(chunk) if one.name not in ("first", "offsets"))
+    fields = {name: getattr(chunk, name) for name in names}  # `asdict` would copy the counts of each source
     return {**fields, "crc32": _sum_fields(fields)}
 
 

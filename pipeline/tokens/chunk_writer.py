@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.base.atomic import final_name, remove_part, sync_folder, write_json
+from pipeline.base.atomic import final_name, remove_part, sync_folder, write_text
 from pipeline.base.locks import hold, try_to_hold
 from pipeline.base.paths import make_folder
 from pipeline.corpus.files import mark_as_cache
@@ -200,7 +201,8 @@ class ChunkWriter:
                 empty.close()
                 (self._folder / f"{name}.npy").unlink()
         np.save(self._file("documents.npy"), np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
-        by_source = [self._describe_source(source) for source in range(len(self._units))]
+        counts = [self._counts[name].tolist() for name in _SOURCE.names or ()]
+        by_source = list(map(_describe_source, self._units, self._bad, self._skipped, *counts))
         chunk = Chunk(
             id=self._id,
             tokenizer=tokenizer,
@@ -211,7 +213,7 @@ class ChunkWriter:
             **add_counts(by_source),
         )
         assert list(chunk.tokens.values()) == self._tokens, "the sources' tokens are all there are"
-        write_json(self._folder / "chunk.json", chunk_fields(chunk))
+        write_text(self._folder / "chunk.json", json.dumps(chunk_fields(chunk)) + "\n")  # may have many sources
         sync_folder(self._folder)
         try:
             self._folder.rename(self._cache / "chunks" / self._id)
@@ -219,16 +221,6 @@ class ChunkWriter:
             return self._settle(chunk, error, replace=replace)
         sync_folder(self._cache / "chunks")
         return chunk
-
-    def _describe_source(self, source: int) -> dict[str, Any]:
-        counts = self._counts[source]
-        return {
-            "unit": self._units[source],
-            **{name: int(counts[name]) for name in COUNTS},
-            **{name: dict(zip(SPLITS, counts[name].tolist(), strict=True)) for name in ("tokens", "num_documents")},
-            "bad": dict(sorted(self._bad[source].items())),
-            "skipped": dict(sorted(self._skipped[source].items())),
-        }
 
     def _settle(self, chunk: Chunk, error: OSError, *, replace: bool) -> Chunk:
         """Keep the chunk that already has the name if it is intact, else replace it. One run at a time does this.
@@ -297,6 +289,18 @@ class ChunkWriter:
         self._counts["num_documents"][one.row[0], one.split] += not one.continued
         self._continued = self._continued or one.continued
         self._open = None
+
+
+def _describe_source(unit: str, bad: Counter[str], skipped: Counter[str], *counts: Any) -> dict[str, Any]:
+    *totals, tokens, num_documents = counts
+    return {
+        "unit": unit,
+        **dict(zip(COUNTS, totals, strict=True)),
+        "tokens": dict(zip(SPLITS, tokens, strict=True)),
+        "num_documents": dict(zip(SPLITS, num_documents, strict=True)),
+        "bad": dict(sorted(bad.items())),
+        "skipped": dict(sorted(skipped.items())),
+    }
 
 
 def join_documents(
