@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import ShardLoader, ShardsConfig, WindowConfig, write_shards
 from pipeline.shards import id_pages
 from pipeline.shards.format import open_shard, read_columns
-from pipeline.shards.id_pages import IdPages, make_headers, read_page
+from pipeline.shards.id_pages import DELTA, IdPages, decode_steps, make_headers, read_numbers, read_page, read_starts
 from pipeline.shards.pages import parse_header
 
 KINDS = [{}, {"tail": "pad"}, {"documents": "pack"}, {"stride": 3}, {"documents": "separate", "order": "shuffled"}]
@@ -78,6 +78,53 @@ def test_parquets_reader_decodes_the_first_row_group_of_each_size_alone(write_bo
                 assert one is other is None or np.array_equal(one, other)
     assert len(sizes) > 2
     assert asked == [sizes.index(size) == group for group, size in enumerate(sizes)]
+
+
+def test_what_is_read_without_parquets_reader_is_what_it_reads(write_books):
+    for number, kind in enumerate(KINDS):
+        path = write_books(f"known-{number}", max_length=16, windows_per_group=7, **kind).path
+        content, footer, pages = shard_of(path).read_bytes(), pq.read_metadata(shard_of(path)), IdPages()
+        known = 0
+        with open_shard(shard_of(path)) as opened:
+            for group in range(footer.num_row_groups):
+                expected = pages.read_columns(opened, group, reader_of(content))
+                found = pages.read_known(footer, group, reader_of(content), max_length=16)
+                known += found is not None
+                for one, other in zip(found or (), expected, strict=found is not None):
+                    assert one is other is None or (np.array_equal(one, other) and one.dtype == other.dtype)
+        in_steps = kind in ({}, {"stride": 3})
+        assert known == (footer.num_row_groups if in_steps else 0)
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.lists(st.integers(-(2**40), 2**40), max_size=2),
+    st.integers(1, 300),
+    st.sampled_from(["zstd", "none"]),
+)
+def test_numbers_in_even_steps_are_what_parquets_reader_says_or_left_to_it(first, steps, rows, compression):
+    with np.errstate(over="ignore"):
+        numbers = np.cumsum(np.array([first, *(steps * 200)][:rows], np.int64))
+    sink, small = pa.BufferOutputStream(), (numbers & 0xFFFF).astype(np.int32)
+    fields = [pa.field("start", pa.int64(), nullable=False), pa.field("next_id", pa.int32(), nullable=False)]
+    encodings = {"start": "DELTA_BINARY_PACKED", "next_id": "PLAIN"}
+    options = {"use_dictionary": False, "write_page_checksum": True, "write_statistics": ["start"]}
+    table = pa.table([numbers, small], schema=pa.schema(fields))
+    pq.write_table(table, sink, compression=compression, column_encoding=encodings, **options)
+    content = sink.getvalue().to_pybytes()
+    group = pq.read_metadata(pa.BufferReader(content)).row_group(0)
+    found = read_starts(reader_of(content), group.column(0), len(numbers))
+    assert found is None or found.tolist() == numbers.tolist()
+    assert found is not None or len(set(steps)) > 1
+    assert read_numbers(reader_of(content), group.column(1), len(numbers)).tolist() == small.tolist()
+    assert read_starts(reader_of(content), group.column(0), len(numbers) + 1) is None
+    assert read_numbers(reader_of(content), group.column(1), len(numbers) + 1) is None
+
+
+@given(st.binary(max_size=40), st.integers(0, 600))
+def test_any_bytes_are_numbers_in_steps_or_nothing(content, rows):
+    found = decode_steps(content, rows)
+    assert found is None or len(found) == rows
 
 
 def test_other_levels_of_as_many_values_are_left_to_parquets_reader(tmp_path):
@@ -162,7 +209,9 @@ def test_any_bytes_are_no_page(content):
 
 @given(*(st.integers(-(2**31), 2**31 - 1) for _ in range(4)))
 def test_headers_are_those_that_are_parsed(unpacked, packed, checksum, values):
-    for header in make_headers(unpacked, packed, checksum, values):
+    for header in make_headers(unpacked, packed, checksum, values) + make_headers(
+        unpacked, packed, checksum, values, encoding=DELTA
+    ):
         assert parse_header(header) == (len(header), {1: 0, 2: unpacked, 3: packed, 4: checksum})
 
 

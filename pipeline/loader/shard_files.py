@@ -14,6 +14,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -221,12 +222,16 @@ class ShardFiles:
         if group not in self._checked:
             check_pages(file_path, footer, number)
             self._checked.add(group)
-        with open_shard(file_path, footer=footer) as file:
-            if not with_ids:
+        if not with_ids:
+            with open_shard(file_path, footer=footer) as file:
                 return read_columns(file, number, with_ids=False)
-            with open_regular(file_path) as content:
-                descriptor = content.fileno()
-                return self._pages.read_columns(file, number, lambda start, size: os.pread(descriptor, size, start))
+        with open_regular(file_path) as content:
+            read = partial(_read_at, content.fileno())
+            known = self._pages.read_known(footer, number, read, max_length=self.entry.max_length)
+            if known is not None:
+                return known
+            with open_shard(file_path, footer=footer) as file:
+                return self._pages.read_columns(file, number, read)
 
     def _decode(self, group: int, with_ids: bool, coming: Fetch | None) -> Columns:
         """Decode a row group that was fetched; if it is one of the cache and damaged, fetch it again."""
@@ -313,6 +318,10 @@ class ShardFiles:
     def _place(self, path: str) -> str:
         """Return a shard's path or URI."""
         return f"{self.path}/{path}" if isinstance(self.path, str) else str(self.path / path)
+
+
+def _read_at(descriptor: int, start: int, size: int) -> bytes:
+    return os.pread(descriptor, size, start)
 
 
 def mark_file(path: Path) -> Mark | None:

@@ -79,13 +79,11 @@ def _skip_struct(content: bytes, at: int, found: dict[int, int], depth: int) -> 
         if field >> 4:
             number += field >> 4
         else:
-            value, at = _varint(content, at)
-            number = _signed(value)
+            number, at = parse_signed(content, at)
         if kind in INTEGERS:
-            value, at = _varint(content, at)
-            found[number] = _signed(value)
+            found[number], at = parse_signed(content, at)
         elif kind == BINARY:
-            value, at = _varint(content, at)
+            value, at = parse_varint(content, at)
             at += value
         elif kind == STRUCT and depth:
             at = _skip_struct(content, at, {}, depth - 1)
@@ -96,7 +94,8 @@ def _skip_struct(content: bytes, at: int, found: dict[int, int], depth: int) -> 
     return at + 1
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
+def parse_varint(content: bytes, at: int) -> tuple[int, int]:
+    """Return a number of seven bits a byte, and where it ends."""
     value = shift = 0
     while (byte := content[at]) & 128:
         value |= (byte & 127) << shift
@@ -104,5 +103,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
     return value | byte << shift, at + 1
 
 
-def _signed(value: int) -> int:
-    return value >> 1 ^ -(value & 1)
+def parse_signed(content: bytes, at: int) -> tuple[int, int]:
+    """Return a number whose lowest bit is its sign, and where it ends."""
+    value, at = parse_varint(content, at)
+    return value >> 1 ^ -(value & 1), at
