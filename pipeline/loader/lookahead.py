@@ -1,6 +1,6 @@
 """Ask an order which windows come next before a reader needs them: in large questions, from a thread of their own.
 
-A question has a price besides that of its windows: with 200 sources under `lanes`, 6 ms. So questions are large, and
+A question has a price besides that of its windows: with 200 sources under `lanes`, 4 ms. So questions are large, and
 each is asked while the answer to the one before is used up. The first one is small, since a caller waits for it.
 """
 
