@@ -3,8 +3,9 @@
 A JSONL file to finished shards by the threads of one process, once with everything in folders and once with everything
 in a bucket. Each run has an empty cache and no local copy of one. The server is on this machine and takes its cores:
 SeaweedFS (`--server seaweed`), which is fast, or moto, which is Python in one process. CPU time is that of this
-program, without the server. Runs are interleaved; figures are medians, and a ratio is the median of the rounds' ratios.
-The requests are counted in a run of their own, through the proxy, which is slow itself.
+program, without the server; what the server took is printed on a line of its own. Runs are interleaved; figures are
+medians, and a ratio is the median of the rounds' ratios. The requests are counted in a run of their own, through the
+proxy, which is slow itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,10 +56,10 @@ def main(arguments: list[str]) -> None:
             os.environ |= server.environment
             bucket = server.make_bucket("bench")
             open_storage(f"{bucket}/corpus").put("text.jsonl", file)
-            cpu: dict[str, list[float]] = {"folders": [], name: []}
+            cpu: dict[str, list[float]] = {"folders": [], name: [], "server": []}
             runs: dict[str, Callable[[], float]] = {
                 "folders": partial(build_locally, file, given.max_length),
-                name: partial(build_remotely, bucket, given.max_length),
+                name: partial(build_remotely, bucket, given.max_length, cpu["server"]),
             }
             times = run_interleaved(
                 {shown: partial(count_cpu, run, cpu[shown]) for shown, run in runs.items()}, given.rounds
@@ -67,6 +68,7 @@ def main(arguments: list[str]) -> None:
                 middle, used = statistics.median(taken), statistics.median(cpu[shown])
                 print(f"  {shown:<10}{megabytes / middle:8.1f} MB/s   median {middle:.2f} s, CPU time {used:.2f} s")
             print_ratio(times, name, "folders", target="0.60")
+            print_alone(times["folders"], times[name], cpu["server"][-given.rounds :])
             count_requests(server, bucket, given.max_length)
 
 
@@ -85,20 +87,46 @@ def count_cpu(run: Callable[[], float], used: list[float]) -> float:
     return taken
 
 
+def read_children_cpu() -> float:
+    """Return the CPU seconds of the running processes that this one has started; 0 on a system without /proc."""
+    ticks, parent = 0, str(os.getpid())
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12]) if fields[1] == parent else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def print_alone(local: list[float], remote: list[float], server: list[float]) -> None:
+    """Print what the ratio would be by arithmetic if the server had not taken this machine's cores."""
+    cores = os.cpu_count() or 1
+    ratios = [one / (other - taken / cores) for one, other, taken in zip(local, remote, server, strict=True)]
+    print(
+        f"  the server took {statistics.median(server):.2f} s of CPU time: without that, divided by {cores} cores, the "
+        f"ratio would be {statistics.median(ratios):.2f} (arithmetic, not measured)"
+    )
+
+
 def build_locally(file: Path, max_length: int) -> float:
     """Write a data set in a new folder; return the seconds, the hashing of the input included."""
     with tempfile.TemporaryDirectory() as folder:
         return build(str(file), folder, max_length)
 
 
-def build_remotely(bucket: str, max_length: int) -> float:
-    """Write a data set at a new URI, without a local copy of its cache; then remove it."""
+def build_remotely(bucket: str, max_length: int, server: list[float] | None = None) -> float:
+    """Write a data set at a new URI, without a local copy of its cache; then remove it.
+
+    The CPU seconds of the server are appended to `server`.
+    """
+    before = read_children_cpu()
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         try:
             taken = build(f"{bucket}/corpus/text.jsonl", f"{bucket}/built", max_length)
         finally:
             tempfile.tempdir = None
+    if server is not None:
+        server.append(read_children_cpu() - before)
     storage = open_storage(f"{bucket}/built")
     storage.delete([entry.name for entry in storage.list()])
     return taken
