@@ -1,5 +1,6 @@
 """Small files are opened once, grouped by bytes, and found again however they are grouped."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -128,6 +129,17 @@ def test_tokens_of_small_files_are_found_however_they_were_grouped(files, tmp_pa
     assert (second.chunks_made, second.manifest.store) == (0, first.manifest.store)
     (files / "0" / "021.txt").write_text("one more")
     assert write(files, tmp_path / "cache", "third").chunks_made == 1
+
+
+def test_the_garbage_collector_is_left_as_it_was(files, tmp_path):
+    write(files, tmp_path / "cache")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        write(files, tmp_path / "cache")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def group(files):
