@@ -369,14 +369,14 @@ def test_a_token_store_is_read_again_too(shards, monkeypatch, pauses):
 
 
 def test_an_error_that_stays_is_raised_after_all_pauses_and_then_without_any(shards, monkeypatch, pauses):
-    real = shard_files.open_shard
+    real = shard_files.open_regular
 
     def fails(path, **options):
         if "00004" in path.name:
             raise OSError(errno.EIO, "Input/output error", str(path))
         return real(path, **options)
 
-    monkeypatch.setattr(shard_files, "open_shard", fails)
+    monkeypatch.setattr(shard_files, "open_regular", fails)
     loader = ShardLoader(shards, shuffle="none", threads=1)
     with pytest.raises(OSError, match=r"train-00004-of-00010\.parquet: row group 0 cannot be read: .*Input/output"):
         list(loader)
@@ -406,15 +406,15 @@ def test_a_missing_file_is_not_waited_for(copy, pauses):
 
 def test_a_checksum_that_does_not_match_is_read_once_more(shards, copy, monkeypatch, pauses):
     expected, _, _ = read(shards, shuffle="none")
-    real, calls = id_pages.read_columns, []
+    real, calls = id_pages.IdPages.read_known, []
 
-    def once_wrong(file, group, **options):
+    def once_wrong(self, footer, group, *arguments, **options):
         calls.append(group)
         if len(calls) == 1:
             raise OSError("could not verify page integrity, CRC checksum verification failed")
-        return real(file, group, **options)
+        return real(self, footer, group, *arguments, **options)
 
-    monkeypatch.setattr(id_pages, "read_columns", once_wrong)
+    monkeypatch.setattr(id_pages.IdPages, "read_known", once_wrong)
     assert read(shards, shuffle="none", threads=1)[0] == expected
     assert len(calls) == 41, "40 row groups, and one of them again"
     flip_a_page(copy)
