@@ -108,6 +108,16 @@ def test_both_ways_give_the_same_documents(block):
     ]
 
 
+@pytest.mark.parametrize("after", ["", "x", "\\ud800", "\\udbff", "\\udc00", "\\udfff", "\\n", "\\\\", "\\u0041"])
+def test_no_escape_makes_a_text_that_is_not_utf8(after):
+    """Texts by Arrow are not checked again: only what it makes of escapes was not seen by the check of the block."""
+    for point in (0, 0x1F, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFF):
+        line = f'{{"text": "\\u{point:04x}{after}"}}'.encode()
+        texts = parse_lines(line, "text").texts
+        texts.validate(full=True)
+        assert texts.equals(parse_slowly(line, "text").texts), line
+
+
 @pytest.mark.parametrize("one", LINES)
 @pytest.mark.parametrize("other", ['{"text": "good"}', "[1]"])
 def test_a_line_is_judged_the_same_beside_any_other(one, other):
