@@ -27,6 +27,7 @@ from tiktoken_ext import openai_public
 
 import pipeline.settings
 from pipeline.settings import SPECIAL_TEXTS, ExecutorConfig
+from pipeline.shards.job import shares_encoder
 from pipeline.tokenizer import engines, load, rank_files
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokenizer.load import load_tokenizer
@@ -292,10 +293,17 @@ def test_a_fork_encodes_without_the_threads_that_it_lacks():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_an_engine_takes_all_cores_only_if_the_write_stage_may(monkeypatch):
-    monkeypatch.setattr(pipeline.settings, "count_cores", lambda: 4)
-    assert [ExecutorConfig(workers=count).has_all_cores for count in (None, 5, 4, 3, 1)] == [True] * 3 + [False] * 2
-    assert not ExecutorConfig(name="ray").has_all_cores
+@pytest.mark.parametrize(
+    ("cores", "sharing"), [(16, {16, 17}), (4, {4, 5, 16, 17}), (3, {4, 5, 16, 17}), (1, {4, 5, 16, 17})]
+)
+def test_workers_share_an_encoder_only_if_they_are_many_and_have_all_cores(cores, sharing, monkeypatch):
+    monkeypatch.setattr(pipeline.settings, "count_cores", lambda: cores)
+    assert {count for count in (1, 2, 3, 4, 5, 16, 17) if shares_encoder(ExecutorConfig(workers=count))} == sharing
+    assert shares_encoder(ExecutorConfig()) == (cores in sharing)
+    assert not shares_encoder(ExecutorConfig(name="ray"))
+
+
+def test_an_engine_that_has_one_way_to_encode_keeps_it():
     tiktoken_alone = load_tokenizer("gpt2", engine="tiktoken")
     assert tiktoken_alone.on_all_cores() is tiktoken_alone
 
