@@ -35,10 +35,10 @@ def test_the_wheel_holds_the_config_the_vocabulary_and_no_tests(wheel):
 
 def test_the_console_script_runs_the_main_job_in_an_empty_folder(wheel, tmp_path):
     home = tmp_path / "home"
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--system-site-packages", str(home)], env=ALONE, check=True, timeout=300
-    )
-    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    venv = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(home)]
+    subprocess.run(venv, env=ALONE, check=True, timeout=300)
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python")]
+    pip += ["install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(pip, env=ALONE, check=True, timeout=300)
     # The new environment sees this one's packages, but of the project itself only what the wheel holds.
     packages = [path for path in sys.path if path.endswith("site-packages")]
