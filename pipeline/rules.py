@@ -48,7 +48,7 @@ class StrideError(ConflictError):
 
 def has_scheme(path: str) -> bool:
     """Tell whether a path is a URI, such as `s3://bucket/x`."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+    return "://" in path and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 # A URL in a text ends before a space, a quote or <>. A password may have these: what looks like a login, `user:...@`,

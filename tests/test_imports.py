@@ -130,12 +130,16 @@ def test_a_library_is_imported_in_its_rooms_alone(library):
         ("from pipeline import CorpusConfig; CorpusConfig()", {"torch", "pyarrow", "tiktoken", "numpy", "hydra"}),
         ("from pipeline import write_shards", {"torch", "hydra"}),
         ("from pipeline import ShardLoader, TokenEmbedding, embed_batches", {"tiktoken", "gigatoken", "hydra"}),
+        (
+            "from pipeline import write_shards; write_shards('ds', corpus=['some text ' * 900, ' '], cache='cache')",
+            {"torch", "pandas", "gigatoken"},
+        ),
         ("import pipeline.loader.readers, pipeline.loader.order, pipeline.loader.mixture", {"torch"}),
     ],
 )
-def test_an_import_brings_no_more_than_it_needs(statement, absent):
+def test_an_import_brings_no_more_than_it_needs(tmp_path, statement, absent):
     code = f"import sys; {statement}; print(*(set(sys.modules) & {absent!r}))"
-    done = run_python("-c", code)
+    done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from support import divide_small_files, sections
 
 from pipeline import write_shards
 from pipeline.base.hashing import hash_json, hash_pairs
-from pipeline.corpus import small_files
+from pipeline.corpus import hashed, small_files
 from pipeline.corpus.corpora import find_partitions
 from pipeline.corpus.documents import hash_each, hash_parts
 from pipeline.corpus.hashed import HeldFiles, read_file
@@ -173,6 +174,42 @@ def test_a_file_that_is_added_leaves_most_groups_after_it_as_they_were(monkeypat
     before, after = (set(map(tuple, group(some))) for some in (files, [*files[:at], (-1, 500), *files[at:]]))
     assert len(before) > 150
     assert len(before - after) <= 20
+
+
+class Clock:
+    """A clock by which opening a file takes a thread some time, and a disk some more."""
+
+    def __init__(self, waits):
+        self.waits, self.time = waits, 0
+
+    def open_file(self):
+        self.time += 1
+
+    def thread_time(self):
+        return self.time
+
+    def perf_counter(self):
+        return self.time * (1 + self.waits)
+
+
+@pytest.mark.parametrize(("waits", "alone"), [(0, 40), (2, 40), (5, 6), (100, 6)])
+def test_many_threads_read_files_where_opening_waits(files, monkeypatch, waits, alone):
+    clock, names, expected = Clock(waits), [], find(files)
+
+    def read(path, expected):
+        names.append(threading.current_thread().name)
+        clock.open_file()
+        return hashed.read_complete(path, expected)
+
+    monkeypatch.setattr(small_files, "time", clock)
+    monkeypatch.setattr(small_files, "read_complete", read)
+    monkeypatch.setattr(small_files, "READ_FILES", 2)
+    monkeypatch.setattr(small_files, "LEAST_AHEAD", 4)
+    monkeypatch.setattr(small_files, "MOST_AHEAD", 8)
+    assert find(files) == expected
+    # of 20 batches, these by this thread: the first, one after 4 others, and one after 8
+    assert names.count(threading.current_thread().name) == alone
+    assert len(names) == 40
 
 
 @given(st.lists(st.text(max_size=5), max_size=4), st.lists(st.text(max_size=5), max_size=4))

@@ -27,9 +27,10 @@ from pipeline.settings import CorpusConfig, SplitConfig
 from pipeline.tokenizer import audit
 from pipeline.tokenizer.load import load_tokenizer
 from pipeline.tokens import encode
-from pipeline.tokens.chunk import chunk_fields, find_chunk, npy_header
-from pipeline.tokens.chunk_writer import LONG_TOKENS, TOTALS, ChunkWriter, join_documents, remove_leftovers
+from pipeline.tokens.chunk import chunk_text, find_chunk, npy_header
+from pipeline.tokens.chunk_writer import LONG_TOKENS, ChunkWriter, join_documents, remove_leftovers
 from pipeline.tokens.encode import tokenize
+from pipeline.tokens.source_counts import TOTALS
 from pipeline.tokens.store import open_store
 
 LINES = [json.dumps({"text": f"Line {n} says {n * n} in many words. " * (1 + n % 9)}) for n in range(900)]
@@ -211,7 +212,7 @@ def test_the_store_names_its_tokenizer_and_refuses_chunks_of_another(corpus, tmp
     (path,) = (tmp_path / "stores").iterdir()
     assert {chunk.tokenizer for chunk in open_store(path).chunks} == {load_tokenizer("bytes").hash}
     file = tmp_path / "chunks" / store.chunks[3].id / "chunk.json"
-    file.write_text(json.dumps(chunk_fields(dataclasses.replace(store.chunks[3], tokenizer="f" * 64))))
+    file.write_text(chunk_text(dataclasses.replace(store.chunks[3], tokenizer="f" * 64)))
     with pytest.raises(ValueError, match=r"was made with the tokenizer ffff.*, but the store with bytes \("):
         open_store(path)
 

@@ -22,7 +22,7 @@ from pipeline.base.reading import sign
 from pipeline.shards.format import find_footer
 from pipeline.shards.manifest import write_manifest
 from pipeline.shards.shard_writer import ShardWriter
-from pipeline.tokens.chunk import chunk_fields, find_chunk
+from pipeline.tokens.chunk import chunk_text, find_chunk
 from pipeline.tokens.store import open_store
 
 
@@ -527,7 +527,7 @@ def test_a_chunk_that_names_files_outside_its_folder_is_refused(write, verify, t
     (path,) = (tmp_path / "cache" / "chunks").glob("*/chunk.json")
     chunk = find_chunk(tmp_path / "cache", path.parent.name)
     files = {**chunk.files, "../../../../../../dev/zero": [0, 0]}
-    path.write_text(json.dumps(chunk_fields(dataclasses.replace(chunk, files=files))))
+    path.write_text(chunk_text(dataclasses.replace(chunk, files=files)))
     with pytest.raises(ValueError, match="it names other files than"):
         open_store(store)
     assert [fault.file for fault in verify().faults] == [str(path.parent)]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def hash_json(value: object, *, compact: bool = False) -> str:
@@ -12,6 +12,21 @@ def hash_json(value: object, *, compact: bool = False) -> str:
     True
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":") if compact else None)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_list(hashes: Iterable[str], before: Sequence[object] = ()) -> str:
+    """Return `hash_json` of a list of hashes in hex, or of `[*before, hashes]`, in a fraction of the time.
+
+    >>> hash_list(["0a", "1b"]) == hash_json(["0a", "1b"])
+    True
+    >>> hash_list([], [4, 0.5]) == hash_json([4, 0.5, []])
+    True
+    """
+    joined = '", "'.join(hashes)
+    text = f'["{joined}"]' if joined else "[]"
+    if before:
+        text = f"{json.dumps(before, sort_keys=True)[:-1]}, {text}]"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

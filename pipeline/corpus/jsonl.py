@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from pipeline.base.arrow import binary_array
+from pipeline.base.arrow import binary_array, flags_of
 from pipeline.corpus.compression import BLOCK_BYTES, read_blocks
 from pipeline.corpus.documents import (
     HEAD_BYTES,
@@ -257,13 +257,13 @@ def _parse_fast(block: bytes, field: str) -> Lines | None:
     if not texts.null_count:
         return Lines(texts, rows, [], num_lines)
     faults = []
-    for at in np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)):  # null, or no such field
+    for at in np.flatnonzero(flags_of(texts.is_null())):  # null, or no such field
         line = block[starts[at] : stops[at]]
         fault = parse_line(line, field)
         assert isinstance(fault, DocumentFault), f"Arrow finds no text where Python's json does: {line[:200]!r}"
         faults.append((int(rows[at]), fault, line))
     valid = texts.is_valid()
-    return Lines(texts.filter(valid), rows[valid.to_numpy(zero_copy_only=False)], faults, num_lines)
+    return Lines(texts.filter(valid), rows[flags_of(valid)], faults, num_lines)
 
 
 def _ask_arrow(block: bytes, field: str) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, int] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.base.arrow import flags_array, flags_of
 from pipeline.corpus.delimited import read_delimited
 from pipeline.corpus.documents import (
     BATCH_BYTES,
@@ -94,7 +95,7 @@ def _sort_out(partition: Partition, raw: DocumentBatch, limit: int) -> DocumentB
     is_suspect[some] |= BLANK_STARTS[content[offsets[:-1][some]]]
     is_null = np.zeros(len(texts), bool)
     if texts.null_count:
-        is_null = texts.is_null().to_numpy(zero_copy_only=False)
+        is_null = flags_of(texts.is_null())
     rejected, skipped, is_good = list(raw.rejected), Counter(raw.skipped), np.ones(len(texts), bool)
     for at in np.flatnonzero(is_suspect | is_null).tolist():
         source, text = int(raw.sources[at]), content[offsets[at] : offsets[at + 1]].data
@@ -109,7 +110,7 @@ def _sort_out(partition: Partition, raw: DocumentBatch, limit: int) -> DocumentB
         return dataclasses.replace(raw, texts=as_text)
     rejected.sort(key=lambda one: (one.index, one.row))
     return DocumentBatch(
-        texts=texts.filter(pa.array(is_good)).cast(pa.large_string()),
+        texts=texts.filter(flags_array(is_good)).cast(pa.large_string()),
         sources=raw.sources[is_good],
         rows=raw.rows[is_good],
         rejected=rejected,

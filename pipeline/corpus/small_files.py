@@ -3,15 +3,17 @@
 A group becomes one chunk of the token store. Its end is chosen by the files' contents: a hash ends it, with a
 probability that grows with the file, once it has a useful size. So a file that is added or removed moves few borders.
 
-Files are read by many threads, since opening one may wait for a disk or a network. Their contents are held until they
-are tokenized, up to `HELD_BYTES` of a corpus; beyond that a file is read a second time.
+Files that are in memory are read by one thread, since several would mostly wait for the interpreter's lock. Where
+opening a file waits for a disk or a network, many threads read. Contents are held until they are tokenized, up to
+`HELD_BYTES` of a corpus; beyond that a file is read a second time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, Trusted, read_complete
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 READ_FILES = 256  # in one step of a thread
 READ_BYTES = 2 << 20  # of them
 READ_THREADS = 16
+LEAST_AHEAD = 4 * READ_THREADS  # batches that many threads read before it is tried again whether one is enough
+MOST_AHEAD = 16 * LEAST_AHEAD
+WAITS = 4  # a thread that takes this many times its processor time waits for a disk or a network
 HELD_BYTES = 64 << 20
 FILE_BYTES = 1 << 10  # what a file of a group costs beside its content
 GROUP_BYTES = 4 << 20  # after that much more than `LEAST_BYTES` a group ends, on average
@@ -59,7 +64,7 @@ def hash_small_files(
     found = [known.find_digests(run) for run in runs]
     unknown = [[at for at, digest in enumerate(digests) if digest is None] for digests in found]
     batches = [list(_divide([run[at] for at in missing])) for run, missing in zip(runs, unknown, strict=True)]
-    read = run_tasks(partial(_read, budget=budget), chain.from_iterable(batches), workers=READ_THREADS)
+    read = _read_batches(chain.from_iterable(batches), budget)
     for run, digests, missing, divided in zip(runs, found, unknown, batches, strict=True):
         stamps = [(status.st_size, status.st_mtime_ns) for _, _, status in run]
         hashed = HashedFiles(run, [digest or "" for digest in digests], stamps, [None] * len(run))
@@ -81,6 +86,21 @@ def _divide(files: Sequence[FoundFile]) -> Iterator[Sequence[FoundFile]]:
         size += file.status.st_size
     if files:
         yield files[start:]
+
+
+def _read_batches(batches: Iterator[Sequence[FoundFile]], budget: Budget) -> Iterator[list[_ReadFile]]:
+    """Yield what is read of each batch: by this thread, or by many after a batch for which it had to wait."""
+    ahead = LEAST_AHEAD
+    for batch in batches:
+        started, worked = time.perf_counter(), time.thread_time()
+        read = _read(batch, budget)
+        waits = time.perf_counter() - started > WAITS * (time.thread_time() - worked)
+        yield read
+        if waits:
+            yield from run_tasks(partial(_read, budget=budget), islice(batches, ahead), workers=READ_THREADS)
+            ahead = min(2 * ahead, MOST_AHEAD)
+        else:
+            ahead = LEAST_AHEAD
 
 
 def _read(files: Sequence[FoundFile], budget: Budget) -> list[_ReadFile]:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.base.arrow import flags_array
 from pipeline.tokenizer.engines import Counts, Encode, Ids, gigatoken_encoder, string_buffers, tiktoken_encoder
 from pipeline.tokenizer.rank_files import PATTERNS, Ranks, canonical_rank_file
 
@@ -48,8 +49,8 @@ def same_ids_encoder(gigatoken: Encode, tiktoken: Encode, pattern: str) -> Encod
         if by_tiktoken_D.all():
             return tiktoken(texts)
         counts_D = np.empty(len(texts), np.int64)
-        ids, counts_D[~by_tiktoken_D] = gigatoken(texts.filter(pa.array(~by_tiktoken_D)))
-        exact_ids, counts_D[by_tiktoken_D] = tiktoken(texts.filter(pa.array(by_tiktoken_D)))
+        ids, counts_D[~by_tiktoken_D] = gigatoken(texts.filter(flags_array(~by_tiktoken_D)))
+        exact_ids, counts_D[by_tiktoken_D] = tiktoken(texts.filter(flags_array(by_tiktoken_D)))
         is_exact = np.repeat(by_tiktoken_D, counts_D)
         merged = np.empty(len(is_exact), np.uint32)
         merged[~is_exact], merged[is_exact] = ids, exact_ids

@@ -30,17 +30,16 @@ import numpy as np
 
 from pipeline.base.reading import open_regular, read_fields
 from pipeline.base.retry import read_twice, retry
-from pipeline.settings import SPLITS
 from pipeline.tokens.mirror import fetch_chunk
+from pipeline.tokens.source_counts import SourceCounts, read_columns, read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 NPY_HEADER_BYTES = 128
 FILES = {"train.npy", "validation.npy", "documents.npy", "quarantine.jsonl"}
 BLOCK_BYTES = 1 << 20
-COUNTS = ("characters", "bytes", "special_text_found", "audited")  # of a source's documents
 DOCUMENT = np.dtype(
     [
         ("split", "u1"),  # index into settings.SPLITS
@@ -75,7 +74,7 @@ class Chunk:
     audited: int  # documents that a second engine encoded to the same IDs, in full or their start
     bad: dict[str, int]  # reason -> rejected documents
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents without text
-    by_source: list[dict[str, Any]] = field(default_factory=list)  # `unit`, the source's hash, and these counts
+    by_source: SourceCounts = field(default_factory=SourceCounts)  # these counts of each source
     sources: list[str] = field(default_factory=list)  # their names, in chunks of release 0.1.0 alone
     continued: bool  # its first document started in the chunk before
     files: dict[str, list[int]]  # name -> its bytes and its checksum (`FileSum`)
@@ -86,16 +85,16 @@ class Chunk:
     @property
     def units(self) -> list[str]:
         """What identifies its sources; of release 0.1.0 the chunk itself."""
-        return [source["unit"] for source in self.by_source] or [self.id]
+        return self.by_source.unit or [self.id]
 
     def select(self, start: int, stop: int) -> Chunk:
         """Return the chunk with only some of its sources: the counts are theirs."""
         if (start, stop) == (0, len(self.by_source)):
             return self
-        before, chosen = self.by_source[:start], self.by_source[start:stop]
-        counts = add_counts(chosen)
+        before, chosen = self.by_source.select(0, start), self.by_source.select(start, stop)
+        offsets = before.total()["tokens"]
         return dataclasses.replace(
-            self, **counts, by_source=chosen, first=start, offsets=add_counts(before)["tokens"], continued=False
+            self, **chosen.total(), by_source=chosen, first=start, offsets=offsets, continued=False
         )
 
 
@@ -119,19 +118,6 @@ class FileSum:
     def checksum(self) -> int:
         """The checksum of all bytes so far."""
         return zlib.crc32(self.head, self.rest)
-
-
-def add_counts(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Add up the counts of some sources of a chunk."""
-    total: dict[str, Any] = {name: sum(one[name] for one in sources) for name in COUNTS}
-    for name in ("tokens", "num_documents"):
-        total[name] = {split: sum(one[name][split] for one in sources) for split in SPLITS}
-    for name in ("bad", "skipped"):
-        added: Counter[str] = Counter()
-        for one in sources:
-            added.update(one[name])
-        total[name] = dict(sorted(added.items()))
-    return total
 
 
 def count_bad(chunks: Iterable[Chunk]) -> Counter[str]:
@@ -208,11 +194,12 @@ def check_file(path: Path, checksum: int) -> None:
         raise DamagedChunk(folder, f"its {name} cannot be read ({error.strerror})") from error
 
 
-def chunk_fields(chunk: Chunk) -> dict[str, Any]:
-    """Return what `chunk.json` holds: the chunk's fields and a checksum of them."""
-    names = (one.name for one in dataclasses.fields(chunk) if one.name not in ("first", "offsets"))
-    fields = {name: getattr(chunk, name) for name in names}  # `asdict` would copy the counts of each source
-    return {**fields, "crc32": _sum_fields(fields)}
+def chunk_text(chunk: Chunk) -> str:
+    """Return what `chunk.json` holds: the chunk's fields and a checksum of them, in JSON."""
+    names = (one.name for one in dataclasses.fields(chunk) if one.name not in ("by_source", "first", "offsets"))
+    fields = {name: getattr(chunk, name) for name in names} | {"columns": chunk.by_source.columns()}
+    text = _as_text(fields)  # may have many sources
+    return f'{text[:-1]}, "crc32": {_sum_text(text)}}}\n'
 
 
 def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
@@ -227,8 +214,9 @@ def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 def _read_chunk(folder: Path) -> Chunk:
     try:
         fields = read_fields(folder / "chunk.json")
-        is_intact = fields.pop("crc32") == _sum_fields(fields) and fields["id"] == folder.name
-        chunk = Chunk(**fields)
+        is_intact = fields.pop("crc32") == _sum_text(_as_text(fields)) and fields["id"] == folder.name
+        columns, rows = fields.pop("columns", None), fields.pop("by_source", [])
+        chunk = Chunk(**fields, by_source=read_rows(rows) if columns is None else read_columns(columns))
         if chunk.files.keys() - FILES:
             raise ValueError(f"it names other files than {', '.join(sorted(FILES))}")  # noqa: TRY301
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -238,5 +226,9 @@ def _read_chunk(folder: Path) -> Chunk:
     return chunk
 
 
-def _sum_fields(fields: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
+def _as_text(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
+
+
+def _sum_text(text: str) -> int:
+    return zlib.crc32(text.encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.base.hashing import hash_json, hash_pairs
+from pipeline.base.hashing import hash_json, hash_list, hash_pairs
 from pipeline.tokens.chunk import DamagedChunk, find_chunk
 from pipeline.tokens.file_index import read_index
 from pipeline.tokens.mirror import has_chunk
@@ -51,7 +51,7 @@ def units_of(partition: Partition, rules: str) -> tuple[str, ...]:
 
 def chunk_id(units: Sequence[str]) -> str:
     """Return the ID of the chunk with the tokens of these sources."""
-    return hash_json(list(units))
+    return hash_list(units)
 
 
 def plan_chunks(partitions: Sequence[Partition], *, cache: Path, rules: str) -> list[ChunkTask]:
@@ -106,5 +106,5 @@ def _look_up(
         except DamagedChunk:
             chunks[chunk_of] = None
     chunk = chunks[chunk_of]
-    is_there = chunk is not None and number < len(chunk.by_source) and chunk.by_source[number]["unit"] == unit
+    is_there = chunk is not None and number < len(chunk.by_source) and chunk.by_source.unit[number] == unit
     return (chunk_of, number) if is_there else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -28,18 +27,17 @@ from pipeline.corpus.files import mark_as_cache
 from pipeline.corpus.quarantine import QUARANTINE_NAME, as_line
 from pipeline.settings import SPLITS
 from pipeline.tokens.chunk import (
-    COUNTS,
     DOCUMENT,
     NPY_HEADER_BYTES,
     Chunk,
     DamagedChunk,
     FileSum,
-    add_counts,
     check_chunk,
-    chunk_fields,
+    chunk_text,
     find_chunk,
     npy_header,
 )
+from pipeline.tokens.source_counts import COUNTS, SOURCE, count_sources
 from pipeline.tokens.store import forget_files
 from pipeline.tokens.summed_file import SummedFile
 
@@ -57,8 +55,6 @@ _FILE = re.compile(r"[0-9a-f]{64}\.jsonl?|CACHEDIR\.TAG")
 
 
 LONG_TOKENS = 256  # of documents that are this long on average, each is copied by itself
-TOTALS = np.dtype([(name, "<i8") for name in COUNTS])  # what is counted of each document
-_SOURCE = np.dtype([*TOTALS.descr, ("tokens", "<i8", len(SPLITS)), ("num_documents", "<i8", len(SPLITS))])
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,9 +93,9 @@ class ChunkWriter:
         self._files: dict[str, SummedFile] = {}
         self._tokens = [0 for _ in SPLITS]
         self._tables: list[np.ndarray] = []
-        self._counts = np.zeros(len(units), _SOURCE)
-        self._bad: list[Counter[str]] = [Counter() for _ in units]
-        self._skipped: list[Counter[str]] = [Counter() for _ in units]
+        self._counts = np.zeros(len(units), SOURCE)
+        self._bad: Counter[tuple[int, str]] = Counter()  # by source and reason
+        self._skipped: Counter[tuple[int, str]] = Counter()
         self._open: _OpenDocument | None = None
         self._continued = False
 
@@ -178,12 +174,11 @@ class ChunkWriter:
         """Append rejected documents to the chunk's quarantine file."""
         for one in rejected:
             self._file(QUARANTINE_NAME).write(as_line(one).encode("utf-8", "backslashreplace"))
-            self._bad[one.index][one.reason] += 1
+            self._bad[one.index, one.reason] += 1
 
     def add_skipped(self, skipped: Counter[tuple[int, str]]) -> None:
         """Count documents without text, by source and reason."""
-        for (source, reason), count in skipped.items():
-            self._skipped[source][reason] += count
+        self._skipped.update(skipped)
 
     def finish(self, *, tokenizer: str, engine: str = "", replace: bool = False) -> Chunk:
         """Give the chunk its name. Return the chunk that is there afterwards, which another run may have written.
@@ -201,8 +196,7 @@ class ChunkWriter:
                 empty.close()
                 (self._folder / f"{name}.npy").unlink()
         np.save(self._file("documents.npy"), np.concatenate([np.zeros(0, DOCUMENT), *self._tables]), allow_pickle=False)
-        counts = [self._counts[name].tolist() for name in _SOURCE.names or ()]
-        by_source = list(map(_describe_source, self._units, self._bad, self._skipped, *counts))
+        by_source = count_sources(self._units, self._counts, self._bad, self._skipped)
         chunk = Chunk(
             id=self._id,
             tokenizer=tokenizer,
@@ -210,10 +204,10 @@ class ChunkWriter:
             by_source=by_source,
             continued=self._continued,
             files={name: self._files[name].finish() for name in sorted(self._files)},
-            **add_counts(by_source),
+            **by_source.total(),
         )
         assert list(chunk.tokens.values()) == self._tokens, "the sources' tokens are all there are"
-        write_text(self._folder / "chunk.json", json.dumps(chunk_fields(chunk)) + "\n")  # may have many sources
+        write_text(self._folder / "chunk.json", chunk_text(chunk))
         sync_folder(self._folder)
         try:
             self._folder.rename(self._cache / "chunks" / self._id)
@@ -289,18 +283,6 @@ class ChunkWriter:
         self._counts["num_documents"][one.row[0], one.split] += not one.continued
         self._continued = self._continued or one.continued
         self._open = None
-
-
-def _describe_source(unit: str, bad: Counter[str], skipped: Counter[str], *counts: Any) -> dict[str, Any]:
-    *totals, tokens, num_documents = counts
-    return {
-        "unit": unit,
-        **dict(zip(COUNTS, totals, strict=True)),
-        "tokens": dict(zip(SPLITS, tokens, strict=True)),
-        "num_documents": dict(zip(SPLITS, num_documents, strict=True)),
-        "bad": dict(sorted(bad.items())),
-        "skipped": dict(sorted(skipped.items())),
-    }
 
 
 def join_documents(

@@ -38,9 +38,10 @@ from pipeline.tokenizer.audit import AT_LEAST, choose_documents
 from pipeline.tokenizer.engines import DocumentError
 from pipeline.tokens.chunk import DamagedChunk, check_chunk, count_bad, count_skipped, find_chunk
 from pipeline.tokens.chunk_tasks import chunk_id, hash_rules, plan_chunks
-from pipeline.tokens.chunk_writer import TOTALS, ChunkWriter, remove_leftovers
+from pipeline.tokens.chunk_writer import ChunkWriter, remove_leftovers
 from pipeline.tokens.file_index import add_to_index
 from pipeline.tokens.mirror import fetch_missing, publish_chunk, publish_file
+from pipeline.tokens.source_counts import TOTALS
 from pipeline.tokens.store import TokenStore, save_store
 
 if TYPE_CHECKING:

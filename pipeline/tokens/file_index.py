@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.base.locks import hold
 from pipeline.base.paths import allow_read_only, make_folder
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UNIT_BYTES = 32
-RECORD_BYTES = 2 * UNIT_BYTES + 4
+RECORD = np.dtype([("unit", f"V{UNIT_BYTES}"), ("chunk", f"V{UNIT_BYTES}"), ("number", "<u4")])
+RECORD_BYTES = RECORD.itemsize
 
 
 def has_index(cache: Path, rules: str) -> bool:
@@ -46,9 +49,10 @@ def add_to_index(cache: Path, rules: str, units: Sequence[str], chunk: str) -> N
     Another user's index that may not be written, or a hard link to another file, is left as it is.
     """
     path = _path(cache, rules)
-    records = b"".join(
-        bytes.fromhex(unit) + bytes.fromhex(chunk) + number.to_bytes(4, "little") for number, unit in enumerate(units)
-    )
+    table = np.zeros(len(units), RECORD)
+    table["unit"] = np.frombuffer(bytes.fromhex("".join(units)), f"V{UNIT_BYTES}")
+    table["chunk"], table["number"] = np.void(bytes.fromhex(chunk)), np.arange(len(units))
+    records = table.tobytes()
     with allow_read_only():
         make_folder(path.parent)
         with os.fdopen(hold(path), "r+b") as file:

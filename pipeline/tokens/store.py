@@ -18,14 +18,15 @@ that build the same one do not harm each other. A reader maps the IDs, so a stor
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.base.atomic import write_json
-from pipeline.base.hashing import hash_json
+from pipeline.base.atomic import write_text
+from pipeline.base.hashing import hash_list
 from pipeline.base.paths import make_folder
 from pipeline.base.reading import check_signature, read_fields, sign
 from pipeline.base.retry import read_twice, retry
@@ -138,7 +139,7 @@ class TokenStore:
     @property
     def id(self) -> str:
         """The store's ID."""
-        is_old = any(not chunk.by_source for chunk in self.chunks)
+        is_old = any(not len(chunk.by_source) for chunk in self.chunks)
         units = [unit for chunk in self.chunks for unit in chunk.units]
         return store_id(units, validation=self.validation, version=OLD_FORMAT if is_old else FORMAT)
 
@@ -226,7 +227,7 @@ class TokenStore:
 
 def store_id(units: list[str], *, validation: float, version: int = FORMAT) -> str:
     """Return a store's ID: a hash of its sources' units in order. A unit covers the text and the tokenizer."""
-    return hash_json([version, validation, units])
+    return hash_list(units, [version, validation])
 
 
 def save_store(store: TokenStore) -> Path:
@@ -239,7 +240,7 @@ def save_store(store: TokenStore) -> Path:
         {"id": chunk.id, "first": chunk.first, "names": names}
         for chunk, names in zip(store.chunks, store.names, strict=True)
     ]
-    write_json(path, sign({**fields, "chunks": chunks}))
+    write_text(path, json.dumps(sign({**fields, "chunks": chunks})) + "\n")  # an indent takes long for many names
     for name in (CACHE_TAG, f"stores/{path.name}"):
         publish_file(store.cache, name)
     return path
