@@ -250,7 +250,8 @@ def check_uri(key: str, uri: str, *, glob: bool = False) -> str:
         reject(key, f"{rule} such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL", strip_secrets(uri))
     if re.search(r"\?[^/]*=" if glob else r"[?#]", rest):
         rule = "must have no query or fragment: credentials come from environment variables"
-        reject(key, rule, strip_secrets(uri))
+        named = ", and an object with ? or # in its name is found by the prefix above it" if glob else ""
+        reject(key, f"{rule}{named}", strip_secrets(uri))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
         reject(key, f"must name a bucket after {scheme}://", uri)
     parts = name.rstrip("/").split("/") if name.rstrip("/") else []

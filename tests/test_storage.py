@@ -1,7 +1,9 @@
 """A local folder and a prefix of a bucket are the same storage: one interface, one set of laws."""
 
+import errno
 import os
 import pickle
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 from fault_proxy import Fault
 
+from pipeline import WindowConfig, read_manifest, write_shards
 from pipeline.base import retry
 from pipeline.rules import ConfigError
+from pipeline.storage.errors import explain
 from pipeline.storage.names import is_uri, split_uri
 from pipeline.storage.open import open_shared, open_storage
 from pipeline.storage.probe import honours_conditions
@@ -191,9 +195,21 @@ def test_credentials_are_in_no_repr_pickle_or_error(bucket, monkeypatch):
     assert repr(storage) == f"RemoteStorage({bucket!r})"
 
 
-def test_a_bucket_that_is_missing_is_named(bucket):
-    with pytest.raises(FileNotFoundError, match="the bucket no-such-bucket does not exist"):
-        open_storage("s3://no-such-bucket/x").read("y")
+def test_a_bucket_that_is_missing_is_named_and_is_no_missing_object(bucket):
+    for ask in (
+        lambda: open_storage("s3://no-such-bucket/x").read("y"),
+        lambda: read_manifest("s3://no-such-bucket/x"),
+    ):
+        with pytest.raises(OSError, match="the bucket no-such-bucket does not exist") as raised:
+            ask()
+        assert not isinstance(raised.value, FileNotFoundError)
+
+
+def test_the_object_by_which_consoles_show_a_folder_is_none(bucket, moto_server):
+    for name in ("x/", "x/data/"):
+        moto_server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=name, Body=b"")
+    assert list(open_storage(f"{bucket}/x/data").list()) == []
+    assert write_shards(f"{bucket}/x", corpus=["some text"], tokenizer="bytes", window=WindowConfig(max_length=4))
 
 
 def test_without_the_extra_one_line_says_which_one_to_install(monkeypatch):
@@ -219,6 +235,81 @@ def test_plain_http_to_another_machine_needs_a_word(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage.example:9000")
     with pytest.raises(ConfigError, match="AWS_ALLOW_HTTP"):
         open_storage("s3://bucket/x").read("y")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:9000",
+        "ftp://host",
+        "http://",
+        "http://host/?x=1",
+        "http://host#x",
+        "http://a b",
+        "http://[::1",
+        "http://h:x",
+    ],
+)
+def test_an_endpoint_that_is_no_address_of_a_server_is_refused(monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL must be the address of a server"):
+        open_storage("s3://bucket/x").read("y")
+
+
+def test_an_endpoint_with_a_login_is_refused_without_repeating_it(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://key:secret@host")
+    with pytest.raises(ConfigError, match="got 'https://host'"):
+        open_storage("s3://bucket/x").read("y")
+
+
+def free_address():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{one.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message", "tries"),
+    [
+        ("http://{free}", r"the store at http://127.0.0.1:\d+ refuses connections; check the endpoint", 5),
+        ("http://no-such-host.invalid", "the store at http://no-such-host.invalid has a name that is not known", 5),
+        ("https://{http}", r"the store at https://127.0.0.1:\d+ does not speak https", 0),
+    ],
+)
+def test_an_endpoint_that_is_no_store_is_named(scripted, monkeypatch, caplog, endpoint, message, tries):
+    http, waited = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), []
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.format(free=free_address(), http=http))
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setattr(retry, "pause", waited.append)
+    with pytest.raises(OSError, match=message) as raised:
+        open_storage("s3://bucket/x").read("y")
+    assert len(waited) == tries
+    assert str(raised.value.filename) == "s3://bucket/x/y"
+    assert sum(raised.value.strerror in line for line in caplog.messages) == bool(tries)  # once, at the first try
+
+
+WITHOUT_ROLE = """Generic {} error: Error performing PUT http://169.254.169.254/latest/api/token in 2ms - Server
+returned non-2xx status code: {}: no role"""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("s3", "AWS_ACCESS_KEY_ID"), ("gs", "GOOGLE_"), ("az", "AZURE_STORAGE_")]
+)
+@pytest.mark.parametrize("status", ["403 Forbidden", "404 Not Found"])
+def test_without_credentials_each_kind_of_store_names_its_own_variables(scheme, variable, status):
+    found = explain(
+        OSError(WITHOUT_ROLE.format(scheme, status)), split_uri(f"{scheme}://bucket/x"), f"{scheme}://bucket/x/y"
+    )
+    assert found.errno == errno.EACCES
+    assert f"no credentials were found; set {variable}" in found.strerror
+
+
+@pytest.mark.parametrize("ask", [lambda uri: open_storage(uri).read("y"), read_manifest])
+def test_a_setting_that_is_missing_is_named(monkeypatch, ask):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=r"^az://box/x: .*; check AZURE_STORAGE_ACCOUNT_NAME"):
+        ask("az://box/x")
 
 
 @pytest.fixture
@@ -273,6 +364,7 @@ def test_an_answer_that_stays_is_believed_at_once(scripted, status, kind):
         open_storage("s3://bucket/x").read("y")
     assert len(asked) == 1
     assert "Secret" not in str(raised.value)
+    assert status != 403 or "answered 403 Forbidden to GET" in str(raised.value)
     assert "s3://bucket/x/y" in str(raised.value)
 
 

@@ -63,7 +63,8 @@ def translate_os_errors(folder: Path | str, key: str) -> Iterator[None]:
             full = path if has_scheme(str(folder)) else folder  # of a URI it is the disk for temporary files
             raise ValueError(f"{full}: the disk is full. Free some space, or choose another {key}. {kept}") from error
         if has_scheme(str(path)):
-            raise ValueError(f"{path}: {error.strerror}. {kept}") from error
+            stays = error.errno in (*_FORBIDDEN, *_WRONG_KIND, errno.EINVAL)
+            raise ValueError(f"{path}: {error.strerror}{'' if stays else f'. {kept}'}") from error
         if error.errno == errno.EFBIG:
             raise ValueError(f"{folder}: a file is larger than this system or `ulimit -f` allows. {kept}") from error
         if error.errno == errno.EIO:

@@ -70,5 +70,6 @@ def retry(
             if number is None or wait is None:
                 raise
             if wait == pauses[0]:
-                logging.getLogger(__name__).warning("%s: %s; trying again", path, os.strerror(number))
+                what = error.strerror if isinstance(error, OSError) else None
+                logging.getLogger(__name__).warning("%s: %s; trying again", path, what or os.strerror(number))
         pause(wait)

@@ -6,6 +6,7 @@ large file is cut after a delimiter that no other occurrence overlaps, so every 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,12 +84,16 @@ def find_delimiter(
     delimiter: bytes,
     stamp: Stamp | None = None,
     spooled: SpooledRange | None = None,
+    blocks: int | None = None,
 ) -> int | None:
-    """Return the offset after the first delimiter from byte `at` of a file that no other one overlaps; None if none."""
+    """Return the offset after the first delimiter from byte `at` of a file that no other one overlaps; None if none.
+
+    With `blocks`, no more than this many blocks are read for it.
+    """
     reach = len(delimiter) - 1
     offset = max(0, at - reach)
     buffered, searched = b"", at - offset
-    for block in read_raw(path, start=offset, stamp=stamp, spooled=spooled):
+    for block in islice(read_raw(path, start=offset, stamp=stamp, spooled=spooled), blocks):
         buffered += block
         while (found := buffered.find(delimiter, searched)) >= 0:
             if buffered.find(delimiter, max(0, found - reach), found + reach) < 0:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.corpus.hashed import changed, file_stamp
+from pipeline.corpus.hashed import listed_stamp
 from pipeline.corpus.opened import WINDOW_BYTES, ObjectFile
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipeline.corpus.files import FoundFile
     from pipeline.corpus.opened import Stamp
@@ -29,26 +29,28 @@ class Spooled(NamedTuple):
     range: SpooledRange
 
 
-def fetch_objects(files: Sequence[FoundFile], spool: Spool) -> dict[str, Spooled]:
-    """Return what the spool now has of these objects, by path; none if it is full.
+def fetch_objects(
+    files: Sequence[FoundFile], spool: Spool, advance: Callable[[int], object] = lambda _: None
+) -> dict[str, Spooled]:
+    """Return what the spool now has of these objects, by path; none if it is full. `advance` counts bytes.
 
     Raises:
         ValueError: an object cannot be read, or is changed meanwhile.
 
     """
     found: dict[str, Spooled] = {}
-    for file, stamp in zip(files, run_tasks(lambda file: file_stamp(file.path), files, workers=THREADS), strict=True):
-        if stamp[0] != file.status.st_size:
-            raise changed(file.path)
+    for file in files:
+        stamp = listed_stamp(file)
+        assert stamp, "only objects are fetched"
         if (room := spool.reserve(stamp[0], WINDOW_BYTES)) is not None:
             found[file.path] = Spooled(file.path, stamp, room)
     windows = [(one, start) for one in found.values() for start in range(0, one.range.stop, FETCH_BYTES)]
-    for _ in run_tasks(_fetch_window, windows, workers=THREADS):
-        pass
+    for size in run_tasks(_fetch_window, windows, workers=THREADS):
+        advance(size)
     return found
 
 
-def _fetch_window(window: tuple[Spooled, int]) -> None:
+def _fetch_window(window: tuple[Spooled, int]) -> int:
     (path, stamp, room), start = window
     stop = min(start + FETCH_BYTES, room.stop)
     try:
@@ -56,3 +58,4 @@ def _fetch_window(window: tuple[Spooled, int]) -> None:
             file.copy(start, room.put)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return stop - start

@@ -89,6 +89,7 @@ def read_complete(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
 
     """
     if is_uri(path):
+        assert expected, "a listing gives the stamp of an object"
         return _read_object(path, expected)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -108,14 +109,14 @@ def read_complete(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
     return parts[0] if len(parts) == 1 else b"".join(parts), after
 
 
-def _read_object(path: str, expected: Stamp | None) -> tuple[bytes, Stamp]:
+def _read_object(path: str, expected: Stamp) -> tuple[bytes, Stamp]:
     try:
-        content, stamp = read_object(path), _stamp(find_status(path))
+        content, status = read_object(path, expected[0]) if expected[0] else (b"", find_status(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if stamp != (expected or stamp) or len(content) != stamp[0]:
+    if _stamp(status) != expected:
         raise changed(path)
-    return content, stamp
+    return bytes(content), expected
 
 
 def read_file(partition: Partition, source: int) -> Iterator[bytes]:
@@ -166,6 +167,11 @@ def check_unchanged(partition: Partition) -> None:
 
 def _end_of(partition: Partition) -> int:
     return partition.stamps[0][0] if partition.stop is None else partition.stop
+
+
+def listed_stamp(file: FoundFile) -> Stamp | None:
+    """Return the stamp that an object had when it was found; None of a file, which is asked when it is read."""
+    return _stamp(file.status) if is_uri(file.path) else None
 
 
 def file_stamp(path: str | Path) -> Stamp:

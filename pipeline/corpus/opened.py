@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.corpus.spool import PlacedFile, SpooledFile
 from pipeline.storage.interface import Entry
-from pipeline.storage.names import Location, is_uri, split_uri
+from pipeline.storage.names import Location, is_uri, split_found
 from pipeline.storage.open import open_shared
 
 if TYPE_CHECKING:
@@ -58,10 +58,11 @@ def find_status(path: str | Path) -> os.stat_result | Status:
     return os.stat(path)  # noqa: PTH116 - a `Path` takes several times as long
 
 
-def read_object(path: str) -> bytes:
-    """Return the complete content of an object; raises OSError."""
+def read_object(path: str, size: int) -> tuple[Buffer, Status]:
+    """Return the first `size` bytes of an object, and its status if it has no more; raises OSError."""
     storage, name = split_object(path)
-    return storage.read(name)
+    content, etag = storage.read_range(name, 0, size)
+    return content, status_of(Entry(name, size, 0.0, etag))
 
 
 def status_of(entry: Entry) -> Status:
@@ -72,7 +73,7 @@ def status_of(entry: Entry) -> Status:
 
 def split_object(uri: str) -> tuple[Storage, str]:
     """Return the storage of an object's bucket, and its name there."""
-    location = split_uri(uri)
+    location = split_found(uri)
     return bucket_of(location), location.key
 
 

@@ -13,14 +13,16 @@ All workers together hash every byte before anything is tokenized: 1.8 GB/s on e
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.base.cut_points import safe_cuts
+from pipeline.base.progress import ProgressBar
 from pipeline.corpus.compression import SUFFIXES, is_packed, packing_of, read_raw
 from pipeline.corpus.delimited import DelimiterCount, find_delimiter
 from pipeline.corpus.documents import (
@@ -33,7 +35,7 @@ from pipeline.corpus.documents import (
     hash_parts,
 )
 from pipeline.corpus.fetch import fetch_objects
-from pipeline.corpus.hashed import FileRange, Hashed, Trusted, changed, file_stamp
+from pipeline.corpus.hashed import FileRange, Hashed, Trusted, changed, file_stamp, listed_stamp
 from pipeline.corpus.known_hashes import KnownHashes
 from pipeline.corpus.signatures import is_binary
 from pipeline.corpus.small_files import Budget, hash_small_files
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 PARTITION_BYTES = 16 << 20  # large enough to amortize a chunk's files, small enough to keep all workers busy to the end
 MANY = 16  # a file of fewer partitions is cut into ones of half that size: fewer workers are idle at the end
 SMALL_BYTES = 1 << 20
+REQUESTS = 16  # for the cuts of objects, at once
+NEAR_BLOCKS = 4  # of 256 KiB: how far from its place a cut is looked for by one of many requests
 
 
 class Hashing(NamedTuple):
@@ -64,10 +68,10 @@ class Hashing(NamedTuple):
     known: KnownHashes = KnownHashes()  # of an earlier run
     spool: Spool | None = None  # where what is fetched of objects is kept until it is tokenized
 
-    def fetch(self, files: Sequence[FoundFile]) -> dict[str, Spooled]:
-        """Fetch objects into the spool, if there is one. Return what it has of them."""
+    def fetch(self, files: Sequence[FoundFile], advance: Callable[[int], object]) -> dict[str, Spooled]:
+        """Fetch objects into the spool, if there is one; count the bytes. Return what it has of them."""
         objects = [file for file in files if is_uri(file.path)]
-        return fetch_objects(objects, self.spool) if self.spool and objects else {}
+        return fetch_objects(objects, self.spool, advance) if self.spool and objects else {}
 
 
 def partition_text(files: Sequence[FoundFile], *, cut_safe: bool, hashing: Hashing) -> list[Partition]:
@@ -115,10 +119,20 @@ def _partition_rows(
     return partitions
 
 
-def find_text_cut(path: str, at: int, *, stamp: Stamp | None = None, spooled: SpooledRange | None = None) -> int | None:
-    """Return the first offset after byte `at` of a file at which a text may be cut; None if there is none."""
+def find_text_cut(
+    path: str,
+    at: int,
+    *,
+    stamp: Stamp | None = None,
+    spooled: SpooledRange | None = None,
+    blocks: int | None = None,
+) -> int | None:
+    """Return the first offset after byte `at` of a file at which a text may be cut; None if there is none.
+
+    With `blocks`, no more than this many blocks are read for it.
+    """
     buffered, offset = b"", at
-    for block in read_raw(path, start=at, stamp=stamp, spooled=spooled):
+    for block in islice(read_raw(path, start=at, stamp=stamp, spooled=spooled), blocks):
         buffered += block
         if (found := next(safe_cuts(buffered), None)) is not None:
             return offset + found
@@ -133,18 +147,35 @@ def _hash_ranges(
     runs = [(small, list(run)) for small, run in groupby(files, lambda file: file.status.st_size < SMALL_BYTES)]
     groups = hash_small_files([run for is_small, run in runs if is_small], Budget(hashing.hold), hashing.known)
     large = [file for is_small, run in runs if not is_small for file in run]
-    fetched = hashing.fetch(large)
-    cut = {file.path: _cut_file(file, find_cut, fetched.get(file.path)) for file in large}
-    ranges = (one for parts in cut.values() for one in parts)
-    hash_range = partial(_hash_range, delimiter=delimiter, known=hashing.known, fetched=fetched)
-    hashed = run_tasks(hash_range, ranges, workers=hashing.workers)
-    for is_small, run in runs:
-        if is_small:
-            yield from ([group] for group in next(groups))
-        else:
-            yield from (_of_one_version([(one, next(hashed)) for one in cut[file.path]]) for file in run)
+    with _show_reading(large) as advance:
+        fetched = hashing.fetch(large, advance)
+        cut = _cut_files(large, find_cut, fetched)
+        ranges = (one for parts in cut.values() for one in parts)
+        hash_range = partial(_hash_range, delimiter=delimiter, known=hashing.known, fetched=fetched)
+        hashed = run_tasks(hash_range, ranges, workers=hashing.workers)
+        for is_small, run in runs:
+            if is_small:
+                yield from ([group] for group in next(groups))
+                continue
+            for file in run:
+                found = []
+                for one in cut[file.path]:
+                    found.append((one, next(hashed)))
+                    advance(0 if _is_spooled(one, fetched) else found[-1][1].num_bytes)
+                yield _of_one_version(found)
     assert next(hashed, None) is None, "each range is hashed once"
     assert next(groups, None) is None, "each run of small files is read once"
+
+
+@contextmanager
+def _show_reading(files: Sequence[FoundFile]) -> Iterator[Callable[[int], object]]:
+    """Show how much of the large objects is read, which takes long; yield the function that counts bytes."""
+    total = sum(file.status.st_size for file in files if is_uri(file.path))
+    if not total:
+        yield lambda _: None
+        return
+    with ProgressBar("read", total, "B") as bar:
+        yield bar.update
 
 
 def _of_one_version(ranges: list[tuple[FileRange, Hashed]]) -> list[tuple[FileRange, Hashed]]:
@@ -154,19 +185,55 @@ def _of_one_version(ranges: list[tuple[FileRange, Hashed]]) -> list[tuple[FileRa
     return ranges
 
 
-def _cut_file(file: FoundFile, find_cut: FindCut | None, fetched: Spooled | None) -> list[FileRange]:
-    stamp, spooled = (fetched.stamp, fetched.range) if fetched else (None, None)
-    cuts, size = [0], file.status.st_size
-    if find_cut and not is_packed(file.path):
-        step = at = PARTITION_BYTES if size >= MANY * PARTITION_BYTES else PARTITION_BYTES // 2
-        while at + step // 2 < size:
-            cut = find_cut(file.path, at, stamp=stamp, spooled=spooled)
-            if cut is None or cut >= size:
-                break
-            cuts.append(cut)
-            at = (cut // step + 1) * step
+def _cut_files(
+    files: Sequence[FoundFile], find_cut: FindCut | None, fetched: dict[str, Spooled]
+) -> dict[str, list[FileRange]]:
+    """Return the ranges of each file. The cuts of objects are looked for by many requests at once."""
+    places = {file.path: _find_places(file) if find_cut and not is_packed(file.path) else [] for file in files}
+    apart = [file for file in files if is_uri(file.path) and not _is_spooled(FileRange((file,)), fetched)]
+    asked = [(file, at) for file in apart for at in places[file.path]]
+
+    def look(place: tuple[FoundFile, int]) -> int | None:
+        assert find_cut, "otherwise there is no place"
+        file, at = place
+        return find_cut(file.path, at, stamp=listed_stamp(file), blocks=NEAR_BLOCKS)
+
+    near = dict(zip(((file.path, at) for file, at in asked), run_tasks(look, asked, workers=REQUESTS), strict=True))
+    return {file.path: _cut_file(file, find_cut, places[file.path], near, fetched.get(file.path)) for file in files}
+
+
+def _find_places(file: FoundFile) -> range:
+    """Return after which bytes a file is to be cut."""
+    size = file.status.st_size
+    step = PARTITION_BYTES if size >= MANY * PARTITION_BYTES else PARTITION_BYTES // 2
+    return range(step, size - step // 2, step)
+
+
+def _cut_file(
+    file: FoundFile,
+    find_cut: FindCut | None,
+    places: Sequence[int],
+    near: dict[tuple[str, int], int | None],
+    fetched: Spooled | None,
+) -> list[FileRange]:
+    """Return a file's ranges; `near` has cuts that were looked for before, those within some blocks of their places."""
+    cuts, spooled = [0], fetched.range if fetched else None
+    for at in places:
+        if at <= cuts[-1]:
+            continue
+        assert find_cut, "otherwise there is no place"
+        cut = near.get((file.path, at)) or find_cut(file.path, at, stamp=listed_stamp(file), spooled=spooled)
+        if cut is None or cut >= file.status.st_size:
+            break
+        cuts.append(cut)
     stops: list[int | None] = [*cuts[1:], None]
     return [FileRange((file,), start, stop) for start, stop in zip(cuts, stops, strict=True)]
+
+
+def _is_spooled(files: FileRange, fetched: dict[str, Spooled]) -> bool:
+    (file,) = files.files
+    stop = file.status.st_size if files.stop is None else files.stop
+    return file.path in fetched and fetched[file.path].range.covers(stop)
 
 
 def _hash_range(
@@ -193,7 +260,8 @@ def _read_range(files: FileRange, delimiter: bytes | None, fetched: Spooled | No
     rows, is_text, size = DelimiterCount(delimiter or b"\n"), True, 0
     longest = uncut = 0
     path = files.files[0].path
-    stamp, spooled = (fetched.stamp, fetched.range) if fetched else (file_stamp(path), None)
+    stamp = listed_stamp(files.files[0]) or file_stamp(path)
+    spooled = fetched.range if fetched else None
     stop = stamp[0] if files.stop is None and is_uri(path) else files.stop
     digest, tail = hashlib.sha256(), b""
     for block in read_raw(path, start=files.start, stop=stop, stamp=stamp, spooled=spooled):

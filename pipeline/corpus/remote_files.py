@@ -89,14 +89,14 @@ def _find(location: Location) -> tuple[str, list[Entry] | None]:
         fixed = next(at for at, part in enumerate(parts) if WILD.search(part))
         root, wanted = "".join(f"{part}/" for part in parts[:fixed]), tuple(parts[fixed:])
         found = [one for one in _without_own(storage, root) if fits(tuple(one.name[len(root) :].split("/")), wanted)]
-        if not found:
-            raise ValueError(f"corpus.path={str(location)!r}: no object matches it as a glob")
-        return root, found
+        if found:
+            return root, found
     if key:
         try:
             return "".join(key.rpartition("/")[:2]), [storage.stat(key)]
         except FileNotFoundError:
-            pass
+            if WILD.search(key):
+                raise ValueError(f"corpus.path={str(location)!r}: no object matches it as a glob") from None
     root = f"{key}/" if key else ""
     if next(storage.list(key), None) is None:
         raise ValueError(f"corpus.path={str(location)!r}: there is no such object, and none below it")

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, Trusted, read_complete
+from pipeline.corpus.hashed import FileRange, Hashed, HeldFiles, Trusted, listed_stamp, read_complete
 from pipeline.executor.local import run_tasks
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _read_batches(batches: Iterator[Sequence[FoundFile]], budget: Budget) -> Ite
 def _read(files: Sequence[FoundFile], budget: Budget) -> list[_ReadFile]:
     read: list[_ReadFile] = []
     for file in files:
-        content, stamp = read_complete(file.path, None)
+        content, stamp = read_complete(file.path, listed_stamp(file))
         read.append((hashlib.sha256(content).hexdigest(), stamp, content if budget.left > 0 else None))
     return read
 

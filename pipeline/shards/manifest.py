@@ -19,7 +19,7 @@ from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.reading import check_signature, parse_fields, read_fields, sign
 from pipeline.base.retry import read_twice
 from pipeline.base.wording import counted
-from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
+from pipeline.rules import MAX_COUNT, ConfigError, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
 from pipeline.shards.entries import (
     DOCUMENTS_FOLDER,
@@ -176,6 +176,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise ValueError(
             f"{folder} {found}: it is not a data set, or the write stage did not finish; run the write stage"
         ) from None
+    except ConfigError:
+        raise  # the store's settings
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: malformed: {_cause(error)}") from error
     return manifest

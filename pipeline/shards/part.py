@@ -24,6 +24,7 @@ from pipeline.executor.local import LocalExecutor
 from pipeline.shards.folder import is_finished_by_now
 from pipeline.shards.job import as_sections, cut_split, list_files, prepare_job
 from pipeline.shards.outline import working_folder
+from pipeline.shards.prefix import check_reach
 from pipeline.shards.shard import plan_shard_tasks, run_shard_tasks
 from pipeline.shards.shared_folder import find_written, prepare_share, share_folder
 from pipeline.shards.shared_prefix import find_written_at, prepare_shared_prefix, share_prefix
@@ -110,6 +111,7 @@ def write_part(
         executor=executor,
         cache=cache,
     )
+    honours = check_reach(sections)
     job = prepare_job(sections)
     ready = time.perf_counter()
     with (
@@ -119,7 +121,7 @@ def write_part(
     ):
         if find_complete(folder, storage, job):
             return _report(job, seconds=(ready - started, 0.0, 0.0))
-        with share_folder(job) if storage is None else share_prefix(storage, folder, job) as lock:
+        with share_folder(job) if storage is None else share_prefix(storage, folder, job, honours) as lock:
             tokens = _tokenize(job)
             tokenized = time.perf_counter()
             written = _write(job, tokens.store, lock) if tokens.store else None

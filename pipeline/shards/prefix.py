@@ -20,23 +20,51 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+from pipeline.base.paths import translate_os_errors
+from pipeline.corpus.files import CACHE_TAG
 from pipeline.shards.complete import PLAN, WRITING, list_missing
 from pipeline.shards.differences import job_facts
 from pipeline.shards.entries import MANIFEST_NAME
 from pipeline.shards.folder import FolderLock, find_recorded, is_finished_by_now, prepare_folder
 from pipeline.shards.manifest import read_manifest, write_manifest
 from pipeline.shards.outline import fetch_outline, list_outline
+from pipeline.storage.interface import exists
+from pipeline.storage.names import is_uri
+from pipeline.storage.open import open_storage
 from pipeline.storage.probe import honours_conditions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.shards.job import Job
+    from pipeline.shards.job import Job, Sections
     from pipeline.shards.manifest import Manifest
     from pipeline.storage.interface import Storage
 
 LOG = logging.getLogger(__name__)
+
+
+def check_reach(sections: Sections) -> bool | None:
+    """Ask the stores of the data set and of the cache once, before hours of reading: they are there, and may be used.
+
+    Returns:
+        Whether the store of the data set honours conditions; None if that was not tried, since something is finished
+        there or nothing is in a store.
+
+    Raises:
+        ValueError: a store cannot be reached, or its bucket is missing, or may not be read or written.
+
+    """
+    honours = None
+    if is_uri(sections.cache.path):
+        with translate_os_errors(sections.cache.path, "cache.path"), contextlib.suppress(FileNotFoundError):
+            open_storage(sections.cache.path).read(CACHE_TAG)
+    if is_uri(sections.shards.path):
+        with translate_os_errors(sections.place, "shards.path"):
+            storage = open_storage(sections.place)
+            if not exists(storage, MANIFEST_NAME):
+                honours = honours_conditions(storage, WRITING)
+    return honours
 
 
 def find_finished_at(storage: Storage, folder: Path, identities: Sequence[str]) -> Manifest | None:
@@ -60,8 +88,10 @@ def find_finished_at(storage: Storage, folder: Path, identities: Sequence[str]) 
 
 
 @contextlib.contextmanager
-def claim_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLock]:
+def claim_prefix(storage: Storage, folder: Path, job: Job, *, honours: bool | None = None) -> Iterator[FolderLock]:
     """Try the store, and find what an earlier run has finished. `folder` is the prefix's outline.
+
+    `honours` is what `check_reach` has found.
 
     Raises:
         ValueError: the prefix holds another data set or other objects, or the store ignores conditions and the
@@ -69,7 +99,7 @@ def claim_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLoc
 
     """
     executor = job.sections.executor
-    if not honours_conditions(storage, WRITING):
+    if not (honours_conditions(storage, WRITING) if honours is None else honours):
         what = "does not honour conditions (If-None-Match, If-Match), so two runs that write there would not notice"
         if executor.name != "local" or executor.part is not None:
             one = "one process without executor.part" if executor.part is not None else "executor=local"

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def share_prefix(storage: Storage, folder: Path, job: Job) -> Iterator[FolderLock]:
+def share_prefix(storage: Storage, folder: Path, job: Job, honours: bool | None = None) -> Iterator[FolderLock]:
     """Make this process one of the parts that write to a URI. `folder` is the prefix's outline.
+
+    `honours` is what `check_reach` has found.
 
     Raises:
         ValueError: the prefix holds another data set, a damaged one or other objects; or the store ignores conditions.
 
     """
-    with claim_prefix(storage, folder, job) as lock:
+    with claim_prefix(storage, folder, job, honours=honours) as lock:
         if (folder / MANIFEST_NAME).is_file():
             raise ValueError(
                 f"{storage.uri} holds a data set that is another one, or has lost an object, and a part of an array "

@@ -36,6 +36,7 @@ from pipeline.shards.job import Job, as_sections, cut_split, list_files, prepare
 from pipeline.shards.manifest import Manifest, SplitEntry, write_manifest
 from pipeline.shards.outline import working_folder
 from pipeline.shards.prefix import (
+    check_reach,
     claim_prefix,
     find_finished_at,
     prepare_prefix,
@@ -161,6 +162,7 @@ def write_shards(
     if sections.executor.part is not None:
         conflict("executor.part", "in Python, call pipeline.shards.part.write_part", sections.executor.part)
     check_executor(sections.executor)
+    honours = check_reach(sections)
     job = prepare_job(sections, hold=HELD_BYTES if sections.executor.name == "local" else 0)
     ready = time.perf_counter()
     report = partial(
@@ -200,7 +202,7 @@ def write_shards(
                 peak_memory=peak_memory(),
             )
         with (
-            _lock(folder, storage, job) as lock,
+            _lock(folder, storage, job, honours=honours) as lock,
             open_executor(sections.executor, uploads=sections.is_remote) as cluster,
         ):
             opened = time.perf_counter()
@@ -265,10 +267,12 @@ def _tidy_up(folder: Path, storage: Storage | None, identity: str) -> None:
         remove_working(storage)
 
 
-def _lock(folder: Path, storage: Storage | None, job: Job) -> AbstractContextManager[FolderLock]:
+def _lock(
+    folder: Path, storage: Storage | None, job: Job, *, honours: bool | None
+) -> AbstractContextManager[FolderLock]:
     if storage is None:
         return lock_folder(folder, job.fingerprint, overwrite=job.sections.shards.overwrite, job=job)
-    return claim_prefix(storage, folder, job)
+    return claim_prefix(storage, folder, job, honours=honours)
 
 
 def _commit(lock: FolderLock, manifest: Manifest) -> Manifest:

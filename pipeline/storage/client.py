@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from pipeline.rules import ConfigError
+from pipeline.rules import ConfigError, strip_secrets
+from pipeline.storage.errors import KEYS
 
 if TYPE_CHECKING:
     from pipeline.storage.names import Location
@@ -18,6 +20,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 STALL_SECONDS = 30.0
 STALL_VARIABLE = "STRIDEMILL_STORE_TIMEOUT"
 MAX_SECONDS = 86_400  # of a request that makes progress
+CONNECT_SECONDS = 5.0  # at most: a connection is made at once, or the address is wrong
 SLOWEST = 250_000  # bytes a second: what a large upload may take longer
 
 _users: set[int] = set()  # processes that have used the client: this one, and what it was forked from
@@ -52,7 +55,7 @@ def open_client(location: Location, *, upload: int = 0) -> Any:
         return kind(location.bucket, **options)
     except Exception as error:  # noqa: BLE001 - of obstore's own classes
         what = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"{location}: the store's settings are not complete: {what:.200}") from None
+        raise ConfigError(f"{location}: {what:.200}; check {KEYS[location.scheme]}") from None
 
 
 def _time_limits(location: Location, upload: int) -> dict[str, str]:
@@ -69,8 +72,8 @@ def _time_limits(location: Location, upload: int) -> dict[str, str]:
         seconds = 0.0
     if not 0 < seconds < MAX_SECONDS:
         raise ConfigError(f"{location}: {STALL_VARIABLE} must be a number of seconds above 0; got {given!r}")
-    limit = f"{round((seconds + upload / SLOWEST) * 1000)}ms"
-    return {"read_timeout": limit, "connect_timeout": limit, "timeout": f"{MAX_SECONDS}s"}
+    limit, connect = (f"{round(one * 1000)}ms" for one in (seconds + upload / SLOWEST, min(seconds, CONNECT_SECONDS)))
+    return {"read_timeout": limit, "connect_timeout": connect, "timeout": f"{MAX_SECONDS}s"}
 
 
 def check_process(uri: str) -> None:
@@ -96,7 +99,7 @@ def _s3_options(location: Location, client: dict[str, Any]) -> dict[str, Any]:
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     if endpoint := next((os.environ[name] for name in names if os.environ.get(name)), None):
         options["endpoint"] = endpoint.rstrip("/")
-        parts = urlsplit(endpoint)
+        parts = _split_endpoint(location, endpoint)
         allowed = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
         if parts.scheme == "http" and not allowed and parts.hostname not in LOOPBACK:
             raise ConfigError(
@@ -106,6 +109,32 @@ def _s3_options(location: Location, client: dict[str, Any]) -> dict[str, Any]:
     if not os.environ.get("AWS_ACCESS_KEY_ID") and (profile := _find_profile()):
         options |= profile
     return options
+
+
+def _split_endpoint(location: Location, endpoint: str) -> SplitResult:
+    """Return the parts of an endpoint. The client would end the process at some that are none.
+
+    Raises:
+        ConfigError: it is not the address of a server.
+
+    """
+    try:
+        parts = urlsplit(endpoint)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        is_address = False
+    if (
+        not is_address
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+        or re.search(r"[\s\x00-\x1f\x7f]", endpoint)
+    ):
+        raise ConfigError(
+            f"{location}: AWS_ENDPOINT_URL must be the address of a server, such as http://127.0.0.1:9000, without "
+            f"user and query; got {strip_secrets(endpoint)!r:.200}"
+        )
+    return parts
 
 
 def _find_profile() -> dict[str, Any]:

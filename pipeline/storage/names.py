@@ -37,6 +37,13 @@ def split_uri(uri: str, *, glob: bool = False) -> Location:
     return Location(scheme.lower(), bucket, key.rstrip("/"))
 
 
+def split_found(uri: str) -> Location:
+    """Return the parts of a URI that was made from a listing, where a name may have `?` and `#` in it."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return Location(scheme, bucket, key)
+
+
 def check_name(name: str, place: str) -> str:
     """Refuse a name that leads elsewhere or that no store takes.
 

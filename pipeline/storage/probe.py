@@ -19,8 +19,8 @@ def honours_conditions(storage: Storage, folder: str) -> bool:
     `folder` is where the object of the probe is made.
     """
     name = f"{folder}/probe-{uuid.uuid4().hex}"
+    storage.put(name, b"first")
     try:
-        storage.put(name, b"first")
         return _is_refused(storage, name, None) and _is_refused(storage, name, '"0"')
     finally:
         storage.delete([name])

@@ -146,7 +146,8 @@ class RemoteStorage:
 
         while page := self._ask(prefix, next_page, is_prefix=True):
             for one in page:
-                yield _entry(one, check_name(one["path"], self.uri))
+                if one["path"] != prefix:  # the object `<prefix>/`, by which consoles show a folder
+                    yield _entry(one, check_name(one["path"], self.uri))
             last = page[-1]["path"]
 
     def put(self, name: str, content: Content, *, if_absent: bool = True) -> str:
