@@ -75,6 +75,7 @@ def test_an_object_is_cut_where_a_file_is_wherever_its_lines_end(bucket, tmp_pat
     remote = find(f"{bucket}/{kind}", tmp_path, name={"txt": "text"}.get(kind, kind), spool=spool)
     assert [(one.start, one.stop, one.keys) for one in remote] == [(one.start, one.stop, one.keys) for one in local]
     assert len(local) > 12
+    assert all(one.stop is None or one.start < one.stop for one in local)
 
 
 def test_a_listing_says_enough_to_read_what_it_names(bucket, proxy, tmp_path):
