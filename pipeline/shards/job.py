@@ -222,8 +222,8 @@ def as_sections(
 def shares_encoder(executor: ExecutorConfig) -> bool:
     """Tell whether all threads use one encoder, which encodes on every core.
 
-    Two threads on two cores tokenize 1.2 times as fast with an encoder each: nobody has to wait. From four on, loading
-    an encoder for each, one after the other, takes longer than that gains.
+    Two threads on two cores tokenize 34 languages 1.2 times as fast with an encoder each, and English as fast as with
+    one. From four on, loading an encoder for each, one after the other, takes longer than that gains.
     """
     return executor.has_all_cores and executor.num_workers >= SHARING_WORKERS
 
