@@ -29,7 +29,7 @@ def rows(folder, name):
 
 
 def test_the_quick_study_compares_strides_at_equal_updates_and_at_equal_passes(tmp_path):
-    small = ["corpus=text", f"corpus.path={ROOT / 'pipeline/corpus'}/*.py", "split.validation=0.2"]
+    small = ["corpus=text", f"corpus.path={ROOT / 'pipeline/corpus'}/*s.py", "split.validation=0.2"]
     done = run("study.py", "experiment=stride_study_quick", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = rows(tmp_path, "study.csv")
