@@ -14,9 +14,8 @@ JOBS ?= auto
 PYTEST = -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist worksteal
 FAST = -m "not slow" --hypothesis-profile=fast
 # `make lowest` leaves these out: the arithmetic of orders, ranks and mixtures, what becomes of files and folders, and
-# rules of the project. They call other packages as the tests that stay do. The config is left out because Hydra's
-# lowest release is its newest as well.
-LEFT_OUT = bad_data config division docs executor folder imports layout locate lookahead mix mix_stages mix_states order \
+# rules of the project. They call other packages as the tests that stay do.
+LEFT_OUT = bad_data division docs executor folder imports layout locate lookahead mix mix_stages mix_states order \
 	parts plan project prove restart resume row_groups scoring selection show shuffled signals simulate small_files \
 	streaming summary trust verify virtual_windows
 

@@ -22,6 +22,7 @@ from pipeline.corpus.hashed import HeldFiles, read_file
 from pipeline.corpus.reader import read_partition
 from pipeline.corpus.small_files import find_ends
 from pipeline.settings import CorpusConfig
+from pipeline.shards import job
 
 OPENED: list[str] = []
 sys.addaudithook(lambda event, details: OPENED.append(os.fspath(details[0])) if _is_path(event, details) else None)
@@ -132,8 +133,16 @@ def test_tokens_of_small_files_are_found_however_they_were_grouped(files, tmp_pa
     assert write(files, tmp_path / "cache", "third").chunks_made == 1
 
 
-def test_the_garbage_collector_is_left_as_it_was(files, tmp_path):
+def test_the_garbage_collector_pauses_while_files_are_found_and_is_left_as_it_was(files, tmp_path, monkeypatch):
+    paused = []
+
+    def find_and_look(*arguments, **more):
+        paused.append(not gc.isenabled())
+        return find_partitions(*arguments, **more)
+
+    monkeypatch.setattr(job, "find_partitions", find_and_look)
     write(files, tmp_path / "cache")
+    assert paused == [True]
     assert gc.isenabled()
     gc.disable()
     try:

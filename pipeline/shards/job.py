@@ -218,7 +218,6 @@ def as_sections(
     )
 
 
-@pause_collection()
 def shares_encoder(executor: ExecutorConfig) -> bool:
     """Tell whether all threads use one encoder, which encodes on every core.
 
@@ -228,6 +227,7 @@ def shares_encoder(executor: ExecutorConfig) -> bool:
     return executor.has_all_cores and executor.num_workers >= SHARING_WORKERS
 
 
+@pause_collection()
 def prepare_job(sections: Sections, *, hold: int = 0) -> Job:
     """Load the tokenizer, find the input and hash it.
 
