@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
@@ -19,7 +20,7 @@ from pipeline.base.atomic import sync_folder, write_json
 from pipeline.base.reading import check_signature, parse_fields, read_fields, sign
 from pipeline.base.retry import read_twice
 from pipeline.base.wording import counted
-from pipeline.rules import MAX_COUNT, ConfigError, check_bool, check_choice, check_range, check_text, names_arguments
+from pipeline.rules import MAX_COUNT, check_bool, check_choice, check_range, check_text, names_arguments
 from pipeline.settings import DOCUMENTS, MAX_LENGTH, MAX_SEED, ORDERS, TAILS
 from pipeline.shards.entries import (
     DOCUMENTS_FOLDER,
@@ -40,7 +41,7 @@ from pipeline.storage.open import open_storage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 FORMAT_VERSION = 2  # 1 lists the shards in the manifest itself
 REPR_CHARACTERS = 300
@@ -164,32 +165,45 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = f"{folder}/{MANIFEST_NAME}" if is_uri(folder) else Path(folder) / MANIFEST_NAME
     try:
-        fields = read_twice(partial(_read_signed, folder), path)
-        if fields["format_version"] == 1:
-            fields["splits"] = {name: _listed_split(name, entry) for name, entry in fields["splits"].items()}
-        else:
-            fields["splits"], fields["index"] = _indexed_splits(folder, fields["splits"], IndexEntry(**fields["index"]))
-        manifest = Manifest(**fields)
-        _check_fields(manifest)
+        fields = read_twice(partial(_read_signed, folder, path), path)
+        with _name_malformed(path):
+            return _parse(folder, fields)
     except FileNotFoundError:
         found = "holds no manifest.json" if is_uri(folder) or Path(folder).is_dir() else "does not exist"
         raise ValueError(
             f"{folder} {found}: it is not a data set, or the write stage did not finish; run the write stage"
         ) from None
-    except ConfigError:
-        raise  # the store's settings
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: malformed: {_cause(error)}") from error
+
+
+def _read_signed(folder: str | os.PathLike[str], path: str | Path) -> dict[str, Any]:
+    content = open_storage(folder).read(MANIFEST_NAME) if is_uri(folder) else None
+    with _name_malformed(path):
+        fields = (
+            read_fields(Path(path), limit=MAX_MANIFEST_BYTES)
+            if content is None
+            else parse_fields(content, limit=MAX_MANIFEST_BYTES)
+        )
+        _check_version(fields.get("format_version"))
+        return check_signature(fields)
+
+
+def _parse(folder: str | os.PathLike[str], fields: dict[str, Any]) -> Manifest:
+    if fields["format_version"] == 1:
+        fields["splits"] = {name: _listed_split(name, entry) for name, entry in fields["splits"].items()}
+    else:
+        fields["splits"], fields["index"] = _indexed_splits(folder, fields["splits"], IndexEntry(**fields["index"]))
+    manifest = Manifest(**fields)
+    _check_fields(manifest)
     return manifest
 
 
-def _read_signed(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    if is_uri(folder):
-        fields = parse_fields(open_storage(folder).read(MANIFEST_NAME), limit=MAX_MANIFEST_BYTES)
-    else:
-        fields = read_fields(Path(folder) / MANIFEST_NAME, limit=MAX_MANIFEST_BYTES)
-    _check_version(fields.get("format_version"))
-    return check_signature(fields)
+@contextmanager
+def _name_malformed(path: str | Path) -> Iterator[None]:
+    """Name the manifest in errors of what it says; those of a store's settings are raised before."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: malformed: {_cause(error)}") from error
 
 
 def _cause(error: Exception) -> str:
