@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--file", type=Path, help="a JSONL file with a field `text`; default: one is made")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--dim", type=int, default=256, help="of the embedding: floats for each token")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=50, help="of the second memory measurement")
@@ -103,7 +104,7 @@ def compare(shards: Path, shuffle: str, options: argparse.Namespace) -> None:
     budget = 2 * len(loader.reader.groups) * slot_bytes(loader.reader) - 1
     decoding = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget)
     decoding_documents = ShardLoader(shards, batch_size=batch, shuffle=shuffle, memory_budget=budget, document_ids=True)
-    embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], 256, length)
+    embedding = TokenEmbedding(loader.reader.tokenizer["vocab_size"], options.dim, length)
     plain = ShardLoader(shards, batch_size=batch, shuffle=shuffle)
     workers = ShardLoader(shards, batch_size=batch, shuffle=shuffle, workers=options.workers)
     with_documents = [ShardLoader(shards, batch_size=batch, shuffle=shuffle, document_ids=True) for _ in range(3)]
