@@ -15,6 +15,7 @@ from fault_proxy import Fault
 from pipeline import WindowConfig, read_manifest, write_shards
 from pipeline.base import retry
 from pipeline.rules import ConfigError
+from pipeline.shards import write
 from pipeline.storage.errors import explain
 from pipeline.storage.names import is_uri, split_uri
 from pipeline.storage.open import open_shared, open_storage
@@ -203,6 +204,14 @@ def test_a_bucket_that_is_missing_is_named_and_is_no_missing_object(bucket):
         with pytest.raises(OSError, match="the bucket no-such-bucket does not exist") as raised:
             ask()
         assert not isinstance(raised.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("key", ["shards.path", "cache.path"])
+def test_a_missing_bucket_is_found_before_the_corpus_is_read(bucket, tmp_path, monkeypatch, key):
+    places = {"shards.path": tmp_path / "ds", "cache.path": tmp_path / "cache", key: "s3://no-such-bucket/x"}
+    monkeypatch.setattr(write, "prepare_job", lambda *_, **__: pytest.fail("the corpus was read"))
+    with pytest.raises(ValueError, match=r"^s3://no-such-bucket/x/.*the bucket no-such-bucket does not exist"):
+        write_shards(places["shards.path"], corpus=["some text"], cache=places["cache.path"])
 
 
 def test_the_object_by_which_consoles_show_a_folder_is_none(bucket, moto_server):
